@@ -1,0 +1,235 @@
+"""The openood-dream command. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openood_dream import __version__
+from openood_dream.config import InputError
+
+app = typer.Typer(
+    name="openood-dream",
+    help="Imagine out-of-distribution images with diffusion models, and prove what they are worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+# Commands that take OpenOOD's `--config A.yml B.yml --key value`: any --key may follow, so the words are read by us.
+CONFIGURED = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "options_metavar": "--config A.yml B.yml ... [--key value ...]",
+}
+
+
+def configured(context: typer.Context) -> tuple[list[str], list[str]]:
+    """The config files and the overrides of a command line."""
+    files: list[str] = []
+    overrides: list[str] = []
+    words = iter(context.args)
+    reading = False
+    for word in words:
+        if word in ("--config", "-c"):
+            reading = True
+        elif word.startswith("--config="):
+            files.append(word.partition("=")[2])
+        elif word == "--quiet":
+            hush()
+        elif reading and not word.startswith("-"):
+            files.append(word)
+        else:
+            reading = False
+            overrides.append(word)
+            if word.startswith("--") and "=" not in word:
+                overrides.extend([value] if (value := next(words, None)) is not None else [])
+    if not files:
+        raise InputError(f"{context.info_name}: no config; expected --config A.yml B.yml ...")
+    return files, overrides
+
+
+def hush() -> None:
+    """Turns every progress bar off, in child processes too."""
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+@app.callback()
+def common(quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False) -> None:
+    if quiet:
+        hush()
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("results/digits"),
+    seeds: Annotated[int, typer.Option(help="How many training seeds, 1 to 3.")] = 3,
+    methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas.")] = "base,oe,dream_ood",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Imagine outliers of scikit-learn's digits and compare base, OE and DREAM-OOD, from nothing, on a CPU."""
+    if quiet:
+        hush()
+    from openood_dream import pipelines
+
+    chosen = [name.strip() for name in methods.split(",") if name.strip()]
+    show(pipelines.benchmark(["benchmarks/digits.yml"], ["--root", json.dumps(str(out))], chosen, seeds))
+
+
+@app.command(**CONFIGURED)
+def run(context: typer.Context) -> None:
+    """Run any pipeline that the config names: train, train_oe, test_ood or benchmark."""
+    files, overrides = configured(context)
+    from openood_dream import pipelines
+
+    finished(pipelines.run(files, overrides))
+
+
+@app.command(**CONFIGURED)
+def benchmark(context: typer.Context) -> None:
+    """Compare methods over seeds and postprocessors, and write the leaderboard and the report."""
+    files, overrides = configured(context)
+    from openood_dream import pipelines
+
+    show(pipelines.benchmark(files, overrides))
+
+
+def _stage(name: str, text: str) -> None:
+    @app.command(name=name, help=text, **CONFIGURED)
+    def command(context: typer.Context) -> None:
+        files, overrides = configured(context)
+        from openood_dream import pipelines
+
+        artifact = pipelines.stage(name, files, overrides)
+        typer.echo(
+            f"{artifact.path} ({'reused' if artifact.reused else 'made'} in {artifact.manifest['seconds']:.1f} s)"
+        )
+
+
+_stage("anchors", "Read the token embeddings T(y) of the class names.")
+_stage("space", "Train the text-conditioned latent space (phase 1).")
+_stage("sample", "Sample outlier embeddings (phase 2a).")
+_stage("synthesize", "Draw the images of the outlier embeddings (phase 2b).")
+
+
+@app.command(**CONFIGURED)
+def train(context: typer.Context) -> None:
+    """Train one network, imagining its outliers first if it needs them."""
+    files, overrides = configured(context)
+    from openood_dream import pipelines
+    from openood_dream.config import load_config
+
+    finished(pipelines.train(load_config(files, overrides)))
+
+
+@app.command(**CONFIGURED)
+def evaluate(context: typer.Context) -> None:
+    """Score a checkpoint with one postprocessor; write ood.csv and scores."""
+    files, overrides = configured(context)
+    from openood_dream import pipelines
+    from openood_dream.config import load_config
+
+    finished(pipelines.test(load_config(files, overrides)))
+
+
+class Format(str, Enum):
+    terminal = "terminal"
+    md = "md"
+    csv = "csv"
+    tex = "tex"
+    html = "html"
+    json = "json"
+
+
+@app.command()
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.")],
+    format: Annotated[Format, typer.Option(help="Form of the table.")] = Format.terminal,
+    out: Annotated[Path | None, typer.Option(help="File to write to instead of the terminal.")] = None,
+) -> None:
+    """Put evaluated runs into one table: mean and standard deviation over seeds."""
+    from openood_dream import leaderboard as board
+    from openood_dream.store import write_text, writable
+
+    frame = board.collect(runs)
+    if format is Format.html:
+        target = out or Path("report.html")
+        writable(target.parent)
+        finished(
+            board.report(
+                target,
+                runs=frame,
+                stages=[],
+                settings={},
+                versions={"openood-dream": __version__},
+                figures={},
+                notes=[],
+            )
+        )
+        return
+    text = board.render(board.table(frame), format.value)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        writable(out.parent)
+        write_text(out, text)
+        finished(out)
+
+
+@app.command()
+def doctor() -> None:
+    """Show what is installed, what will run, what is missing and how to get it."""
+    from openood_dream import diagnosis
+
+    typer.echo(diagnosis.text())
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    typer.echo(__version__)
+
+
+def show(report: Path) -> None:
+    """Prints the leaderboard that lies beside a report, and the report's path."""
+    import pandas as pd
+
+    from openood_dream import leaderboard as board
+
+    typer.echo(
+        board.render(
+            pd.read_csv(report.with_name("leaderboard.csv"), keep_default_na=False, na_values=[""]), "terminal"
+        )
+    )
+    typer.echo(f"Report: {report}")
+
+
+def finished(path: Path | None) -> None:
+    if path is not None:
+        typer.echo(str(path))
+
+
+def main() -> None:
+    """Entry point: bad input ends in one line and exit code 2, an interruption in 130."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        sys.exit(fail(str(error), 2))
+    except FloatingPointError as error:
+        sys.exit(fail(str(error), 1))
+    except KeyboardInterrupt:
+        sys.exit(fail("interrupted; run the same command again to go on where it stopped", 130))
+
+
+def fail(text: str, code: int) -> int:
+    print(f"openood-dream: error: {text}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

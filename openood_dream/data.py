@@ -1,0 +1,304 @@
+"""Image lists, loaders with OpenOOD's batches and transforms, and the digits benchmark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as tvf
+
+from openood_dream import store
+from openood_dream.config import Config, InputError, origin
+
+# Channel means and deviations by OpenOOD's normalization_type; any other name means 0.5 and 0.5.
+NORMALIZATION = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet200": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+CACHE_BYTES = 1 << 30  # decoded images up to this size stay in memory; larger sets are decoded by worker processes
+IMAGINED = "imagined"  # an imglist_pth that stands for the image set which the dream section describes
+
+
+class ImageList(Dataset):
+    """The images of an imglist as OpenOOD's batches: `data` (B, 3, S, S) normalised float32, `label`, `index`, `image_name`.
+
+    Transforms are those of OpenOOD's `base` preprocessor, applied to a whole batch at once: resize, centre crop, and
+    for training a horizontal flip (`flip`) and a random crop with 4 pixels of padding, or with `resized_crop`
+    (OpenOOD's rule for ImageNet) a random resized crop. Raises InputError that names a missing or broken image.
+    """
+
+    def __init__(
+        self,
+        imglist: str | Path,
+        data_dir: str | Path,
+        *,
+        pre_size: int,
+        image_size: int,
+        normalization: str = "",
+        interpolation: str = "bilinear",
+        augment: bool = False,
+        flip: bool = True,
+        resized_crop: bool = False,
+        key: str = "imglist_pth",
+    ) -> None:
+        self.imglist, self.data_dir, self.key = str(imglist), Path(data_dir), key
+        self.rows = store.read_imglist(imglist, key)
+        self.labels = torch.tensor([label for _, label in self.rows])
+        self.pre_size, self.image_size = pre_size, image_size
+        self.interpolation = InterpolationMode(interpolation)
+        self.augment, self.flip, self.resized_crop = augment, flip, augment and resized_crop
+        mean, std = NORMALIZATION.get(normalization, ((0.5,) * 3, (0.5,) * 3))
+        self.mean, self.std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
+        cached = len(self.rows) * 3 * image_size**2 <= CACHE_BYTES and not self.resized_crop
+        self.pixels = torch.stack([self._pixels(i) for i in range(len(self.rows))]) if cached else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        index = torch.as_tensor(indices)
+        if self.pixels is not None:
+            pixels = self.pixels[index]
+        else:
+            pixels = torch.stack([self._pixels(i) for i in index.tolist()])
+        if self.augment and not self.resized_crop:
+            pixels = random_crop(pixels, padding=4)
+        if self.augment and (self.flip or self.resized_crop):
+            pixels = random_flip(pixels)
+        return {
+            "data": pixels.float().div_(255).sub_(self.mean).div_(self.std),
+            "label": self.labels[index],
+            "index": index,
+            "image_name": [self.rows[i][0] for i in index.tolist()],
+        }
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded RGB image; InputError names one that is missing or broken."""
+        path = self.data_dir / self.rows[index][0]
+        try:
+            with Image.open(io.BytesIO(path.read_bytes())) as image:
+                return image.convert("RGB")
+        except FileNotFoundError:
+            hint = "check data_dir and the list"
+            raise InputError(
+                f"{self.imglist}:{index + 1}: image {str(path)!r} is not there ({self.key}); {hint}"
+            ) from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{path}: broken image ({error}); restore it or take it from {self.imglist}") from None
+
+    def _pixels(self, index: int) -> torch.Tensor:
+        image = self.image(index)
+        if self.resized_crop:
+            box = RandomResizedCrop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+            image = tvf.resized_crop(image, *box, [self.image_size, self.image_size], self.interpolation)
+        else:
+            image = tvf.center_crop(tvf.resize(image, self.pre_size, self.interpolation), [self.image_size] * 2)
+        return tvf.pil_to_tensor(image)
+
+
+def random_crop(pixels: torch.Tensor, padding: int) -> torch.Tensor:
+    """Each image of (B, C, H, W), padded with zeros, cropped back to its size at its own random place."""
+    batch, channels, height, width = pixels.shape
+    padded = torch.nn.functional.pad(pixels, (padding,) * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1))
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    picked = padded[torch.arange(batch).view(-1, 1, 1), :, rows.unsqueeze(2), columns.unsqueeze(1)]
+    return picked.permute(0, 3, 1, 2)
+
+
+def random_flip(pixels: torch.Tensor) -> torch.Tensor:
+    """Each image of (B, C, H, W) mirrored left to right with probability one half."""
+    return torch.where(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.flip(3), pixels)
+
+
+def as_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The collate function of loaders whose data set already returns whole batches."""
+    return batch
+
+
+def image_list(
+    config: Config, split: str, section: Config, *, name: str = "dataset", augment: bool = False
+) -> ImageList:
+    """The data set of a split: `section` holds its imglist_pth and data_dir, `config` the dataset's sizes and transforms."""
+    dataset, key = config.dataset, f"{name}.{split}"
+    for field in ("imglist_pth", "data_dir"):
+        if not isinstance(section.get(field), str):
+            raise InputError(
+                f"{origin(config, key) or 'config'}: {key}.{field}: expected a path, got {section.get(field)!r}"
+            )
+    return ImageList(
+        section["imglist_pth"],
+        section["data_dir"],
+        pre_size=dataset.pre_size,
+        image_size=dataset.image_size,
+        normalization=dataset.normalization_type or "",
+        interpolation=dataset.interpolation or "bilinear",
+        augment=augment,
+        flip=(config.preprocessor or {}).get("horizontal_flip", True),
+        resized_crop="imagenet" in dataset.name,
+        key=f"{key}.imglist_pth",
+    )
+
+
+def loader(images: ImageList, batch_size: int, *, shuffle: bool, workers: int = 0) -> DataLoader:
+    """Batches of `images`; only sets too large for memory use worker processes."""
+    workers = 0 if images.pixels is not None else workers
+    return DataLoader(images, batch_size=batch_size, shuffle=shuffle, num_workers=workers, collate_fn=as_is)
+
+
+def id_loader(config: Config, split: str, *, augment: bool = False) -> DataLoader:
+    """The loader of `dataset.<split>`; labels are checked against dataset.num_classes."""
+    dataset = config.dataset
+    section = (dataset or {}).get(split)
+    if not isinstance(section, dict):
+        raise InputError(
+            f"{origin(config, 'dataset') or 'config'}: dataset.{split}: missing; expected imglist_pth, data_dir, batch_size"
+        )
+    images = image_list(config, split, section, augment=augment)
+    highest = int(images.labels.max())
+    if split != "oe" and (highest >= dataset.num_classes or int(images.labels.min()) < 0):
+        wrong = highest if highest >= dataset.num_classes else int(images.labels.min())
+        expected = f"labels 0 to {dataset.num_classes - 1} (dataset.num_classes: {dataset.num_classes})"
+        raise InputError(f"{images.imglist}: label {wrong} does not fit; expected {expected}")
+    return loader(images, section.batch_size, shuffle=augment, workers=dataset.num_workers or 0)
+
+
+def ood_loaders(config: Config) -> Iterator[tuple[str, str, DataLoader]]:
+    """(group, name, loader) of every test set of `ood_dataset`: groups nearood and farood."""
+    ood = config.ood_dataset
+    for group in ("nearood", "farood"):
+        for name in ood[group].datasets:
+            images = image_list(config, f"{group}.{name}", ood[group][name], name="ood_dataset")
+            yield group, name, loader(images, ood.batch_size, shuffle=False, workers=ood.num_workers or 0)
+
+
+def ood_val_loader(config: Config) -> DataLoader:
+    """The loader of `ood_dataset.val`, on which alone hyperparameters may be chosen."""
+    ood = config.ood_dataset
+    return loader(image_list(config, "val", ood.val, name="ood_dataset"), ood.batch_size, shuffle=False)
+
+
+def class_names(config: Config) -> list[str]:
+    """`dream.class_names`: a list, or a file with one name a line; as many as dataset.num_classes.
+
+    Raises InputError for a missing file or a number of names that does not fit the labels.
+    """
+    names = config.dream.class_names
+    where = origin(config, "dream.class_names") or "config"
+    if isinstance(names, str):
+        try:
+            lines = Path(names).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            raise InputError(
+                f"{where}: dream.class_names: no such file {names!r}; expected one class name a line"
+            ) from None
+        names = [line.strip() for line in lines if line.strip()]
+    count = config.dataset.num_classes
+    if len(names) != count:
+        raise InputError(
+            f"{where}: dream.class_names: {len(names)} names for {count} classes (dataset.num_classes); expected as many"
+        )
+    return list(names)
+
+
+# -------------------------------------------------------------------------------------------- the digits benchmark
+
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five")  # ID; six to nine are near-OOD
+
+
+def make_digits(root: str | Path, seed: int = 0) -> None:
+    """Writes scikit-learn's digits as a benchmark in OpenOOD's layout under `root`, once; the same files for the same seed.
+
+    ID digits zero to five (train 70 %, val 10 %, test 20 %), near-OOD six to nine, far-OOD patches of flower.jpg and
+    noise, auxiliary outliers for OE of china.jpg patches and blends of two ID training digits, OOD validation ID
+    validation digits turned by a quarter. All 32x32 RGB PNG. No near-OOD class is in any set but its own.
+    """
+    from sklearn.datasets import load_digits, load_sample_image
+
+    root = Path(root)
+    lists = root / "benchmark_imglist" / "digits"
+    manifest = store.complete(lists)
+    if manifest is not None:
+        if manifest["seed"] != seed:
+            raise InputError(
+                f"{root}: holds the digits of seed {manifest['seed']}, not {seed}; choose another data_root"
+            )
+        return
+    store.writable(root)
+    rng = np.random.default_rng(seed)
+    digits = load_digits()
+    glyphs = np.stack([_upscale(image) for image in digits.images])
+    by_class = [rng.permutation(np.flatnonzero(digits.target == label)) for label in range(10)]
+    splits: dict[str, list[tuple[np.ndarray, int]]] = {"train": [], "val": [], "test": []}
+    for label in range(len(DIGIT_NAMES)):
+        train, val, test = np.split(by_class[label], [int(0.7 * len(by_class[label])), int(0.8 * len(by_class[label]))])
+        for split, members in (("train", train), ("val", val), ("test", test)):
+            splits[split] += [(glyphs[i], label) for i in members]
+
+    turned = [(np.rot90(image, turn), -1) for image, label in splits["val"] if label >= 2 for turn in (1, 3)]
+    near = [(glyphs[i], -1) for label in range(len(DIGIT_NAMES), 10) for i in by_class[label]]
+    train_images = np.stack([image for image, _ in splits["train"]])
+    first, second = rng.integers(len(train_images), size=(2, 400))
+    blends = np.maximum(train_images[first], train_images[second])
+    sets = {
+        **splits,
+        "val_turned": turned,
+        "test_near_digits": near,
+        "test_flower": [(patch, -1) for patch in _patches(load_sample_image("flower.jpg"), 400, rng)],
+        "test_noise": [(noise, -1) for noise in rng.integers(0, 256, size=(400, 32, 32, 3), dtype=np.uint8)],
+        "train_aux": [(image, -1) for image in (*_patches(load_sample_image("china.jpg"), 400, rng), *blends)],
+    }
+    for name, members in sets.items():
+        rows = []
+        for number, (image, label) in enumerate(members):
+            folder = DIGIT_NAMES[label] if label >= 0 else "ood"
+            file = Path("digits") / name / folder / f"{number:04d}.png"
+            path = root / "images_classic" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(image)).save(path)
+            rows.append((file.as_posix(), label))
+        store.write_imglist(lists / f"{name}.txt", rows)
+    store.write_json(lists / store.MANIFEST, {"seed": seed, "images": {name: len(rows) for name, rows in sets.items()}})
+
+
+def _upscale(glyph: np.ndarray) -> np.ndarray:
+    """An 8x8 digit of values 0 to 16 as (32, 32, 3) uint8."""
+    image = Image.fromarray((glyph * (255 / 16)).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+    return np.asarray(image.convert("RGB"))
+
+
+def _patches(photo: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random square patches of a photo, 32 to 96 pixels wide, scaled to 32x32."""
+    patches = []
+    for _ in range(count):
+        width = int(rng.integers(32, 97))
+        top, left = rng.integers(photo.shape[0] - width), rng.integers(photo.shape[1] - width)
+        patch = Image.fromarray(photo[top : top + width, left : left + width])
+        patches.append(np.asarray(patch.resize((32, 32), Image.Resampling.BILINEAR)))
+    return patches
+
+
+BUILT_IN = {"digits": make_digits}
+
+
+def ensure(config: Config) -> None:
+    """Writes the benchmark that `dataset.make` names under `data_root`, if it is not there yet."""
+    name = (config.dataset or {}).get("make")
+    if name is None:
+        return
+    if name not in BUILT_IN:
+        where = origin(config, "dataset.make") or "config"
+        raise InputError(f"{where}: dataset.make: unknown benchmark {name!r}; expected one of {', '.join(BUILT_IN)}")
+    BUILT_IN[name](config.data_root or "data")

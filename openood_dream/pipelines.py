@@ -1,0 +1,303 @@
+"""Whole jobs: train a network, score it, and compare methods over seeds. OpenOOD's names: train, train_oe, test_ood."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+from tqdm import tqdm, trange
+
+from openood_dream import data, store
+from openood_dream.config import Config, InputError, load_config, origin, settings
+from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor
+from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
+from openood_dream.trainers import get_trainer
+
+TRAINED, SCORED = "train.json", "evaluate.json"
+
+
+def run(files: list[str], overrides: list[str]) -> None:
+    """Runs the pipeline that the config names: `pipeline.name` train, train_oe, test_ood or benchmark."""
+    config = load_config(files, overrides)
+    name = (config.pipeline or {}).get("name")
+    known = {"train": train, "train_oe": train, "test_ood": test}
+    if name == "benchmark":
+        benchmark(files, overrides)
+    elif name in known:
+        known[name](config)
+    else:
+        near = difflib.get_close_matches(str(name), [*known, "benchmark"], n=1)
+        where = origin(config, "pipeline.name") or "config"
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"{where}: pipeline.name: unknown pipeline {name!r}; expected {', '.join(known)} or benchmark{hint}"
+        )
+
+
+def require(config: Config, *keys: str) -> None:
+    """Raises InputError for the first of `keys` that the config lacks."""
+    for key in keys:
+        if config.at(key) is None:
+            raise InputError(f"config: {key}: missing; add a config file that sets it, or --{key} on the command line")
+
+
+def check_dataset(config: Config) -> None:
+    """Raises InputError where a config lacks what every pipeline needs of its data set."""
+    require(config, "dataset.name", "dataset.num_classes", "dataset.image_size", "dataset.pre_size")
+    for key in ("num_classes", "image_size", "pre_size"):
+        value = config.dataset[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            where = origin(config, f"dataset.{key}") or "config"
+            raise InputError(f"{where}: dataset.{key}: expected an integer >= 1, got {value!r}")
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def train(config: Config) -> Path:
+    """Trains `trainer` on `dataset` and returns the run's folder: config.yml, best.ckpt, last_epoch*.ckpt, train.json.
+
+    Imagines the outliers first where `dataset.oe.imglist_pth` is `imagined`. A finished run of the same inputs is
+    reused; a folder of other inputs is refused unless `merge_option: merge`.
+    """
+    check_dataset(config)
+    require(
+        config,
+        "optimizer.num_epochs",
+        "optimizer.lr",
+        "optimizer.momentum",
+        "optimizer.weight_decay",
+        "output_dir",
+        "network.name",
+    )
+    cls = get_trainer(config)
+    data.ensure(config)
+    train_loader, val_loader = data.id_loader(config, "train", augment=True), data.id_loader(config, "val")
+    outlier_loader, outliers = outlier_set(config) if cls.auxiliary else (None, None)
+    inputs = {
+        "dataset": [
+            config.dataset.name,
+            config.dataset.num_classes,
+            config.dataset.image_size,
+            config.dataset.pre_size,
+        ],
+        "batch_size": [loader.batch_size for loader in (train_loader, outlier_loader) if loader],
+        "data": [list_identity(config, "train"), list_identity(config, "val")],
+        "outliers": outliers,
+        "network": {key: config.network.get(key) for key in ("name", "args", "pretrained", "checkpoint")},
+        "trainer": settings(config, "trainer").model_dump(),
+        "optimizer": config.optimizer.to_dict(),
+        "preprocessor": (config.preprocessor or Config()).to_dict(),
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    out = Path(config.output_dir)
+    if (out / TRAINED).exists():
+        if json.loads((out / TRAINED).read_text())["hash"] == store.fingerprint(inputs):
+            return out
+        if config.merge_option != "merge":
+            raise InputError(
+                f"{out}: holds a run of another configuration; choose another output_dir or mark, or --merge_option merge"
+            )
+    store.writable(out)
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed)
+    net = get_network(config).to(device)
+    loaders = (train_loader, outlier_loader) if cls.auxiliary else (train_loader,)
+    trainer = cls(net, *loaders, config)
+    start = time.perf_counter()
+    best, history, checkpoint = -1.0, [], out / "best.ckpt"
+    with trange(
+        1, config.optimizer.num_epochs + 1, desc=f"train: {label_of(config)}, seed {config.seed}", unit="epoch"
+    ) as epochs:
+        for epoch in epochs:
+            net, metrics = trainer.train_epoch(epoch)
+            val = accuracy(net, val_loader, device, pick_dtype(config.precision, device))
+            history.append({"epoch": epoch, "loss": metrics["loss"], "val_acc": 100 * val})
+            epochs.set_postfix(loss=f"{metrics['loss']:.3f}", val_acc=f"{100 * val:.1f}")
+            if val >= best:
+                best = val
+                save_weights(net, checkpoint)
+    for old in out.glob("last_epoch*.ckpt"):
+        old.unlink()
+    save_weights(net, out / f"last_epoch{len(history)}_acc{history[-1]['val_acc'] / 100:.4f}.ckpt")
+    store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    store.write_json(
+        out / TRAINED,
+        {
+            "hash": store.fingerprint(inputs),
+            "inputs": inputs,
+            "seconds": round(time.perf_counter() - start, 3),
+            "epochs": history,
+            "parameters": sum(p.numel() for p in net.parameters()),
+        },
+    )
+    return out
+
+
+def label_of(config: Config) -> str:
+    """What a run is called in tables: its label in the benchmark, else its trainer's name."""
+    return config.method or config.trainer.name
+
+
+def list_identity(config: Config, split: str) -> str:
+    section = config.dataset[split]
+    return store.list_digest(section.imglist_pth, section.data_dir, f"dataset.{split}.imglist_pth")
+
+
+def outlier_set(config: Config) -> tuple[torch.utils.data.DataLoader, str]:
+    """The loader of `dataset.oe`, with training augmentation, and what identifies its images.
+
+    `imglist_pth: imagined` is the image set of the dream section, drawn first if need be.
+    """
+    require(config, "dataset.oe.imglist_pth", "dataset.oe.batch_size")
+    if config.dataset.oe.imglist_pth == data.IMAGINED:
+        require(config, "dream")
+        from openood_dream import imagine
+
+        images = imagine.run(config)
+        config.dataset.oe.update(imglist_pth=str(images.path / "imglist.txt"), data_dir=str(images.path))
+        config.outlier_data = f"imagined ({settings(config, 'dream').outliers.method})"
+        identity = images.hash
+    else:
+        identity = list_identity(config, "oe")
+    return data.id_loader(config, "oe", augment=True), identity
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Saves a network's tensors in OpenOOD's form (a state dict), by rename."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    with store.replacing(path) as work:
+        torch.save(state, work)
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+
+
+def test(config: Config) -> Path:
+    """Scores `network.checkpoint` with `postprocessor` on `ood_dataset`; returns the folder with ood.csv and scores."""
+    check_dataset(config)
+    find_postprocessor(config)
+    require(config, "network.checkpoint", "ood_dataset", "output_dir")
+    data.ensure(config)
+    config.network.pretrained = True
+    net = get_network(config)
+    out = Path(config.output_dir)
+    evaluate(Passes(net, config), config, out)
+    return out
+
+
+def score_run(folder: Path, configs: list[Config], overwrite: bool = True) -> None:
+    """Scores a trained run with several postprocessors, one pass for all; each has a folder of its own in the run's."""
+    trained = json.loads((folder / TRAINED).read_text())["hash"]
+    todo = []
+    for config in configs:
+        section = config.postprocessor
+        inputs = {
+            "run": trained,
+            "postprocessor": section.to_dict(),
+            "ood": ood_identity(config),
+            "test": list_identity(config, "test"),
+        }
+        out = folder / section.name
+        done = out / SCORED
+        if not (done.exists() and json.loads(done.read_text())["hash"] == store.fingerprint(inputs)):
+            todo.append((config, out, inputs))
+    if not todo:
+        return
+    net = get_network(todo[0][0])
+    load_weights(net, folder / "best.ckpt")
+    passes = Passes(net, todo[0][0])
+    for config, out, inputs in todo:
+        evaluate(passes, config, out)
+        store.write_json(out / SCORED, {"hash": store.fingerprint(inputs), "inputs": inputs})
+
+
+def ood_identity(config: Config) -> dict[str, str]:
+    ood, digests = config.ood_dataset, {}
+    for group in ("nearood", "farood"):
+        for name in ood[group].datasets:
+            section = ood[group][name]
+            digests[f"{group}/{name}"] = store.list_digest(
+                section.imglist_pth, section.data_dir, f"ood_dataset.{group}.{name}.imglist_pth"
+            )
+    return digests
+
+
+# -------------------------------------------------------------------------------------------------------- benchmark
+
+
+def benchmark(
+    files: list[str], overrides: list[str], methods: list[str] | None = None, seeds: int | None = None
+) -> Path:
+    """Trains every method with every seed, scores each with every postprocessor, and writes leaderboard and report.
+
+    `methods` picks some of the config's, `seeds` takes the first so many. Returns the path of the report. Every
+    config is checked before anything is computed; finished parts are reused.
+    """
+    from openood_dream import report
+
+    start = time.perf_counter()
+    common = load_config(files, overrides)
+    require(common, "benchmark")
+    plan = settings(common, "benchmark")
+    chosen = list(plan.methods) if methods is None else methods
+    for name in chosen:
+        if name not in plan.methods:
+            near = difflib.get_close_matches(name, plan.methods, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"--methods: unknown method {name!r}; expected some of {', '.join(plan.methods)}{hint}")
+    if seeds is not None and not 1 <= seeds <= len(plan.seeds):
+        raise InputError(f"--seeds: expected 1 to {len(plan.seeds)} (benchmark.seeds), got {seeds}")
+    jobs = []
+    for seed in plan.seeds[:seeds]:
+        for name in chosen:
+            layers, keys = [*files, *plan.methods[name]], ["--method", name, "--seed", str(seed)]
+            config = load_config(layers, [*overrides, *keys])
+            scored = [
+                load_config([*layers, f"postprocessors/{pp}.yml"], [*overrides, *keys]) for pp in plan.postprocessors
+            ]
+            for one in scored:
+                find_postprocessor(one)
+            get_trainer(config)
+            jobs.append((config, scored))
+    out = store.writable(Path(jobs[0][0].root or "results"))
+    runs = []
+    for config, scored in tqdm(jobs, desc="benchmark: runs", unit="run", position=0, leave=False, disable=True):
+        runs.append(train(config))
+        score_run(runs[-1], scored)
+    return report.write(
+        out, runs, [config for config, _ in jobs], time.perf_counter() - start, command=command_line(files, overrides)
+    )
+
+
+def command_line(files: list[str], overrides: list[str]) -> str:
+    import shlex
+
+    return shlex.join(["openood-dream", "benchmark", "--config", *map(os.fspath, files), *overrides])
+
+
+def stage(name: str, files: list[str], overrides: list[str]) -> Any:
+    """Runs one stage of the imagination with all that it needs, and returns its artifact."""
+    config = load_config(files, overrides)
+    check_dataset(config)
+    require(config, "dream")
+    data.ensure(config)
+    if name == "anchors":
+        from openood_dream import anchors as room
+    elif name == "space":
+        from openood_dream import space as room
+    elif name == "sample":
+        from openood_dream import outliers as room
+    else:
+        from openood_dream import imagine as room
+    return room.run(config)

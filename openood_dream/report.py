@@ -1,0 +1,208 @@
+"""The report of a finished benchmark: tables and figures gathered from its runs and artifacts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from openood_dream import data, leaderboard, plots, store
+from openood_dream.config import Config, settings
+from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
+
+PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
+PLAIN_PER_CLASS = 50
+SURE = 0.95  # an outlier that a classifier gives its own class with more confidence than this lies close to ID
+COLUMNS = 12  # thumbnails in a row
+
+
+def write(out: Path, runs: list[Path], configs: list[Config], seconds: float, command: str) -> Path:
+    """Writes leaderboard.{md,csv,json} and report.html for runs and their configs into `out`; returns the report's path."""
+    frame = leaderboard.collect(runs)
+    table = leaderboard.table(frame)
+    for fmt in ("md", "csv", "json"):
+        store.write_text(out / f"leaderboard.{fmt}", leaderboard.render(table, fmt))
+    postprocessor = "ebo" if "ebo" in set(frame["postprocessor"]) else frame["postprocessor"].iloc[0]
+    stages, figures, notes = training_stages(runs, configs), {}, []
+    dreaming = next((config for config in configs if config.outlier_data), None)
+    if dreaming is not None:
+        stages = dream_figures(dreaming, runs[0], configs[0], figures, notes) + stages
+    figures |= score_figures(runs, configs, postprocessor)
+    stages.append({"name": "everything, this time", "seconds": round(seconds, 1), "reused": False, "hash": ""})
+    return leaderboard.report(
+        out,
+        runs=frame,
+        stages=stages,
+        settings=configs[-1].to_dict(),
+        versions=versions(configs[0]),
+        figures=figures,
+        notes=notes,
+        commands=[command],
+    )
+
+
+def versions(config: Config) -> dict[str, str]:
+    """What the figures were computed with."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    device = pick_device(config.device)
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    precision = str(pick_dtype(config.precision, device)).removeprefix("torch.")
+    return {
+        "python": platform.python_version(),
+        **found,
+        "device": f"{device} ({where})",
+        "training precision": precision,
+    }
+
+
+def training_stages(runs: list[Path], configs: list[Config]) -> list[dict[str, Any]]:
+    """One row per method: the seconds of all its seeds together."""
+    spent: dict[str, float] = {}
+    for run, config in zip(runs, configs):
+        spent[config.method] = spent.get(config.method, 0) + json.loads((run / "train.json").read_text())["seconds"]
+    return [
+        {"name": f"train: {method}", "seconds": round(total, 1), "reused": False, "hash": ""}
+        for method, total in spent.items()
+    ]
+
+
+def score_figures(runs: list[Path], configs: list[Config], postprocessor: str) -> dict[str, bytes]:
+    """Histograms, ROC curves and training curves of the first seed of each method."""
+    first: dict[str, tuple[Path, Config]] = {}
+    for run, config in zip(runs, configs):
+        first.setdefault(config.method, (run, config))
+    curves, figures = {}, {}
+    for method, (run, config) in first.items():
+        inside = scores(run, postprocessor, config.dataset.name)
+        near, far = (
+            {name: scores(run, postprocessor, name) for name in config.ood_dataset[group].datasets}
+            for group in ("nearood", "farood")
+        )
+        figures[f"score_histograms: {method}"] = plots.score_histograms(
+            inside, near, far, f"{method}: {postprocessor} confidence"
+        )
+        curves[method] = {
+            "id": inside,
+            "near": np.concatenate([*near.values()]),
+            "far": np.concatenate([*far.values()]),
+        }
+    histories = {method: json.loads((run / "train.json").read_text())["epochs"] for method, (run, _) in first.items()}
+    roc = {"roc_curves": plots.roc_curves(curves, f"ROC curves, {postprocessor}, first seed")}
+    return roc | figures | {"training_curves": plots.training_curves(histories)}
+
+
+def scores(run: Path, postprocessor: str, name: str) -> np.ndarray:
+    """The confidences that a run's scores/<name>.npz holds."""
+    with np.load(run / postprocessor / "scores" / f"{name}.npz", allow_pickle=False) as file:
+        return file["conf"]
+
+
+# ---------------------------------------------------------------------------------------------------- what was dreamt
+
+
+def dream_figures(
+    config: Config, run: Path, run_config: Config, figures: dict[str, bytes], notes: list[str]
+) -> list[dict[str, Any]]:
+    """Adds the figures and findings on the imagined set of `config`, judged by the network of `run`; returns its stages."""
+    from openood_dream import anchors, generator, imagine, outliers, space
+
+    names = data.class_names(config)
+    artifacts = [anchors.run(config), space.run(config)]
+    source = generator.run(config)
+    made = store.complete(Path(source.path))
+    if made is not None:
+        artifacts.append(store.Artifact(Path(source.path), made, reused=True))
+    artifacts += [outliers.run(config), imagine.run(config), imagine.plain(config, PLAIN_PER_CLASS)]
+    net = get_network(run_config)
+    load_weights(net, run / "best.ckpt")
+    judge = f"{run_config.method}, seed {run_config.seed}"
+
+    plain = store.read_tensors(artifacts[-1].path / "plain.safetensors")["images"]
+    truth = torch.arange(len(names)).repeat_interleave(plain.shape[1])
+    agrees = (classify(net, plain.flatten(0, 1), run_config).argmax(1) == truth).float().mean().item()
+    accuracy = artifacts[1].manifest["val_accuracy"]
+    notes.append(
+        f"Generator: the classifier {judge} sees the class of the prompt in {100 * agrees:.1f} % of {len(truth)} plain samples. "
+        f"Space: the cosine classifier has {accuracy:.1f} % validation accuracy."
+    )
+
+    images_dir = artifacts[-2].path
+    rows = pd.read_parquet(images_dir / "images.parquet")
+    drawn = torch.stack([pixels(images_dir / file) for file in rows["file"]])
+    confidence, guess = classify(net, drawn, run_config).softmax(1).max(1)
+    own = torch.from_numpy(rows["class"].to_numpy()) == guess
+    close = (own & (confidence > SURE)).float().mean().item()
+    notes.append(
+        f"Imagined outliers: the same classifier gives {100 * own.float().mean().item():.1f} % of {len(rows)} images their own class, "
+        f"{100 * close:.1f} % with a confidence over {SURE} (too close to ID). Its mean confidence is {confidence.mean().item():.2f}."
+    )
+    figures["image_grid: imagined outliers"] = outlier_grid(config, rows, drawn, names)
+    figures["image_grid: plain prompts"] = plots.image_grid(
+        [(name, list(images[:COLUMNS].permute(0, 2, 3, 1).numpy()), None) for name, images in zip(names, plain)],
+        "Plain prompts: what the generator draws of each class name",
+    )
+    inside = space.load(artifacts[1])
+    table, embeddings = outliers.load(artifacts[-3])
+    boundary = inside["embeddings"][torch.from_numpy(table["boundary"].unique())] if "boundary" in table else None
+    figures["embedding_pca"] = plots.embedding_pca(
+        inside["embeddings"].numpy(),
+        inside["labels"].numpy(),
+        names,
+        anchors.load(artifacts[0]).numpy(),
+        None if boundary is None else boundary.numpy(),
+        embeddings.numpy(),
+        table["class"].to_numpy(),
+    )
+    return [{"name": a.stage, "seconds": a.manifest["seconds"], "reused": a.reused, "hash": a.hash} for a in artifacts]
+
+
+def outlier_grid(config: Config, rows: pd.DataFrame, drawn: torch.Tensor, names: list[str]) -> bytes:
+    """Per class a row of ID images and a row of imagined outliers from near to far, with their k-NN distances."""
+    train = data.id_loader(config, "train").dataset
+    grid = []
+    for label, name in enumerate(names):
+        known = (train.labels == label).nonzero()[:COLUMNS, 0].tolist()
+        grid.append((f"{name}: ID", [np.asarray(train.image(i)) for i in known], None))
+        order = rows.index[rows["class"] == label][
+            np.argsort(rows["distance"][rows["class"] == label].to_numpy(), kind="stable")
+        ]
+        shown = order[np.linspace(0, len(order) - 1, min(COLUMNS, len(order))).round().astype(int)]
+        captions = [f"{distance:.3f}" for distance in rows["distance"][shown]]
+        grid.append((f"{name}: imagined", [drawn[i].permute(1, 2, 0).numpy() for i in shown], captions))
+    return plots.image_grid(grid, "Imagined outliers of each class from near to far, with k-NN distances")
+
+
+def pixels(path: Path) -> torch.Tensor:
+    """An image file as uint8 (3, S, S)."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@torch.inference_mode()
+def classify(net: torch.nn.Module, images: torch.Tensor, config: Config) -> torch.Tensor:
+    """Logits (N, C) of uint8 images (N, 3, S, S), resized and normalised as the config says."""
+    device, dataset = pick_device(config.device), config.dataset
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in data.NORMALIZATION.get(dataset.normalization_type, ((0.5,) * 3,) * 2)
+    )
+    net.to(device).eval()
+    logits = []
+    for part in images.split(256):
+        x = part.float() / 255
+        if x.shape[-1] != dataset.image_size:
+            x = torch.nn.functional.interpolate(
+                x, (dataset.image_size,) * 2, mode="bilinear", antialias=True, align_corners=False
+            )
+        logits.append(net(((x - mean) / std).to(device)).float().cpu())
+    return torch.cat(logits)

@@ -1,0 +1,254 @@
+"""Artifacts and image sets on disk: named by what determines them, complete only with a manifest, resumable.
+
+A stage's folder is `<cache_dir>/<stage>-<hash of its inputs>`. Its `manifest.json` is written last, by rename, so a
+folder that has one is complete, and a folder that has none is an interrupted run that the next one continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from openood_dream import __version__
+from openood_dream.config import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete stage folder: `path`, the `manifest` it was completed with, and whether this run `reused` it."""
+
+    path: Path
+    manifest: dict[str, Any]
+    reused: bool
+
+    @property
+    def hash(self) -> str:
+        return self.manifest["hash"]
+
+    @property
+    def stage(self) -> str:
+        return self.manifest["stage"]
+
+
+def fingerprint(inputs: Any) -> str:
+    """The 16 hexadecimal digits that name whatever was made from `inputs` (JSON-serialisable)."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(path: Path):
+    """A temporary sibling of `path` to write to; it takes the name `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    work = Path(name)
+    try:
+        yield work
+        os.chmod(work, 0o666 & ~_umask())  # mkstemp makes files private; artifacts are shared like any other file
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8 by rename."""
+    with replacing(path) as work:
+        work.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON by rename."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_tensors(path: Path, **tensors) -> None:
+    """Writes named tensors as safetensors by rename."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as work:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, work)
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Reads the named tensors of a safetensors file; a damaged file is an InputError that names it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({error}); delete its folder and run again"
+        ) from None
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a table as parquet by rename."""
+    with replacing(path) as work:
+        frame.to_parquet(work, index=False)
+
+
+def writable(folder: Path) -> Path:
+    """Makes `folder` if it is not there, and raises InputError in one line if nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here ({error.strerror}); choose another folder") from None
+    return folder
+
+
+def complete(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete folder, or None for a folder that is missing or was interrupted."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / MANIFEST}: not a readable manifest ({error}); delete the folder and run again"
+        ) from None
+
+
+def build(
+    cache_dir: str | Path, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any] | None]
+) -> Artifact:
+    """The artifact of `stage` for `inputs`: reused where complete, else made by `make(folder)` and completed.
+
+    `make` finds what an interrupted run left in the folder, and returns what the manifest should say besides.
+    Two processes that want the same artifact wait for each other. Raises InputError where `cache_dir` is not writable.
+    """
+    name = f"{stage}-{fingerprint(inputs)}"
+    folder = Path(cache_dir) / name
+    manifest = complete(folder)
+    if manifest is not None:
+        return Artifact(folder, manifest, reused=True)
+    writable(folder)
+    with FileLock(folder / ".lock"):
+        manifest = complete(folder)  # another process may have finished it while this one waited
+        if manifest is not None:
+            return Artifact(folder, manifest, reused=True)
+        start = time.perf_counter()
+        extra = make(folder) or {}
+        manifest = {
+            **extra,
+            "stage": stage,
+            "hash": fingerprint(inputs),
+            "inputs": inputs,
+            "seconds": round(time.perf_counter() - start, 3),
+            "code": __version__,
+        }
+        write_json(folder / MANIFEST, manifest)
+        # as read back, so that a fresh artifact and a reused one are the same to their readers
+        return Artifact(folder, json.loads(json.dumps(manifest)), reused=False)
+
+
+# ---------------------------------------------------------------------------------------------------- imglists
+
+
+def read_imglist(path: str | Path, key: str = "imglist_pth") -> list[tuple[str, int]]:
+    """The (name, label) pairs of an OpenOOD imglist: one `path label` a line; names may hold spaces.
+
+    Raises InputError, naming the line, for a missing file, an empty list or a line without an integer label.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image list ({key}); check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read this image list ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, label = line.rstrip().rpartition(" ")
+        try:
+            rows.append((name, int(label)))
+        except ValueError:
+            name = ""
+        if not name:
+            raise InputError(f"{path}:{number}: expected 'path label' with an integer label, got {line.strip()!r}")
+    if not rows:
+        raise InputError(f"{path}: the image list is empty ({key})")
+    return rows
+
+
+def write_imglist(path: Path, rows: Iterable[tuple[str, int]]) -> None:
+    """Writes (name, label) pairs as an OpenOOD imglist, by rename."""
+    write_text(path, "".join(f"{name} {label}\n" for name, label in rows))
+
+
+def list_digest(imglist: str | Path, data_dir: str | Path, key: str) -> str:
+    """A fingerprint of a data list: its names, labels and the sizes of its files, wherever they lie.
+
+    Raises InputError that names the first image which is not there.
+    """
+    sizes = []
+    for name, label in read_imglist(imglist, key):
+        try:
+            sizes.append([name, label, os.stat(Path(data_dir) / name).st_size])
+        except OSError:
+            raise InputError(
+                f"{imglist}: image {str(Path(data_dir) / name)!r} is not there; check data_dir and the list"
+            ) from None
+    return fingerprint(sizes)
+
+
+# --------------------------------------------------------------------------------------------------- image sets
+
+
+def shards(total: int, size: int) -> list[range]:
+    """The image numbers of each shard of a set of `total` images."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def missing_shards(folder: Path, wanted: Sequence[range]) -> list[int]:
+    """The numbers of the shards that have no table yet."""
+    return [number for number in range(len(wanted)) if not shard_table(folder, number).exists()]
+
+
+def shard_table(folder: Path, number: int) -> Path:
+    """Where a shard's table lies. It is written after the shard's images, so that no partial image is ever listed."""
+    return folder / "shards" / f"{number:06d}.parquet"
+
+
+def join_shards(folder: Path, count: int) -> pd.DataFrame:
+    """Joins the shards' tables to `images.parquet` and `imglist.txt` (file, label), and returns the table."""
+    import pandas as pd
+
+    table = pd.concat([pd.read_parquet(shard_table(folder, number)) for number in range(count)], ignore_index=True)
+    write_table(folder / "images.parquet", table)
+    write_imglist(folder / "imglist.txt", zip(table["file"], table["label"], strict=True))
+    return table

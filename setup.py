@@ -1,0 +1,53 @@
+"""Packaging of openood-dream: `pip install .`, with extras gpu, ray and dev."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "openood_dream" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="openood-dream",
+    version=VERSION,
+    description="Imagine out-of-distribution images with diffusion models, and prove under OpenOOD's protocol what they are worth",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    # The configs lie beside the package in a checkout, and inside it once installed.
+    packages=[*find_packages(include=["openood_dream", "openood_dream.*"]), "openood_dream.configs"],
+    package_dir={"openood_dream.configs": "configs"},
+    package_data={"openood_dream": ["report.html.j2"], "openood_dream.configs": ["**/*.yml", "**/*.txt"]},
+    install_requires=[
+        "diffusers>=0.41",
+        "faiss-cpu>=1.15",
+        "filelock>=3.29",
+        "jinja2>=3.1.6",
+        "matplotlib>=3.10",
+        "numpy>=2.2",
+        "pandas>=2.3",
+        "pillow>=12.3",
+        "pyarrow>=25",
+        "pydantic>=2.14",
+        "pytorch-ood>=0.4",
+        "pyyaml>=6.0.3",
+        "rich>=15",
+        "safetensors>=0.8",
+        "scikit-learn>=1.7",
+        "timm>=1.0.31",
+        "tokenizers>=0.23",
+        "torch>=2.14",
+        "torchvision>=0.29",
+        "tqdm>=4.70",
+        "transformers>=5.20",
+        "typer>=0.29",
+    ],
+    extras_require={
+        "gpu": ["faiss-gpu-cu12>=1.8"],
+        "ray": ["ray>=2.40"],
+        "dev": ["hypothesis>=6.170", "pytest>=9", "pytest-benchmark>=5.2", "ruff>=0.16"],
+    },
+    entry_points={"console_scripts": ["openood-dream = openood_dream.cli:main"]},
+)

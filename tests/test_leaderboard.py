@@ -1,0 +1,348 @@
+"""What users rely on when runs become a leaderboard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from openood_dream import leaderboard, plots
+from openood_dream.config import Config, InputError
+
+HEADER = ["dataset", "FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC"]
+NAMES = ["digits", "nearood", "flower", "noise", "farood"]
+
+
+def scores(near: float = 90.0, far: float = 95.0, acc: float = 97.0) -> list[list[str]]:
+    auroc = dict(zip(NAMES, (near, near, far, far, far)))
+    return [[name, f"{100 - auroc[name]:.2f}", f"{auroc[name]:.2f}", "80.00", "70.00", f"{acc:.2f}"] for name in NAMES]
+
+
+def write_run(root: Path, method="base", seed=0, postprocessor="ebo", rows=None, header=HEADER, **changes) -> Path:
+    """A run folder as the benchmark leaves it; `changes` are dotted keys of its config, with _ for the dot."""
+    folder = root / "runs" / method.replace("/", "-") / f"s{seed}" / postprocessor
+    folder.mkdir(parents=True)
+    config = Config(
+        method=method,
+        seed=seed,
+        trainer={"name": "base"},
+        network={"name": "resnet18_32x32"},
+        dataset={"name": "digits"},
+        optimizer={"num_epochs": 15},
+        postprocessor={"name": postprocessor},
+    )
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        (config.at(section.replace("__", ".")) if section else config)[name] = value
+    (folder / "config.yml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
+    with open(folder / "ood.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *(scores() if rows is None else rows)])
+    return folder
+
+
+def make_table(root: Path, **near_by_method: list[float]):
+    for method, values in near_by_method.items():
+        for seed, near in enumerate(values):
+            write_run(root, method, seed, rows=scores(near))
+    return leaderboard.table(leaderboard.collect([root]))
+
+
+def make_report(out: Path, runs, **changes) -> str:
+    given = {"stages": [], "settings": {}, "versions": {}, "figures": {}, "notes": []}
+    return leaderboard.report(out, runs=runs, **given | changes).read_text(encoding="utf-8")
+
+
+def test_a_run_becomes_a_row_with_its_metrics(tmp_path):
+    folder = write_run(tmp_path, "dream", 2, "msp", rows=scores(91.5, 96.25, 98.5))
+    run = leaderboard.collect([tmp_path]).iloc[0].to_dict()
+    expected = {"near_auroc": 91.5, "far_auroc": 96.25, "near_fpr95": 8.5, "far_fpr95": 3.75, "id_acc": 98.5}
+    expected |= {"auroc_digits": 91.5, "auroc_flower": 96.25, "auroc_noise": 96.25, "path": str(folder.resolve())}
+    expected |= {"method": "dream", "seed": 2, "postprocessor": "msp", "dataset": "digits", "epochs": 15}
+    assert expected.items() <= run.items()
+
+
+def test_the_last_row_counts_where_openood_appended(tmp_path):
+    write_run(tmp_path, rows=[*scores(50, 50, 50), *scores(90, 95, 97)])
+    run = leaderboard.collect([tmp_path]).iloc[0]
+    assert (run.near_auroc, run.far_auroc, run.id_acc, run.auroc_noise) == (90, 95, 97, 95)
+
+
+def test_a_folder_given_twice_counts_once(tmp_path):
+    write_run(tmp_path)
+    assert len(leaderboard.collect([tmp_path, tmp_path / "runs"])) == 1
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    write_run(tmp_path / "full")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "empty"))):
+        leaderboard.collect([tmp_path / "full", tmp_path / "empty"])
+
+
+def without(name: str) -> list[list[str]]:
+    return [row for row in scores() if row[0] != name]
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "named"),
+    [
+        (without("farood"), HEADER, "row farood"),
+        (without("nearood"), HEADER, "row nearood"),
+        ([], HEADER, "row nearood"),
+        (scores(), ["dataset", "FPR@95", "AUC", "AUPR_IN", "AUPR_OUT", "ACC"], "column AUROC"),
+        ([*without("flower"), ["flower", "1", "high", "1", "1", "97"]], HEADER, "row flower, column AUROC.*'high'"),
+        ([*without("farood"), ["farood", "nan", "9", "1", "1", "97"]], HEADER, "row farood, column FPR@95.*'nan'"),
+        ([*without("farood"), ["farood", "5.00", "9"]], HEADER, "row farood, column ACC.*None"),
+        ([*without("noise"), ["noise", "5.00", "950.0", "1", "1", "97"]], HEADER, "row noise, column AUROC.*0 to 100"),
+    ],
+)
+def test_a_malformed_ood_csv_is_named_with_what_is_wrong(tmp_path, rows, header, named):
+    folder = write_run(tmp_path, rows=rows, header=header)
+    with pytest.raises(InputError, match=re.escape(str(folder / "ood.csv")) + ".*" + named):
+        leaderboard.collect([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "text", [None, "a: [1", "- 1", "method: x\nseed: one\n", "seed: 1\n", "!!python/name:os.open ''"]
+)
+def test_an_unusable_config_is_named_in_one_line(tmp_path, text):
+    folder = write_run(tmp_path)
+    (folder / "config.yml").unlink()
+    if text is not None:
+        (folder / "config.yml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(str(folder / "config.yml"))) as error:
+        leaderboard.collect([tmp_path])
+    assert "\n" not in str(error.value)
+
+
+def test_two_runs_that_claim_to_be_the_same_are_both_named(tmp_path):
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    with pytest.raises(InputError) as error:
+        leaderboard.collect([tmp_path])
+    assert str(first) in str(error.value) and str(second) in str(error.value)
+
+
+def test_outlier_data_says_what_was_trained_with(tmp_path):
+    imagined = {"imglist_pth": "imagined"}
+    write_run(tmp_path, "plain")
+    write_run(tmp_path, "oe", dataset__oe={"imglist_pth": "./data/train_tin597.txt"})
+    write_run(tmp_path, "dream", dataset__oe=imagined, dream={"outliers": {"method": "boundary"}})
+    write_run(tmp_path, "default", dataset__oe=imagined, dream={"class_names": "names.txt"})
+    write_run(tmp_path, "said", dataset__oe=imagined, outlier_data="digit mixtures")
+    found = leaderboard.collect([tmp_path]).set_index("method").outlier_data.to_dict()
+    assert found == {
+        "plain": "none",
+        "oe": "train_tin597",
+        "dream": "imagined (boundary)",
+        "default": "imagined (knn)",
+        "said": "digit mixtures",
+    }
+
+
+def test_openoods_own_test_runs_are_read_with_the_training_run_of_their_checkpoint(tmp_path):
+    train, test = tmp_path / "cifar10_oe" / "s1", tmp_path / "test" / "s0" / "ood"
+    # OpenOOD dumps its Config class, not plain dicts.
+    dumped = (
+        "!!python/object/new:openood.utils.config.Config\nstate:\n  seed: 7\ndictitems:\n"
+        "  seed: {seed}\n  {name}: !!python/object/new:openood.utils.config.Config\n    state: {{}}\n"
+        "    dictitems:\n      name: {value}\n  more: &more [1]\n  same: *more\n{rest}"
+    )
+    for folder in (train, test):
+        folder.mkdir(parents=True)
+    rest = "  optimizer: {num_epochs: 100}\n  dataset: {oe: {imglist_pth: train_tin597.txt}}\n"
+    (train / "config.yml").write_text(dumped.format(seed=1, name="trainer", value="oe", rest=rest))
+    rest = f"  network: {{name: resnet18_32x32, checkpoint: {train / 'best.ckpt'}}}\n  dataset: {{name: cifar10}}\n"
+    (test / "config.yml").write_text(dumped.format(seed=0, name="postprocessor", value="msp", rest=rest))
+    with open(test / "ood.csv", "w", newline="") as file:
+        csv.writer(file).writerows([HEADER, *scores()])
+    run = leaderboard.collect([test]).iloc[0]
+    found = (run.method, run.seed, run.epochs, run.outlier_data, run.postprocessor, run.dataset)
+    assert found == ("oe", 1, 100, "train_tin597", "msp", "cifar10")
+
+
+def test_the_table_has_mean_and_sample_deviation_over_seeds(tmp_path):
+    values = [90.01, 91.37, 94.2]
+    table = make_table(tmp_path, base=values)
+    assert list(table) == leaderboard.COLUMNS and len(table) == 1
+    assert table.near_auroc[0] == pytest.approx(statistics.mean(values))
+    assert table.near_auroc_std[0] == pytest.approx(statistics.stdev(values))
+    assert table.far_auroc_std[0] == 0 and table.seeds[0] == 3 and table.notes[0] == ""
+
+
+def test_the_best_near_ood_auroc_comes_first(tmp_path):
+    assert list(make_table(tmp_path, low=[80], high=[95], middle=[90]).method) == ["high", "middle", "low"]
+
+
+def test_a_row_with_fewer_seeds_says_so(tmp_path):
+    table = make_table(tmp_path, full=[90, 91, 92], part=[95, 96]).set_index("method")
+    assert table.notes.to_dict() == {"full": "", "part": "fewer seeds (2 of 3)"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dataset__name": "cifar10"}, r"dataset \(cifar10, digits\)"),
+        ({"network__name": "wrn"}, r"network \(resnet18_32x32, wrn\)"),
+        ({"optimizer__num_epochs": 200}, r"epochs \(15, 200\)"),
+        ({"optimizer__num_epochs": None}, r"epochs \(15, unknown\)"),
+        ({"rows": without("noise")}, r"OOD sets \(digits flower, digits flower noise\)"),
+    ],
+)
+def test_runs_of_different_settings_are_not_mixed(tmp_path, changes, said):
+    write_run(tmp_path, "base")
+    write_run(tmp_path, "other", **changes)
+    runs = leaderboard.collect([tmp_path])
+    with pytest.raises(InputError, match=said):
+        leaderboard.table(runs)
+    assert set(leaderboard.table(runs, allow_mixed=True).method) == {"base", "other"}
+
+
+def test_mixed_runs_of_one_method_are_never_averaged(tmp_path):
+    write_run(tmp_path, "base", 0, rows=scores(80))
+    write_run(tmp_path, "base", 1, rows=scores(90), optimizer__num_epochs=200)
+    table = leaderboard.table(leaderboard.collect([tmp_path]), allow_mixed=True)
+    assert table.near_auroc.tolist() == [90, 80] and table.notes.str.contains("epochs").all()
+
+
+def test_markdown_reads_like_openoods_leaderboard(tmp_path):
+    text = leaderboard.render(make_table(tmp_path, **{"a|b": [93.74, 93.99, 94.24]}), "md")
+    header, rule, row = text.splitlines()
+    for name in ("Training", "Postprocessor", "Near-OOD AUROC", "Far-OOD AUROC", "ID Accuracy", "Outlier Data"):
+        assert f"| {name} |" in header
+    assert "| a\\|b | ebo | 93.99 ± 0.25 | 95.00 ± 0.00 |" in row
+    assert header.count("|") == rule.count("|") == row.replace("\\|", "").count("|")
+
+
+def test_one_seed_is_shown_without_a_deviation(tmp_path):
+    table = make_table(tmp_path, base=[93.5])
+    assert "| 93.50 |" in leaderboard.render(table, "md")
+    assert json.loads(leaderboard.render(table, "json"))[0]["near_auroc_std"] is None
+    assert next(csv.DictReader(io.StringIO(leaderboard.render(table, "csv"))))["near_auroc_std"] == ""
+
+
+def test_json_and_csv_hold_the_same_full_rows(tmp_path):
+    table = make_table(tmp_path, base=[90, 91], dream=[95.5, 96.25])
+    rows = json.loads(leaderboard.render(table, "json"))
+    assert [list(row) for row in rows] == [leaderboard.COLUMNS] * 2
+    assert rows[0]["method"] == "dream" and rows[0]["near_auroc"] == 95.875 and rows[0]["seeds"] == 2
+    read = list(csv.DictReader(io.StringIO(leaderboard.render(table, "csv"))))
+    assert [{key: str(value) for key, value in row.items()} for row in rows] == read
+
+
+def test_latex_marks_the_best_and_escapes_names(tmp_path):
+    text = leaderboard.render(make_table(tmp_path, **{"a_b & 50%": [95], "mid": [93], "low": [90]}), "tex")
+    assert r"\toprule" in text and r"\bottomrule" in text and "Near-OOD AUROC" in text
+    rows = {line.split(" & ")[0]: line for line in text.splitlines() if line.count(" & ") > 5}
+    best = next(line for line in text.splitlines() if line.startswith(r"a\_b \& 50\% & "))
+    assert r"\textbf{95.00}" in best and r"\underline{93.00}" in rows["mid"]
+    assert r"\textbf{90" not in rows["low"] and r"\underline{90" not in rows["low"]
+    # FPR@95 is better when lower, and rows that show the same number share their mark.
+    assert r"\textbf{5.00}" in best and text.count(r"\textbf{97.00}") == 3
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_the_terminal_table_fits_and_keeps_every_near_ood_number(tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    table = make_table(tmp_path, base=[90.11, 91.11], **{"[bold]dream": [95.22, 96.22]})
+    text = leaderboard.render(table, "terminal")
+    assert max(map(len, text.splitlines())) <= columns
+    if columns >= 80:
+        assert "90.61 ± 0.71" in text and "95.72 ± 0.71" in text and "[bold]dream" in text
+    assert ("FPR@95" in text.split("90.61")[0]) == (columns >= 120)
+
+
+def test_an_unknown_format_lists_the_known_ones(tmp_path):
+    with pytest.raises(InputError, match="'xml'.*md, csv, json, tex, terminal"):
+        leaderboard.render(make_table(tmp_path, base=[90]), "xml")
+
+
+class Page(HTMLParser):
+    """The visible text, and the tags with their attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_names_in_the_report_are_text_never_markup(tmp_path):
+    evil = '<script>alert("x")</script>'
+    write_run(tmp_path, evil, dataset__oe={"imglist_pth": f"{evil[:8]}.txt"})
+    runs = leaderboard.collect([tmp_path])
+    png = plots.training_curves({evil: [{"epoch": 1, "loss": 1.0, "val_acc": 90.0}]})
+    html = make_report(
+        tmp_path, runs, stages=[{"name": evil, "hash": evil}], settings={"class_names": [evil]}, versions={evil: evil},
+        figures={evil: png}, notes=[evil], commands=[evil],
+    )  # fmt: skip
+    page = Page(html)
+    assert [tag for tag, _ in page.tags].count("script") == 1  # the page's own, which sorts
+    assert evil not in html and page.text.count(evil) >= 8
+
+
+def test_the_report_needs_nothing_but_itself(tmp_path):
+    write_run(tmp_path)
+    png = plots.training_curves({"base": [{"epoch": 1, "loss": 1.0, "val_acc": 90.0}]})
+    html = make_report(tmp_path, leaderboard.collect([tmp_path]), figures={"training_curves": png})
+    tags = Page(html).tags
+    assert [attrs["src"][:22] for _, attrs in tags if "src" in attrs] == ["data:image/png;base64,"]
+    assert not any("href" in attrs for _, attrs in tags) and "@import" not in html and "url(" not in html
+
+
+def test_the_report_tells_how_it_was_made(tmp_path):
+    write_run(tmp_path, "base", 0)
+    write_run(tmp_path, "base", 4)
+    text = Page(
+        make_report(
+            tmp_path,
+            leaderboard.collect([tmp_path]),
+            stages=[{"name": "generator", "seconds": 184.2, "reused": True, "hash": "3f2a9c"}, {"name": "train"}],
+            settings=Config({"dream": {"space": {"epochs": 7}}, "out": tmp_path}),
+            versions={"torch": "2.15.0"},
+            figures={"roc_curves": plots.roc_curves({"base": {"id": [1, 2], "near": [0, 1]}})},
+            notes=["a small benchmark"],
+            commands=["openood-dream quickstart --out x"],
+        )
+    ).text
+    for part in ("generator", "3 min 4 s", "3f2a9c", "space:\n    epochs: 7", "2.15.0", "seeds 0, 4"):
+        assert part in text
+    assert "a small benchmark" in text and "openood-dream quickstart --out x" in text and "upper left corner" in text
+
+
+def test_the_report_shows_the_numbers_of_the_table(tmp_path):
+    for seed, near in enumerate((93.74, 93.99, 94.24)):
+        write_run(tmp_path, "dream", seed, rows=scores(near), dataset__oe={"imglist_pth": "imagined"})
+        write_run(tmp_path, "base", seed, rows=scores(near - 2))
+    text = " ".join(Page(make_report(tmp_path, leaderboard.collect([tmp_path]))).text.split())
+    assert "found best by dream with ebo: AUROC 93.99 ± 0.25 over 3 seeds" in text
+    assert "best without imagined outliers is base with ebo: 91.99 ± 0.25" in text
+
+
+def test_a_report_that_fails_leaves_the_old_one(tmp_path):
+    write_run(tmp_path)
+    good = leaderboard.collect([tmp_path])
+    make_report(tmp_path, good, notes=["old"])
+    write_run(tmp_path, "other", dataset__name="cifar10")
+    with pytest.raises(InputError):
+        make_report(tmp_path, leaderboard.collect([tmp_path]))
+    assert "old" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.html"]
+
+
+def test_the_report_goes_where_it_is_told(tmp_path):
+    write_run(tmp_path)
+    runs = leaderboard.collect([tmp_path])
+    make_report(tmp_path / "new" / "board.html", runs)
+    assert (tmp_path / "new" / "board.html").is_file()
