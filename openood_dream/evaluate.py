@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import csv
-import difflib
 import io
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from pytorch_ood.detector import KNN, EnergyBased, MaxSoftmax
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from openood_dream import data, store
-from openood_dream.config import Config, InputError, origin
+from openood_dream.config import Config, InputError
 from openood_dream.networks import autocast, pick_device
+from openood_dream.postprocessors import Pass, Postprocessor, find_postprocessor
 
 METRICS = ("FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC")
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one pass of a network over a data set gives: logits (N, C), features (N, D), labels (N,), float32 on the CPU."""
-
-    logits: torch.Tensor
-    features: torch.Tensor
-    labels: torch.Tensor
 
 
 @torch.inference_mode()
@@ -59,71 +49,6 @@ def accuracy(net: nn.Module, loader: DataLoader, device: torch.device, dtype: to
             guesses = net(batch["data"].to(device)).argmax(1).cpu()
         hits += (guesses == batch["label"]).sum().item()
     return hits / len(loader.dataset)
-
-
-# --------------------------------------------------------------------------------------------------- postprocessors
-
-
-class MSP:
-    """Maximum softmax probability."""
-
-    sweep: tuple[str, ...] = ()
-
-    def __init__(self, args: dict[str, Any]) -> None:
-        pass
-
-    def fit(self, train: Callable[[], Pass]) -> None:
-        """Nothing to fit."""
-
-    def confidence(self, data: Pass) -> torch.Tensor:
-        return -MaxSoftmax.score(data.logits)
-
-
-class EBO(MSP):
-    """Energy score at `temperature`."""
-
-    sweep = ("temperature",)
-
-    def __init__(self, args: dict[str, Any]) -> None:
-        self.temperature = args.get("temperature", 1)
-
-    def confidence(self, data: Pass) -> torch.Tensor:
-        return -EnergyBased.score(data.logits, t=self.temperature)
-
-
-class KNNDistance(MSP):
-    """Minus the squared distance to the K-th nearest normalised training feature (OpenOOD's `knn`)."""
-
-    sweep = ("K",)
-
-    def __init__(self, args: dict[str, Any]) -> None:
-        self.K = args.get("K", 50)
-
-    def fit(self, train: Callable[[], Pass]) -> None:
-        features = train()
-        try:
-            self.detector = KNN(None, k=self.K).fit_features(features.features, features.labels)
-        except ValueError as error:
-            raise InputError(f"postprocessor.postprocessor_args.K: {error}; choose a smaller K") from None
-
-    def confidence(self, data: Pass) -> torch.Tensor:
-        return -(self.detector.predict_features(data.features) ** 2)
-
-
-POSTPROCESSORS: dict[str, type[MSP]] = {"msp": MSP, "ebo": EBO, "knn": KNNDistance}
-
-
-def find_postprocessor(config: Config) -> type[MSP]:
-    """The class of `postprocessor.name`; InputError lists the known names."""
-    name = (config.postprocessor or {}).get("name")
-    if name not in POSTPROCESSORS:
-        near = difflib.get_close_matches(str(name), POSTPROCESSORS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        where = origin(config, "postprocessor.name") or "config"
-        raise InputError(
-            f"{where}: postprocessor.name: unknown {name!r}; {hint}known are {', '.join(sorted(POSTPROCESSORS))}"
-        )
-    return POSTPROCESSORS[name]
 
 
 # ---------------------------------------------------------------------------------------------------------- metrics
@@ -164,6 +89,10 @@ class Passes:
     def id(self, split: str) -> Pass:
         """The pass over `dataset.<split>`, without augmentation."""
         return self._once(f"id/{split}", lambda: data.id_loader(self.config, split))
+
+    def head(self) -> nn.Linear:
+        """The network's classifier, a copy on the CPU."""
+        return copy.deepcopy(self.net.get_fc_layer()).cpu().float().requires_grad_(False)
 
     def ood_val(self) -> Pass:
         return self._once("val", lambda: data.ood_val_loader(self.config))
@@ -212,22 +141,22 @@ def evaluate(passes: Passes, config: Config, out: Path) -> np.ndarray:
     return dict(rows)["nearood"]
 
 
-def fitted(cls: type[MSP], args: dict[str, Any], passes: Passes) -> MSP:
+def fitted(cls: type[Postprocessor], args: dict[str, Any], passes: Passes) -> Postprocessor:
     detector = cls(args)
-    detector.fit(lambda: passes.id("train"))
+    detector.fit(passes.id, passes.head())
     return detector
 
 
-def verdicts(detector: MSP, of: Pass, postprocessor: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def verdicts(detector: Postprocessor, of: Pass, postprocessor: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predictions, confidences and labels (N,) of a data set; InputError where a confidence is not a number."""
     conf = detector.confidence(of).double().numpy()
     if np.isnan(conf).any():
         row = int(np.flatnonzero(np.isnan(conf))[0])
         raise InputError(f"{postprocessor}: the score of image {row} of {name} is not a number; check the checkpoint")
-    return of.logits.argmax(1).numpy(), conf, of.labels.numpy()
+    return detector.prediction(of).numpy(), conf, of.labels.numpy()
 
 
-def best_on_validation(cls: type[MSP], section: Config, passes: Passes) -> MSP:
+def best_on_validation(cls: type[Postprocessor], section: Config, passes: Passes) -> Postprocessor:
     """The detector with the hyperparameters of the best AUROC on ID validation against OOD validation images."""
     sweep = section.postprocessor_sweep
     lists = []

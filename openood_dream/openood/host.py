@@ -1,0 +1,196 @@
+"""OpenOOD's own pipelines, run from our command and config."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from openood_dream import data, store
+from openood_dream.config import Config, InputError, origin
+from openood_dream.networks import backbone_name, pick_device
+from openood_dream.openood import compat, registry
+
+
+def wanted(config: Config) -> bool:
+    """Whether `backend` means OpenOOD; InputError where it asks for OpenOOD and that is not installed."""
+    there = compat.installed("openood")
+    if config.backend == "openood" and not there:
+        where = origin(config, "backend") or "config"
+        raise InputError(f"{where}: backend: OpenOOD is not installed; {registry.INSTALL}, or use backend: standalone")
+    return there and config.backend != "standalone"
+
+
+def run(config: Config) -> Path:
+    """Runs `pipeline` in OpenOOD with what is ours registered, in `num_gpus` processes; returns `output_dir`.
+
+    Without CUDA, or with `device: cpu`, everything runs on the CPU. Names, and a folder that exists where
+    `merge_option: default` would ask, are checked before anything is written and raise InputError.
+    """
+    cpu = pick_device(config.device).type != "cuda"
+    plain = complete(config)
+    with registration(cpu):
+        check(plain)
+    check_output(config)
+    data.ensure(config)
+    processes = (config.num_gpus or 0) * (config.num_machines or 1)
+    with own_stdout(), compat.enabled(cpu):
+        from openood.utils import launch
+
+        if processes > 1 and cpu:
+            port = import_module("openood.utils.launch")._find_free_port()
+            torch.multiprocessing.spawn(work_on_cpu, (processes, port, plain), nprocs=processes)
+        else:
+            launch(
+                work,
+                config.num_gpus or 0,
+                num_machines=config.num_machines or 1,
+                machine_rank=config.machine_rank or 0,
+                dist_url="auto",
+                args=(plain, cpu),
+            )
+    return Path(config.output_dir)
+
+
+def complete(config: Config) -> dict[str, Any]:
+    """The config as plain dicts, with `image_size` in the sections of timm networks, and without `benchmark`."""
+    plain = config.to_dict()
+    plain.pop("benchmark", None)  # labels with dots in them are no keys of OpenOOD's Config
+    network = plain.get("network")
+    while isinstance(network, dict):
+        if str(network.get("name")).startswith("timm:"):
+            network.setdefault("image_size", config.dataset.image_size)
+        network = network.get("backbone")
+    return plain
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raises InputError for a name that nobody knows, for which OpenOOD would raise a KeyError much later."""
+
+    def name(section: str) -> Any:
+        return (config.get(section) or {}).get("name")
+
+    registry.check_name("pipeline.name", name("pipeline"), registry.known("pipelines.get_pipeline"))
+    network = str(name("network"))
+    if network.startswith("timm:"):
+        backbone_name(network, "config: network.name")
+    else:
+        registry.check_name("network.name", network, ["timm:<model>", *registry.known("networks.get_network")])
+    preprocessors = [registry.PREPROCESSOR, *registry.known("preprocessors.get_preprocessor")]
+    registry.check_name("preprocessor.name", name("preprocessor"), preprocessors)
+    if name("pipeline") in ("train", "train_oe"):
+        registry.check_trainer(config)
+    if name("pipeline") in ("test_ood", "test_ood_aps"):
+        registry.check_postprocessor(config)
+
+
+def check_output(config: Config) -> None:
+    """Raises InputError where OpenOOD would ask whether to write into a folder, and nobody can answer."""
+    alone = (config.num_gpus or 0) * (config.num_machines or 1) <= 1
+    if config.save_output and config.merge_option == "default" and os.path.isdir(config.output_dir):
+        if not alone or sys.stdin is None or not sys.stdin.isatty():
+            raise InputError(f"{config.output_dir}: exists already (output_dir); choose another mark, or --merge_option merge")
+
+
+@contextmanager
+def registration(cpu: bool) -> Iterator[None]:
+    """Compatible and registered for the length of the block, or longer where register() was called before."""
+    before = registry.registered()
+    with compat.enabled(cpu):
+        registry.register()
+        try:
+            yield
+        finally:
+            if not before:
+                registry.unregister()
+
+
+def work(config: dict[str, Any], cpu: bool) -> None:
+    """One process's part of a run; the main one leaves the config as plain YAML in the run's folder."""
+    with registration(cpu):
+        from openood.pipelines import get_pipeline
+        from openood.utils import Config as HostConfig
+        from openood.utils import comm
+
+        host = HostConfig(config)
+        if comm.is_main_process() and str(host.pipeline.name).startswith("test"):
+            Path(host.output_dir, "ood.csv").unlink(missing_ok=True)  # OpenOOD would add its rows to the old ones
+        get_pipeline(host).run()
+        if comm.is_main_process() and host.save_output:
+            plain = Config(registry.plain(host)).to_dict()
+            store.write_text(Path(host.output_dir) / "config.yml", yaml.safe_dump(plain, sort_keys=False))
+
+
+def work_on_cpu(rank: int, processes: int, port: int, config: dict[str, Any]) -> None:
+    """`work` in one of several processes on this machine's CPU, for which OpenOOD's launch has no place."""
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, world_size=processes, rank=rank)
+    try:
+        with compat.enabled(cpu=True):
+            comm = import_module("openood.utils.comm")
+            comm._LOCAL_PROCESS_GROUP = torch.distributed.group.WORLD
+        work(config, True)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def own_stdout() -> Iterator[None]:
+    """Gives sys.stdout back after OpenOOD, whose log takes its place and would close it when it is collected."""
+    stdout = sys.stdout
+    try:
+        yield
+    finally:
+        log, sys.stdout = sys.stdout, stdout
+        while log is not stdout and hasattr(log, "console"):
+            log.console, log = io.StringIO(), log.console
+
+
+def status() -> dict[str, Any]:
+    """What `doctor` says of OpenOOD: `found`, and where it is, `path`, `version`, `commit`, `works` and `missing`.
+
+    `works` lists names by kind, ours included, `missing` has a line for each absent extra that says what it disables.
+    Where OpenOOD is there and cannot be used, `error` says why in place of `works`.
+    """
+    if not compat.installed("openood"):
+        return {"found": False, "missing": {"openood": f"OpenOOD is not installed; {registry.INSTALL}"}}
+    folder = Path(compat.folder("openood"))
+    found = {"found": True, "path": str(folder), **_version(folder)}
+    try:
+        with registration(cpu=False):
+            works = {factory.partition(".")[0]: registry.known(factory) for factory in registry.FACTORIES}
+            works["trainers"] = sorted({*works["trainers"], *registry.TRAINERS})
+            works["preprocessors"] = sorted({*works["preprocessors"], registry.PREPROCESSOR})
+            works["networks"] = ["timm:<model>", *works["networks"]]
+            works["postprocessors"] = registry.postprocessor_names()
+            found["works"] = works
+    except Exception as error:  # doctor reports whatever is wrong with an installation, and goes on
+        found["error"] = f"{type(error).__name__}: {error}"
+    return {**found, "missing": compat.missing()}
+
+
+def _version(folder: Path) -> dict[str, str | None]:
+    """Version and commit, as far as pip or a checkout know them."""
+    try:
+        distribution = metadata.distribution("openood")
+    except metadata.PackageNotFoundError:
+        return {"version": None, "commit": _head(folder.parent)}
+    url = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return {"version": distribution.version, "commit": url.get("vcs_info", {}).get("commit_id") or _head(folder.parent)}
+
+
+def _head(checkout: Path) -> str | None:
+    if not (checkout / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

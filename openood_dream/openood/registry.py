@@ -1,0 +1,310 @@
+"""Our trainers, preprocessor and networks in OpenOOD's factories, wherever they are bound; reversible."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from openood_dream import data
+from openood_dream.config import Config, InputError, settings
+from openood_dream.networks import SMALL_IMAGE, TimmNetwork, backbone_name, load_weights
+from openood_dream.openood import compat
+from openood_dream.trainers import TRAINERS
+
+PREPROCESSOR = "dream"
+INSTALL = "pip install git+https://github.com/Jingkang50/OpenOOD"
+
+# factory -> the parameters that it has in OpenOOD 1.5
+FACTORIES = {
+    "trainers.get_trainer": ["net", "train_loader", "val_loader", "config"],
+    "preprocessors.get_preprocessor": ["config", "split"],
+    "networks.get_network": ["network_config"],
+    "postprocessors.get_postprocessor": ["config"],
+    "pipelines.get_pipeline": ["config"],
+}
+_registered: dict[str, tuple[Callable, Callable]] = {}  # factory -> (OpenOOD's, ours)
+
+
+def register() -> None:
+    """Adds what is ours to OpenOOD's factories, in every loaded module of OpenOOD; doing it twice changes nothing.
+
+    Trainers of TRAINERS that OpenOOD does not have, or with `trainer.implementation: ours`; the preprocessor `dream`;
+    networks `timm:<name>`; unknown names are answered with the known ones. Raises InputError where OpenOOD is not
+    installed or its factories are not those of version 1.5; then nothing is changed.
+    """
+    wrappers = {
+        "trainers.get_trainer": _trainers,
+        "preprocessors.get_preprocessor": _preprocessors,
+        "networks.get_network": _networks,
+        "postprocessors.get_postprocessor": _postprocessors,
+        "pipelines.get_pipeline": _pipelines,
+    }
+    if not _registered:
+        originals = {factory: _original(factory) for factory in FACTORIES}
+        for factory, original in originals.items():
+            _registered[factory] = original, functools.wraps(original)(wrappers[factory](original))
+    for original, ours in _registered.values():
+        _rebind(original, ours)
+
+
+def unregister() -> None:
+    """Puts OpenOOD's own factories back everywhere."""
+    for original, ours in _registered.values():
+        _rebind(ours, original)
+    _registered.clear()
+
+
+def registered() -> bool:
+    return bool(_registered)
+
+
+def known(factory: str) -> list[str]:
+    """The names that OpenOOD's own factory answers to, sorted, read from its source."""
+    original = _registered[factory][0] if factory in _registered else _original(factory)
+    tree = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(original)))))
+    # get_network compares network_config.name with one name after the other, the others look it up in tables
+    names = [node.comparators[0] for node in tree if isinstance(node, ast.Compare) and getattr(node.left, "attr", None) == "name"]
+    if factory != "networks.get_network":
+        names = [key for node in tree if isinstance(node, ast.Dict) for key in node.keys]
+    return sorted({name.value for name in names if isinstance(name, ast.Constant)})
+
+
+def check_name(key: str, name: Any, names: Iterable[str], where: str = "config") -> None:
+    """Raises InputError that lists `names` where `name`, the value of a config key, is none of them."""
+    names = sorted(set(names))
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"{where}: {key}: unknown {name!r}; {hint}known are {', '.join(names)}")
+
+
+def _original(factory: str) -> Callable:
+    """OpenOOD's factory, checked to be the one that we know."""
+    room, name = factory.split(".")
+    if not compat.installed("openood"):
+        raise InputError(f"OpenOOD is not installed; {INSTALL}, or use backend: standalone")
+    with compat.enabled():
+        # what binds factories is loaded now, so that it is rebound at once
+        for package in ("openood.datasets", "openood.pipelines"):
+            importlib.import_module(package)
+        module = importlib.import_module(f"openood.{room}.utils")
+    function = getattr(module, name, None)
+    if not inspect.isfunction(function):
+        raise InputError(f"{module.__file__}: has no function {name}; expected OpenOOD 1.5 ({INSTALL})")
+    if list(inspect.signature(function).parameters) != FACTORIES[factory]:
+        got = ", ".join(inspect.signature(function).parameters)
+        raise InputError(f"{module.__file__}: {name}({got}); expected {name}({', '.join(FACTORIES[factory])}) as in OpenOOD 1.5 ({INSTALL})")
+    return function
+
+
+def _rebind(old: Callable, new: Callable) -> None:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "openood":
+            for attribute, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, attribute, new)
+
+
+# --------------------------------------------------------------------------------------------------------- trainers
+
+
+def trainer_is_ours(config: dict) -> bool:
+    """Whether `trainer.name` is one of ours: OpenOOD lacks it, or `trainer.implementation: ours` asks for it."""
+    name, asked = config["trainer"].get("name"), config["trainer"].get("implementation")
+    return name in TRAINERS and (asked == "ours" or name not in known("trainers.get_trainer"))
+
+
+def check_trainer(config: dict) -> None:
+    """Raises InputError for a trainer that nobody knows, and for one of ours in a pipeline that cannot feed it."""
+    name = config["trainer"].get("name")
+    check_name("trainer.name", name, [*TRAINERS, *known("trainers.get_trainer")])
+    if trainer_is_ours(config):
+        need, pipeline = "train_oe" if TRAINERS[name].auxiliary else "train", (config.get("pipeline") or {}).get("name")
+        if pipeline != need:
+            raise InputError(f"config: pipeline.name: the trainer {name} needs {need!r}, got {pipeline!r}")
+
+
+def _trainers(original: Callable) -> Callable:
+    def get_trainer(net: nn.Module, train_loader: Any, val_loader: Any, config: Any) -> Any:
+        check_trainer(config)
+        if not trainer_is_ours(config):
+            return original(net, train_loader, val_loader, config)
+        loaders = train_loader if isinstance(train_loader, list) else [train_loader]
+        trainer = TRAINERS[config.trainer.name](net, *loaders, config)
+        _share_gradients(net, trainer.optimizer)
+        return trainer
+
+    return get_trainer
+
+
+def _share_gradients(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Keeps parameters that a trainer has besides the network equal in all processes; the network's are DDP's business."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if world == 1:
+        return
+
+    def average(parameter: torch.Tensor) -> None:
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= world
+
+    inside = {id(parameter) for parameter in net.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in inside:
+                torch.distributed.broadcast(parameter.data, src=0)
+                parameter.register_post_accumulate_grad_hook(average)
+
+
+# ----------------------------------------------------------------------------------------------------- preprocessor
+
+
+def _preprocessors(original: Callable) -> Callable:
+    def get_preprocessor(config: Any, split: str) -> Any:
+        from openood.preprocessors import BasePreprocessor, TestStandardPreProcessor
+
+        name = config.preprocessor.name
+        check_name("preprocessor.name", name, [PREPROCESSOR, *known("preprocessors.get_preprocessor")])
+        if name == PREPROCESSOR:
+            fill_imagined(config)
+            # tests fit on training images as they are, like evaluation_api: random crops would make scores random
+            augment = split in ("train", "oe") and not str((config.pipeline or {}).get("name")).startswith("test")
+            preprocessor = (BasePreprocessor if augment else TestStandardPreProcessor)(config)
+        else:
+            preprocessor = original(config, split)
+        if config.preprocessor.horizontal_flip is False:
+            _drop_flips(preprocessor)
+        return preprocessor
+
+    return get_preprocessor
+
+
+def _drop_flips(preprocessor: Any) -> None:
+    from torchvision.transforms import Compose, RandomHorizontalFlip
+
+    if isinstance(getattr(preprocessor, "transform", None), Compose):
+        steps = preprocessor.transform.transforms
+        preprocessor.transform = Compose([step for step in steps if not isinstance(step, RandomHorizontalFlip)])
+
+
+def fill_imagined(config: Any) -> None:
+    """Puts the imagined image set in the place of the word `imagined` in `dataset.oe`, drawing it first if need be.
+
+    With several processes, the first one draws and the others wait, however long it takes.
+    """
+    section = config.dataset.get("oe")
+    if "oe" not in config.dataset.split_names or section is None or section.imglist_pth != data.IMAGINED:
+        return
+    found: list[str | None] = [None, None]  # the image set's folder, or what went wrong
+    if not torch.distributed.is_initialized():
+        found[0] = _imagine(config)
+    else:
+        failure = None
+        if torch.distributed.get_rank() == 0:
+            try:
+                found[0] = _imagine(config)
+            except Exception as error:  # the others wait and must hear of it
+                failure, found[1] = error, str(error)
+        # a group of its own, since the default one gives up after 30 minutes
+        group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+        torch.distributed.broadcast_object_list(found, src=0, group=group)
+        torch.distributed.destroy_process_group(group)
+        if found[0] is None:
+            raise failure or InputError(f"the first process could not imagine: {found[1]}")
+    section.imglist_pth, section.data_dir = f"{found[0]}/imglist.txt", found[0]
+    config.outlier_data = f"imagined ({settings(config, 'dream').outliers.method})"
+
+
+def _imagine(config: Any) -> str:
+    from openood_dream import imagine
+
+    return str(imagine.run(Config(plain(config))).path)
+
+
+def plain(value: Any) -> Any:
+    """A config of plain dicts; works on OpenOOD's too, whose items() are plain already."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+# --------------------------------------------------------------------------------------------------------- networks
+
+
+def _networks(original: Callable) -> Callable:
+    def get_network(network_config: Any) -> Any:
+        name = str(network_config.name)
+        if not name.startswith("timm:"):
+            check_name("network.name", name, ["timm:<model>", *known("networks.get_network")])
+            return original(network_config)
+        size = network_config.image_size
+        if not isinstance(size, int):
+            raise InputError(f"config: network.image_size: expected the images' pixels a side, got {size!r}; set it to '@{{dataset.image_size}}'")
+        model = backbone_name(name, "config: network.name")
+        args = plain(network_config.get("args") or {})
+        net = TimmNetwork(model, network_config.num_classes, small=size <= SMALL_IMAGE, args=args)
+        if network_config.pretrained:
+            load_weights(net, network_config.checkpoint)
+            net.eval()  # some of OpenOOD's postprocessors fit before anybody else does this
+        if network_config.num_gpus and network_config.num_gpus > 1:
+            import openood.utils.comm as comm
+
+            return nn.parallel.DistributedDataParallel(net.cuda(), device_ids=[comm.get_local_rank()])
+        return net.cuda() if network_config.num_gpus else net
+
+    return get_network
+
+
+# --------------------------------------------------------------------------------------------------- postprocessors
+
+
+# postprocessors that OpenOOD has and its pipelines' table lacks
+NOT_IN_TABLE = {"scale": "ScalePostprocessor", "nnguide": "NNGuidePostprocessor"}
+
+
+def postprocessor_names() -> list[str]:
+    return sorted({*known("postprocessors.get_postprocessor"), *NOT_IN_TABLE})
+
+
+def check_postprocessor(config: dict) -> None:
+    """Raises InputError for a postprocessor that nobody knows."""
+    check_name("postprocessor.name", (config.get("postprocessor") or {}).get("name"), postprocessor_names())
+
+
+def _postprocessors(original: Callable) -> Callable:
+    def get_postprocessor(config: Any) -> Any:
+        from openood import postprocessors
+        from openood.networks.ash_net import ASHNet
+        from openood.networks.scale_net import ScaleNet
+        from openood.postprocessors.info import num_classes_dict
+
+        check_postprocessor(config)
+        name = config.postprocessor.name
+        with mock.patch.dict(num_classes_dict, {config.dataset.name: config.dataset.num_classes}):  # it knows four data sets
+            post = getattr(postprocessors, NOT_IN_TABLE[name])(config) if name in NOT_IN_TABLE else original(config)
+        if name in ("ash", "scale"):
+            # their rule is in a network around the network, which evaluation_api adds and the pipelines do not
+            wrapper, postprocess = ASHNet if name == "ash" else ScaleNet, post.postprocess
+            post.postprocess = lambda net, images: postprocess(wrapper(net), images)
+        return post
+
+    return get_postprocessor
+
+
+def _pipelines(original: Callable) -> Callable:
+    def get_pipeline(config: Any) -> Any:
+        check_name("pipeline.name", (config.pipeline or {}).get("name"), known("pipelines.get_pipeline"))
+        return original(config)
+
+    return get_pipeline

@@ -1,0 +1,371 @@
+"""Detectors by OpenOOD's names, on the logits and features of one pass, with OpenOOD's numbers.
+
+They are pytorch-ood's where those agree with OpenOOD's to 0.01 in every cell of ood.csv, else written out here; a
+name whose numbers cannot be made to agree is not offered. Confidence is larger for in-distribution images.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pytorch_ood.detector import DICE, NCI, EnergyBased, MaxLogit, MaxSoftmax, ViM
+from pytorch_ood.detector.ash import ash_b
+from pytorch_ood.detector.scale import scale
+from scipy.special import rel_entr
+from sklearn.covariance import EmpiricalCovariance
+from torch import nn
+
+from openood_dream.config import Config, InputError, origin
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass of a network over a data set gives: logits (N, C), features (N, D), labels (N,), float32 on the CPU."""
+
+    logits: torch.Tensor
+    features: torch.Tensor
+    labels: torch.Tensor
+
+
+class Postprocessor:
+    """Scores images; `sweep` names the arguments that a search on validation data may choose, in OpenOOD's order."""
+
+    sweep: tuple[str, ...] = ()
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self.args = args
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        """Learns from the pass of an ID split ("train" or "val", without augmentation) and the network's classifier."""
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        """One number per image, (N,)."""
+        raise NotImplementedError
+
+    def prediction(self, images: Pass) -> torch.Tensor:
+        """The class of each image, (N,)."""
+        return images.logits.argmax(1)
+
+
+POSTPROCESSORS: dict[str, type[Postprocessor]] = {}
+
+
+def postprocessor(name: str) -> Callable[[type[Postprocessor]], type[Postprocessor]]:
+    """Registers a detector under the name that `postprocessor.name` uses."""
+
+    def register(cls: type[Postprocessor]) -> type[Postprocessor]:
+        POSTPROCESSORS[name] = cls
+        return cls
+
+    return register
+
+
+def find_postprocessor(config: Config) -> type[Postprocessor]:
+    """The class of `postprocessor.name`; InputError lists the known names."""
+    name = (config.postprocessor or {}).get("name")
+    if name not in POSTPROCESSORS:
+        near = difflib.get_close_matches(str(name), POSTPROCESSORS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        where = origin(config, "postprocessor.name") or "config"
+        raise InputError(f"{where}: postprocessor.name: unknown {name!r}; {hint}known are {', '.join(sorted(POSTPROCESSORS))}")
+    return POSTPROCESSORS[name]
+
+
+# ----------------------------------------------------------------------------------------------------------- logits
+
+
+@postprocessor("msp")
+class MSP(Postprocessor):
+    """Maximum softmax probability."""
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return -MaxSoftmax.score(images.logits)
+
+
+@postprocessor("mls")
+class MLS(Postprocessor):
+    """Maximum logit."""
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return -MaxLogit.score(images.logits)
+
+
+@postprocessor("ebo")
+class EBO(Postprocessor):
+    """Energy score at `temperature`."""
+
+    sweep = ("temperature",)
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return -EnergyBased.score(images.logits, t=self.args.get("temperature", 1))
+
+
+@postprocessor("gen")
+class GEN(Postprocessor):
+    """Minus the generalised entropy sum p^gamma (1 - p)^gamma of the M largest probabilities.
+
+    pytorch-ood's keeps probabilities away from 0 and 1, which puts confident images in another order.
+    """
+
+    sweep = ("gamma", "M")
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        gamma = self.args.get("gamma", 0.1)
+        p = images.logits.softmax(1).sort(1).values[:, -self.args.get("M", 100) :]
+        return -(p**gamma * (1 - p) ** gamma).sum(1)
+
+
+@postprocessor("klm")
+class KLM(Postprocessor):
+    """Minus the smallest KL divergence to the mean prediction of the validation images that are taken for a class.
+
+    A class that no validation image is taken for has the one-hot prediction, where pytorch-ood has none.
+    """
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        p, predicted = split("val").logits.softmax(1), split("val").logits.argmax(1)
+        means = [p[predicted == label].mean(0).numpy() for label in range(p.shape[1])]
+        empty = [bool(np.isnan(mean).any()) for mean in means]
+        self.means = np.array([one if bare else mean for one, bare, mean in zip(np.eye(len(means)), empty, means, strict=True)])
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        p = images.logits.softmax(1).numpy().astype(self.means.dtype)
+        p, means = p / p.sum(1, keepdims=True), self.means / self.means.sum(1, keepdims=True)
+        return -torch.from_numpy(np.min([rel_entr(p, mean).sum(1) for mean in means], axis=0))
+
+
+# --------------------------------------------------------------------------------------------------------- features
+
+
+@postprocessor("knn")
+class KNN(Postprocessor):
+    """Minus the squared distance to the K-th nearest normalised training feature.
+
+    With faiss, as in OpenOOD: in tight clusters its rounding decides the order.
+    """
+
+    sweep = ("K",)
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        bank, self.K = unit(split("train").features), self.args.get("K", 50)
+        if not 1 <= self.K <= len(bank):
+            raise InputError(f"postprocessor.postprocessor_args.K: expected 1 to {len(bank)}, the number of training images, got {self.K}")
+        self.index = faiss.IndexFlatL2(bank.shape[1])
+        self.index.add(bank)
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        distances, _ = self.index.search(unit(images.features), self.K)
+        return -torch.from_numpy(distances[:, -1])
+
+
+def unit(features: torch.Tensor) -> np.ndarray:
+    """Features (N, D) of length 1, plus OpenOOD's 1e-10."""
+    return (features / features.norm(dim=1, keepdim=True)).numpy() + np.float32(1e-10)
+
+
+@postprocessor("vim")
+class VIM(Postprocessor):
+    """Energy minus the virtual logit: the residual outside the `dim` principal directions of training features."""
+
+    sweep = ("dim",)
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        train, dim = split("train"), self.args.get("dim", 256)
+        if not 0 <= dim < train.features.shape[1]:
+            raise InputError(f"postprocessor.postprocessor_args.dim: expected less than the {train.features.shape[1]} features of the network, got {dim}")
+        self.detector = ViM(None, dim, head.weight, head.bias).fit_features(train.features, train.labels)
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return -self.detector.predict_features(images.features)
+
+
+@postprocessor("mds")
+class MDS(Postprocessor):
+    """Minus the Mahalanobis distance to the nearest class mean, with one covariance for all classes."""
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        train = split("train")
+        self.means = torch.stack([train.features[train.labels == label].mean(0) for label in range(head.out_features)])
+        self.precision = precision(train.features - self.means[train.labels])
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return -torch.stack([mahalanobis(images.features - mean, self.precision) for mean in self.means]).amin(0)
+
+
+@postprocessor("rmds")
+class RMDS(MDS):
+    """MDS relative to the distance to the mean of all training features, with their covariance."""
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        super().fit(split, head)
+        features = split("train").features
+        self.mean, self.background = features.mean(0), precision(features - features.mean(0))
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return super().confidence(images) + mahalanobis(images.features - self.mean, self.background)
+
+
+def precision(centred: torch.Tensor) -> torch.Tensor:
+    """The inverse covariance (D, D) of (N, D); a pseudo-inverse, since networks have features that are always 0."""
+    return torch.from_numpy(EmpiricalCovariance().fit(centred.numpy()).precision_).float()
+
+
+def mahalanobis(centred: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """x' P x of each row, (N,)."""
+    return ((centred @ inverse) * centred).sum(1)
+
+
+@postprocessor("she")
+class SHE(Postprocessor):
+    """Similarity to the mean feature of the training images that are rightly taken for the predicted class."""
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        train, metric = split("train"), self.args.get("metric", "inner_product")
+        if metric != "inner_product":
+            raise InputError(f"postprocessor.postprocessor_args.metric: expected 'inner_product', got {metric!r}")
+        right = train.logits.argmax(1) == train.labels
+        self.patterns = torch.stack([train.features[right & (train.labels == label)].mean(0) for label in range(head.out_features)])
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return (images.features * self.patterns[images.logits.argmax(1)]).sum(1)
+
+
+@postprocessor("gradnorm")
+class GradNorm(Postprocessor):
+    """L1 norm of the gradient, with respect to the classifier's weight, of the cross-entropy to all ones.
+
+    It is the outer product of C softmax - 1 and the feature, so its norm is the product of theirs.
+    """
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        p = images.logits.softmax(1)
+        return (p.shape[1] * p - 1).abs().sum(1) * images.features.abs().sum(1)
+
+
+@postprocessor("fdbd")
+class FDBD(Postprocessor):
+    """Mean distance to the decision boundaries, by the distance to the training mean or by the feature's length.
+
+    pytorch-ood has the first of the two alone.
+    """
+
+    sweep = ("distance_as_normalizer",)
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        weight = head.weight.detach().double()
+        self.gaps = (weight[:, None] - weight).norm(dim=2).fill_diagonal_(1)
+        self.centre = split("train").features.mean(0) * bool(self.args.get("distance_as_normalizer", True))
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        values, predicted = images.logits.max(1)
+        return ((values[:, None] - images.logits) / self.gaps[predicted]).sum(1) / (images.features - self.centre).norm(dim=1)
+
+
+@postprocessor("nci")
+class NCIDistance(Postprocessor):
+    """Closeness of the centred feature to the predicted class's weight, plus alpha times the feature's L1 norm."""
+
+    sweep = ("alpha",)
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        self.detector = NCI(None, head, self.args.get("alpha", 0.0001)).fit_features(split("train").features)
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return -self.detector.predict_features(images.features)
+
+
+# -------------------------------------------------------------------------------------------------- shaped features
+
+
+class Shaped(Postprocessor):
+    """The energy of logits that are not quite the network's."""
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        self.head = head
+
+    def shape(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (N, D) as the classifier is to see them."""
+        raise NotImplementedError
+
+    def logits(self, images: Pass) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.head(self.shape(images.features))
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        return -EnergyBased.score(self.logits(images))
+
+    def prediction(self, images: Pass) -> torch.Tensor:
+        return self.logits(images).argmax(1)
+
+
+@postprocessor("react")
+class ReAct(Shaped):
+    """Features above a percentile of all validation features are clipped."""
+
+    sweep = ("percentile",)
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        super().fit(split, head)
+        self.threshold = float(np.percentile(split("val").features.numpy(), self.args.get("percentile", 90)))
+
+    def shape(self, features: torch.Tensor) -> torch.Tensor:
+        return features.clip(max=self.threshold)
+
+
+@postprocessor("vra")
+class VRA(Shaped):
+    """Features outside two percentiles of all validation features are clipped; pytorch-ood has a threshold per feature."""
+
+    sweep = ("percentile_high", "percentile_low")
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        super().fit(split, head)
+        limits = [self.args.get("percentile_low", 10), self.args.get("percentile_high", 90)]
+        self.low, self.high = map(float, np.percentile(split("val").features.numpy(), limits))
+
+    def shape(self, features: torch.Tensor) -> torch.Tensor:
+        return features.clip(self.low, self.high)
+
+
+@postprocessor("ash")
+class ASH(Shaped):
+    """ASH-B: the largest features of an image share the sum of all, the others are 0."""
+
+    sweep = ("percentile",)
+
+    def shape(self, features: torch.Tensor) -> torch.Tensor:
+        return ash_b(features[:, :, None, None], self.args.get("percentile", 90) / 100)[:, :, 0, 0]
+
+
+@postprocessor("scale")
+class Scale(Shaped):
+    """Features times exp(sum of all / sum of the largest)."""
+
+    sweep = ("percentile",)
+
+    def shape(self, features: torch.Tensor) -> torch.Tensor:
+        return scale(features[:, :, None, None], self.args.get("percentile", 85) / 100)[:, :, 0, 0]
+
+
+@postprocessor("dice")
+class Dice(Shaped):
+    """Only the classifier's weights whose mean contribution is above a percentile are used."""
+
+    sweep = ("p",)
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
+        train = split("train")
+        self.detector = DICE(None, head.weight, head.bias, self.args.get("p", 90) / 100).fit_features(train.features, train.labels)
+
+    def logits(self, images: Pass) -> torch.Tensor:
+        return F.linear(images.features, self.detector.masked_w, self.detector.bias)
+
+
+__all__ = ["POSTPROCESSORS", "Pass", "Postprocessor", "find_postprocessor"]
