@@ -124,7 +124,7 @@ def train(context: typer.Context) -> None:
     from openood_dream import pipelines
     from openood_dream.config import load_config
 
-    finished(pipelines.train(load_config(files, overrides)))
+    finished(pipelines.hosted(load_config(files, overrides), pipelines.train))
 
 
 @app.command(**CONFIGURED)
@@ -134,7 +134,7 @@ def evaluate(context: typer.Context) -> None:
     from openood_dream import pipelines
     from openood_dream.config import load_config
 
-    finished(pipelines.test(load_config(files, overrides)))
+    finished(pipelines.hosted(load_config(files, overrides), pipelines.test))
 
 
 class Format(str, Enum):

@@ -188,21 +188,31 @@ class OutlierSettings(_Section):
     method: Literal["knn", "inlier", "boundary"] = Field("knn", description="how embeddings are found")
     k: int = Field(300, ge=1, description="which nearest neighbour measures the distance")
     sigma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        0.07, description="standard deviation of the Gaussian draws; auto: measured from the embeddings"
+        0.07, description="standard deviation of the Gaussian draws; auto: found for each class, by multiple"
     )
-    multiple: float = Field(1.1, gt=0, description="with sigma auto: how far candidates lie, in typical distances")
-    select: int = Field(50, ge=1, description="boundary points of a class")
+    multiple: float = Field(
+        1.1, gt=0, description="sigma auto: median distance of the kept, over the 99th percentile of ID distances"
+    )
+    select: int = Field(
+        50, ge=1, description="boundary points of a class: its farthest embeddings, or nearest with method inlier"
+    )
     n_boundary: int = Field(50, ge=1, description="boundary points used in a round")
     n_draws: int = Field(1500, ge=1, description="Gaussian draws around each boundary point")
     keep: int = Field(2, ge=1, description="candidates kept per boundary point and round")
     rounds: int = Field(100, ge=1, description="repetitions with fresh draws")
-    selection: Literal["far", "random"] = Field("far", description="which candidates are kept; far is the paper's rule")
-    neighbours: Literal["class", "all"] = Field("class", description="whose embeddings count as neighbours")
+    selection: Literal["far", "random"] = Field(
+        "far", description="which candidates are kept; far: the farthest, and the nearest with method inlier"
+    )
+    neighbours: Literal["class", "all"] = Field(
+        "class", description="whose embeddings count as neighbours: the class's own, or all"
+    )
     seed: _Seed = Field(0, description="seed of the draws")
     step_size: float = Field(0.015, gt=0, description="boundary: step a along the sign of the gradient")
     extra_steps: int = Field(2, ge=0, description="boundary: steps c beyond the crossing")
     max_steps: int = Field(100, ge=1, description="boundary: steps after which an embedding is given up")
-    fraction: float = Field(0.05, gt=0, le=1, description="boundary: share of each class that crosses soonest")
+    fraction: float = Field(
+        0.05, gt=0, le=1, description="boundary: share of each class that is used, the one that crosses soonest"
+    )
 
     @model_validator(mode="after")
     def _counts(self) -> OutlierSettings:
@@ -293,7 +303,13 @@ class DreamOOD(_Section):
     beta: float = Field(1.0, ge=0, description="weight of the outlier loss")
 
 
-TRAINER_SETTINGS: dict[str, type[BaseModel]] = {"base": BaseTrainer, "oe": OE, "dream_ood": DreamOOD}
+class DreamID(_Section):
+    """`trainer.name: dream_id`: cross-entropy on ID images and imagined inliers."""
+
+    name: Literal["dream_id"] = Field(description="the trainer")
+
+
+TRAINER_SETTINGS: dict[str, type[BaseModel]] = {"base": BaseTrainer, "oe": OE, "dream_ood": DreamOOD, "dream_id": DreamID}
 
 
 class BenchmarkSettings(_Section):
@@ -503,17 +519,23 @@ def _find(name: str, folder: str, asked_by: str) -> str:
     raise InputError(f"{asked_by}{name}: no such file, nor among the shipped configs{hint}")
 
 
-def _layers(name: str, folder: str = "", trail: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A file with everything that it includes, in the order of merging."""
+def _layers(
+    name: str, merged: set[str], folder: str = "", trail: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file with everything that it includes and that is not among the `merged` files yet, in the order of merging."""
     file = _find(name, folder, f"{trail[-1]}: include: " if trail else "")
-    if any(os.path.realpath(file) == os.path.realpath(other) for other in trail):
+    path = os.path.realpath(file)
+    if trail and path in merged:
+        return
+    if any(path == os.path.realpath(other) for other in trail):
         raise InputError(f"{trail[-1]}: include: {name} leads back to itself ({' -> '.join([*trail, file])})")
     data = _read(file)
     includes = data.pop("include", [])
     if not isinstance(includes, list) or not all(isinstance(item, str) and item.strip() for item in includes):
         raise InputError(f"{file}: include: expected a list of files, got {_show(includes)}")
     for item in includes:
-        yield from _layers(item, os.path.dirname(file), (*trail, file))
+        yield from _layers(item, merged, os.path.dirname(file), (*trail, file))
+    merged.add(path)
     yield file, data
 
 
@@ -808,13 +830,13 @@ def _join_output_dir(config: Config) -> None:
 def load_config(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Config:
     """The validated Config of files merged left to right, each after its includes, and of `--key.sub value` tokens.
 
-    A file that is not there is looked up in `shipped_configs()`. `output_dir` ends in `exp_name`, as in OpenOOD.
+    An include that was merged before is not merged again, so that what came since then stays. A file that is not there is looked up in `shipped_configs()`. `output_dir` ends in `exp_name`, as in OpenOOD.
     Raises InputError for the first mistake in the order of the files.
     """
-    config, origins = Config(), {}
+    config, origins, merged = Config(), {}, set()
     try:
         for name in files:
-            for file, data in _layers(os.fspath(name)):
+            for file, data in _layers(os.fspath(name), merged):
                 _assign(config, origins, (), data, file)
         _override(config, origins, overrides)
         config = _References(config, origins).resolve(config)

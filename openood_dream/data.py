@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from openood_dream import store
-from openood_dream.config import Config, InputError, origin
+from openood_dream.config import Config, InputError, origin, shipped_configs
 
 # Channel means and deviations by OpenOOD's normalization_type; any other name means 0.5 and 0.5.
 NORMALIZATION = {
@@ -91,9 +91,8 @@ class ImageList(Dataset):
             with Image.open(io.BytesIO(path.read_bytes())) as image:
                 return image.convert("RGB")
         except FileNotFoundError:
-            hint = "check data_dir and the list"
             raise InputError(
-                f"{self.imglist}:{index + 1}: image {str(path)!r} is not there ({self.key}); {hint}"
+                f"{self.imglist}: image {str(path)!r} is not there ({self.key}); check data_dir and the list"
             ) from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{path}: broken image ({error}); restore it or take it from {self.imglist}") from None
@@ -136,7 +135,7 @@ def image_list(
     for field in ("imglist_pth", "data_dir"):
         if not isinstance(section.get(field), str):
             raise InputError(
-                f"{origin(config, key) or 'config'}: {key}.{field}: expected a path, got {section.get(field)!r}"
+                f"{origin(config, f'{key}.{field}') or 'config'}: {key}.{field}: expected a path, got {section.get(field)!r}"
             )
     return ImageList(
         section["imglist_pth"],
@@ -193,13 +192,15 @@ def ood_val_loader(config: Config) -> DataLoader:
 def class_names(config: Config) -> list[str]:
     """`dream.class_names`: a list, or a file with one name a line; as many as dataset.num_classes.
 
+    A file that is not there is looked up in `shipped_configs()`.
     Raises InputError for a missing file or a number of names that does not fit the labels.
     """
     names = config.dream.class_names
     where = origin(config, "dream.class_names") or "config"
     if isinstance(names, str):
+        path = Path(names) if Path(names).exists() else shipped_configs() / names
         try:
-            lines = Path(names).read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
         except OSError:
             raise InputError(
                 f"{where}: dream.class_names: no such file {names!r}; expected one class name a line"

@@ -34,15 +34,18 @@ from openood_dream.networks import autocast, pick_device, pick_dtype
 from openood_dream.prompts import Prompt, conditioning
 
 KL_WEIGHT = 1e-4  # keeps the latents near a unit Gaussian without blurring the images
-DOWNSAMPLING = 4  # pixels per latent, each way
+VAE_BATCH = 32
+VAE_LR = 3e-3  # peak
+EMA_DECAY = 0.99  # of the diffusion model's weights; a short training cannot afford a longer memory
+DOWNSAMPLING = 8  # pixels per latent, each way, as in Stable Diffusion
 
 
 def small_vae(image_size: int) -> AutoencoderKL:
-    """An untrained autoencoder, images (B, 3, S, S) in [-1, 1] <-> latents (B, 4, S/4, S/4)."""
+    """An untrained autoencoder, images (B, 3, S, S) in [-1, 1] <-> latents (B, 4, S/8, S/8)."""
     return AutoencoderKL(
-        block_out_channels=(32, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -52,16 +55,19 @@ def small_vae(image_size: int) -> AutoencoderKL:
 
 
 def small_unet(latent_size: int, text_dim: int) -> UNet2DConditionModel:
-    """An untrained noise predictor for latents (B, 4, L, L) with cross-attention to text of width `text_dim`."""
+    """An untrained noise predictor for latents (B, 4, L, L) with cross-attention to text of width `text_dim`.
+
+    One level, since small images have few latents: at equal time a narrow network that sees more samples learns more.
+    """
     return UNet2DConditionModel(
         sample_size=latent_size,
-        block_out_channels=(48, 96),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
+        block_out_channels=(64,),
+        down_block_types=("DownBlock2D",),
         mid_block_type="UNetMidBlock2DCrossAttn",
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        up_block_types=("UpBlock2D",),
         layers_per_block=1,
         cross_attention_dim=text_dim,
-        attention_head_dim=4,
+        attention_head_dim=8,
         norm_num_groups=16,
     )
 
@@ -88,10 +94,8 @@ def train_vae(
 ) -> float:
     """Trains the autoencoder (squared error and a light KL term) and sets its scaling factor; returns the last mean error."""
     vae.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(vae.parameters(), 2 * training.lr, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 2 * training.lr, total_steps=training.vae_steps, pct_start=0.1
-    )
+    optimizer = torch.optim.AdamW(vae.parameters(), VAE_LR, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, VAE_LR, total_steps=training.vae_steps, pct_start=0.1)
     batches, error = endless(loader), 0.0
     with trange(training.vae_steps, desc="generator: training the autoencoder", unit="step") as steps:
         for step in steps:
@@ -146,7 +150,7 @@ def train_unet(
     unet.to(memory_format=torch.channels_last)
     text_encoder.get_input_embeddings().weight.requires_grad_(False)  # the anchors must stay what they are
     parameters = [p for p in nets.parameters() if p.requires_grad]
-    average = AveragedModel(nets, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    average = AveragedModel(nets, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     optimizer = torch.optim.AdamW(parameters, training.lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=training.steps, pct_start=0.05)
     noise = noise_schedule()
@@ -176,7 +180,7 @@ def train_unet(
             optimizer.step()
             schedule.step()
             average.update_parameters(nets)
-            if step >= 0.9 * training.steps:
+            if step >= int(0.9 * training.steps):
                 tail.append(loss.detach())
             if step % 50 == 0:
                 steps.set_postfix(loss=f"{loss.item():.3f}")
@@ -201,7 +205,8 @@ def run(config: Config) -> Source:
 
     def make(folder: Path) -> dict[str, Any]:
         device = pick_device(config.device)
-        dtype = pick_dtype(config.precision, device)
+        # on a CPU bfloat16 gains nothing for networks as small as these
+        dtype = torch.float32 if device.type == "cpu" else pick_dtype(config.precision, device)
         anchors = anchors_stage.load(anchors_stage.run(config))
         torch.manual_seed(training.seed)
         tokenizer = text.load(CLIPTokenizer, subfolder="tokenizer")
@@ -209,7 +214,7 @@ def run(config: Config) -> Source:
         images = data.id_loader(config, "train").dataset
         in_order = data.loader(images, 256, shuffle=False)
         vae = small_vae(images.image_size)
-        error = train_vae(vae, data.loader(images, 64, shuffle=True), training, device, dtype)
+        error = train_vae(vae, data.loader(images, VAE_BATCH, shuffle=True), training, device, dtype)
         mean, std = encode(vae, in_order, device)
         vae.register_to_config(scaling_factor=1 / mean.std().item())
         scale = vae.config.scaling_factor

@@ -37,7 +37,8 @@ class TimmNetwork(nn.Module):
             raise InputError(f"network.args: timm refuses {args!r} for {name} ({error})") from None
         if small:
             shrink_stem(self.backbone)
-        self.feature_size = self.backbone.num_features
+        # some families widen the pooled features once more before the classifier
+        self.feature_size = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
         self.fc = nn.Linear(self.feature_size, num_classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from torch import nn
 from tqdm import tqdm, trange
 
+import openood_dream.openood
 from openood_dream import data, store
 from openood_dream.config import Config, InputError, load_config, origin, settings
 from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor
@@ -24,22 +26,39 @@ from openood_dream.trainers import get_trainer
 TRAINED, SCORED = "train.json", "evaluate.json"
 
 
-def run(files: list[str], overrides: list[str]) -> None:
-    """Runs the pipeline that the config names: `pipeline.name` train, train_oe, test_ood or benchmark."""
+def run(files: list[str], overrides: list[str]) -> Path:
+    """Runs the pipeline that the config names, any of OpenOOD's included, and returns the folder it wrote or its report."""
     config = load_config(files, overrides)
     name = (config.pipeline or {}).get("name")
-    known = {"train": train, "train_oe": train, "test_ood": test}
     if name == "benchmark":
-        benchmark(files, overrides)
-    elif name in known:
-        known[name](config)
-    else:
+        return benchmark(files, overrides)
+    if openood_dream.openood.wanted(config):
+        return openood_dream.openood.run(config)
+    known = own_pipelines()
+    if name not in known:
         near = difflib.get_close_matches(str(name), [*known, "benchmark"], n=1)
         where = origin(config, "pipeline.name") or "config"
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(
             f"{where}: pipeline.name: unknown pipeline {name!r}; expected {', '.join(known)} or benchmark{hint}"
         )
+    return known[name](config)
+
+
+def own_pipelines() -> dict[str, Callable[[Config], Path]]:
+    """OpenOOD's pipelines that run without it."""
+    return {"train": train, "train_oe": train, "test_ood": test}
+
+
+def hosted(config: Config, standalone: Callable[[Config], Path]) -> Path:
+    """Runs `train` or `test`, or OpenOOD's pipeline of that kind where `backend` means OpenOOD."""
+    if not openood_dream.openood.wanted(config):
+        return standalone(config)
+    kind, name = [name for name, ours in own_pipelines().items() if ours is standalone], (config.pipeline or {}).get("name")
+    if name not in kind:
+        where = origin(config, "pipeline.name") or "config"
+        raise InputError(f"{where}: pipeline.name: expected {' or '.join(kind)}, got {name!r}")
+    return openood_dream.openood.run(config)
 
 
 def require(config: Config, *keys: str) -> None:
@@ -249,6 +268,9 @@ def benchmark(
     start = time.perf_counter()
     common = load_config(files, overrides)
     require(common, "benchmark")
+    if common.backend == "openood":
+        where = origin(common, "backend") or "config"
+        raise InputError(f"{where}: backend: the benchmark runs standalone, got 'openood'; run its methods one by one")
     plan = settings(common, "benchmark")
     chosen = list(plan.methods) if methods is None else methods
     for name in chosen:

@@ -134,7 +134,7 @@ def complete(folder: Path) -> dict[str, Any] | None:
     """The manifest of a complete folder, or None for a folder that is missing or was interrupted."""
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(

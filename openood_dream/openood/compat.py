@@ -149,7 +149,10 @@ def _numpy_names() -> dict[str, Any]:
 def _answer(question: str = "") -> str:
     """`input` for OpenOOD's question whether to write into a folder that exists."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise InputError("output_dir exists and merge_option is default, which asks; nobody can answer here: use --merge_option merge or another mark")
+        raise InputError(
+            "output_dir exists and merge_option is default, which asks; nobody can answer here: "
+            "use --merge_option merge or another mark"
+        )
     return builtins.input(question)
 
 
@@ -225,7 +228,7 @@ _active: list[ExitStack] = []
 
 
 def enable(cpu: bool = False) -> None:
-    """`enabled(cpu)` until `disable()`; a second call changes nothing but what `cpu` adds."""
+    """`enabled(cpu)` until `disable()`."""
     stack = ExitStack()
     stack.enter_context(enabled(cpu))
     _active.append(stack)

@@ -63,9 +63,12 @@ def run(config: Config) -> Path:
 
 
 def complete(config: Config) -> dict[str, Any]:
-    """The config as plain dicts, with `image_size` in the sections of timm networks, and without `benchmark`."""
+    """The config as plain dicts, with what OpenOOD's pipelines need and without what they stumble over."""
     plain = config.to_dict()
     plain.pop("benchmark", None)  # labels with dots in them are no keys of OpenOOD's Config
+    dataset = plain.get("dataset") or {}
+    if (dataset.get("oe") or {}).get("imglist_pth") == data.IMAGINED and name_of(plain, "pipeline").startswith("test"):
+        dataset["split_names"] = [split for split in dataset["split_names"] if split != "oe"]  # nothing to draw for
     network = plain.get("network")
     while isinstance(network, dict):
         if str(network.get("name")).startswith("timm:"):
@@ -77,21 +80,22 @@ def complete(config: Config) -> dict[str, Any]:
 def check(config: dict[str, Any]) -> None:
     """Raises InputError for a name that nobody knows, for which OpenOOD would raise a KeyError much later."""
 
-    def name(section: str) -> Any:
-        return (config.get(section) or {}).get("name")
-
-    registry.check_name("pipeline.name", name("pipeline"), registry.known("pipelines.get_pipeline"))
-    network = str(name("network"))
+    pipeline, network = name_of(config, "pipeline"), name_of(config, "network")
+    registry.check_name("pipeline.name", pipeline, registry.known("pipelines.get_pipeline"))
     if network.startswith("timm:"):
         backbone_name(network, "config: network.name")
     else:
         registry.check_name("network.name", network, ["timm:<model>", *registry.known("networks.get_network")])
     preprocessors = [registry.PREPROCESSOR, *registry.known("preprocessors.get_preprocessor")]
-    registry.check_name("preprocessor.name", name("preprocessor"), preprocessors)
-    if name("pipeline") in ("train", "train_oe"):
+    registry.check_name("preprocessor.name", name_of(config, "preprocessor"), preprocessors)
+    if pipeline in ("train", "train_oe"):
         registry.check_trainer(config)
-    if name("pipeline") in ("test_ood", "test_ood_aps"):
+    if pipeline in ("test_ood", "test_ood_aps"):
         registry.check_postprocessor(config)
+
+
+def name_of(config: dict[str, Any], section: str) -> str:
+    return str((config.get(section) or {}).get("name"))
 
 
 def check_output(config: Config) -> None:

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -22,6 +23,7 @@ from openood_dream.config import Config, InputError, settings
 from openood_dream.networks import SMALL_IMAGE, TimmNetwork, backbone_name, load_weights
 from openood_dream.openood import compat
 from openood_dream.trainers import TRAINERS
+from openood_dream.trainers import get_trainer as find_trainer
 
 PREPROCESSOR = "dream"
 INSTALL = "pip install git+https://github.com/Jingkang50/OpenOOD"
@@ -38,23 +40,22 @@ _registered: dict[str, tuple[Callable, Callable]] = {}  # factory -> (OpenOOD's,
 
 
 def register() -> None:
-    """Adds what is ours to OpenOOD's factories, in every loaded module of OpenOOD; doing it twice changes nothing.
+    """Adds what is ours to OpenOOD's factories, in every loaded module that has them; doing it twice changes nothing.
 
-    Trainers of TRAINERS that OpenOOD does not have, or with `trainer.implementation: ours`; the preprocessor `dream`;
-    networks `timm:<name>`; unknown names are answered with the known ones. Raises InputError where OpenOOD is not
-    installed or its factories are not those of version 1.5; then nothing is changed.
+    The trainers of TRAINERS that OpenOOD does not have, the preprocessor `dream`, networks `timm:<name>`, and the
+    postprocessors that only `evaluation_api` knows; unknown names are answered with the known ones. Raises InputError
+    where OpenOOD is not installed or its factories are not those of version 1.5; then nothing is changed.
     """
     wrappers = {
         "trainers.get_trainer": _trainers,
         "preprocessors.get_preprocessor": _preprocessors,
         "networks.get_network": _networks,
         "postprocessors.get_postprocessor": _postprocessors,
-        "pipelines.get_pipeline": _pipelines,
     }
     if not _registered:
         originals = {factory: _original(factory) for factory in FACTORIES}
-        for factory, original in originals.items():
-            _registered[factory] = original, functools.wraps(original)(wrappers[factory](original))
+        for factory, wrapper in wrappers.items():
+            _registered[factory] = originals[factory], functools.wraps(originals[factory])(wrapper(originals[factory]))
     for original, ours in _registered.values():
         _rebind(original, ours)
 
@@ -95,11 +96,14 @@ def _original(factory: str) -> Callable:
     room, name = factory.split(".")
     if not compat.installed("openood"):
         raise InputError(f"OpenOOD is not installed; {INSTALL}, or use backend: standalone")
-    with compat.enabled():
-        # what binds factories is loaded now, so that it is rebound at once
-        for package in ("openood.datasets", "openood.pipelines"):
-            importlib.import_module(package)
-        module = importlib.import_module(f"openood.{room}.utils")
+    try:
+        with compat.enabled():
+            # what binds factories is loaded now, so that it is rebound at once
+            for package in ("openood.datasets", "openood.pipelines"):
+                importlib.import_module(package)
+            module = importlib.import_module(f"openood.{room}.utils")
+    except ImportError as error:
+        raise InputError(f"OpenOOD is installed and cannot be imported ({error}); repair it (openood-dream doctor), or use backend: standalone") from error
     function = getattr(module, name, None)
     if not inspect.isfunction(function):
         raise InputError(f"{module.__file__}: has no function {name}; expected OpenOOD 1.5 ({INSTALL})")
@@ -110,8 +114,8 @@ def _original(factory: str) -> Callable:
 
 
 def _rebind(old: Callable, new: Callable) -> None:
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "openood":
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType) and module is not sys.modules[__name__]:
             for attribute, value in list(vars(module).items()):
                 if value is old:
                     setattr(module, attribute, new)
@@ -121,19 +125,25 @@ def _rebind(old: Callable, new: Callable) -> None:
 
 
 def trainer_is_ours(config: dict) -> bool:
-    """Whether `trainer.name` is one of ours: OpenOOD lacks it, or `trainer.implementation: ours` asks for it."""
-    name, asked = config["trainer"].get("name"), config["trainer"].get("implementation")
-    return name in TRAINERS and (asked == "ours" or name not in known("trainers.get_trainer"))
+    """Whether `trainer.name` is one that we have and OpenOOD lacks."""
+    name = (config.get("trainer") or {}).get("name")
+    return name in TRAINERS and name not in known("trainers.get_trainer")
 
 
 def check_trainer(config: dict) -> None:
-    """Raises InputError for a trainer that nobody knows, and for one of ours in a pipeline that cannot feed it."""
-    name = config["trainer"].get("name")
+    """Raises InputError for a trainer that nobody knows, and for one of ours that its config cannot feed."""
+    name = (config.get("trainer") or {}).get("name")
     check_name("trainer.name", name, [*TRAINERS, *known("trainers.get_trainer")])
+    if name in TRAINERS:
+        find_trainer(config)
     if trainer_is_ours(config):
-        need, pipeline = "train_oe" if TRAINERS[name].auxiliary else "train", (config.get("pipeline") or {}).get("name")
+        cls, pipeline = TRAINERS[name], (config.get("pipeline") or {}).get("name")
+        need = "train_oe" if cls.auxiliary else "train"
         if pipeline != need:
             raise InputError(f"config: pipeline.name: the trainer {name} needs {need!r}, got {pipeline!r}")
+        if cls.auxiliary and "oe" not in (config.get("dataset") or {}):
+            raise InputError(f"config: dataset.oe: the trainer {name} needs it; add preprocessors/dream.yml")
+        settings(config, "trainer")
 
 
 def _trainers(original: Callable) -> Callable:
@@ -201,32 +211,42 @@ def _drop_flips(preprocessor: Any) -> None:
 def fill_imagined(config: Any) -> None:
     """Puts the imagined image set in the place of the word `imagined` in `dataset.oe`, drawing it first if need be.
 
-    With several processes, the first one draws and the others wait, however long it takes.
+    With several processes the first one draws, and the others wait until it is done or has failed.
     """
     section = config.dataset.get("oe")
     if "oe" not in config.dataset.split_names or section is None or section.imglist_pth != data.IMAGINED:
         return
-    found: list[str | None] = [None, None]  # the image set's folder, or what went wrong
-    if not torch.distributed.is_initialized():
-        found[0] = _imagine(config)
-    else:
-        failure = None
-        if torch.distributed.get_rank() == 0:
-            try:
-                found[0] = _imagine(config)
-            except Exception as error:  # the others wait and must hear of it
-                failure, found[1] = error, str(error)
-        # a group of its own, since the default one gives up after 30 minutes
-        group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
-        torch.distributed.broadcast_object_list(found, src=0, group=group)
-        torch.distributed.destroy_process_group(group)
-        if found[0] is None:
-            raise failure or InputError(f"the first process could not imagine: {found[1]}")
-    section.imglist_pth, section.data_dir = f"{found[0]}/imglist.txt", found[0]
+    if config.get("trainer"):
+        check_trainer(config)  # before anything is drawn
+    folder = first_process_only(lambda: _imagine(config))
+    section.imglist_pth, section.data_dir = f"{folder}/imglist.txt", folder
     config.outlier_data = f"imagined ({settings(config, 'dream').outliers.method})"
 
 
+def first_process_only(work: Callable[[], str]) -> str:
+    """What `work` returns in the first process, in all of them; where it fails there, InputError in the others."""
+    if not torch.distributed.is_initialized():
+        return work()
+    # a group of its own, made before the waiting begins, since the default one gives up after 30 minutes
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+    found: list[str | None] = [None, None]  # what it returned, what went wrong
+    try:
+        if torch.distributed.get_rank() == 0:
+            found[0] = work()
+    except BaseException as error:
+        found[1] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        torch.distributed.broadcast_object_list(found, src=0, group=group)
+        torch.distributed.destroy_process_group(group)
+    if found[0] is None:
+        raise InputError(f"the first process failed ({found[1]})")
+    return found[0]
+
+
 def _imagine(config: Any) -> str:
+    if not config.get("dream"):
+        raise InputError("config: dream: missing; add a file that sets it, such as synthesis/cifar10.yml")
     from openood_dream import imagine
 
     return str(imagine.run(Config(plain(config))).path)
@@ -301,10 +321,3 @@ def _postprocessors(original: Callable) -> Callable:
 
     return get_postprocessor
 
-
-def _pipelines(original: Callable) -> Callable:
-    def get_pipeline(config: Any) -> Any:
-        check_name("pipeline.name", (config.pipeline or {}).get("name"), known("pipelines.get_pipeline"))
-        return original(config)
-
-    return get_pipeline

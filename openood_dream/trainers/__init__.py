@@ -4,7 +4,7 @@
 has `train_epoch(epoch_idx)` that returns the network and `{"epoch_idx", "loss"}`.
 """
 
-from openood_dream.trainers import base, dream_ood, oe  # noqa: F401  (each registers its trainer)
+from openood_dream.trainers import base, dream_id, dream_ood, oe  # noqa: F401  (each registers its trainer)
 from openood_dream.trainers.base import TRAINERS, BaseTrainer, OutlierTrainer, get_trainer
 
 __all__ = ["TRAINERS", "BaseTrainer", "OutlierTrainer", "get_trainer"]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from openood_dream.config import InputError, origin, settings
+from openood_dream.data import IMAGINED
 from openood_dream.networks import autocast, pick_dtype
 
 TRAINERS: dict[str, type[BaseTrainer]] = {}
@@ -39,7 +40,20 @@ def get_trainer(config: dict) -> type[BaseTrainer]:
         raise InputError(
             f"{origin(config, 'trainer.name') or 'config'}: trainer.name: unknown trainer {name!r}; {hint}known are {known}"
         )
+    check_auxiliary(config, TRAINERS[name])
     return TRAINERS[name]
+
+
+def check_auxiliary(config: dict, cls: type[BaseTrainer]) -> None:
+    """Raises InputError where the images that the config imagines are not of the kind that a trainer learns from."""
+    auxiliary = (config.get("dataset") or {}).get("oe") or {}
+    if not cls.auxiliary or auxiliary.get("imglist_pth") != IMAGINED or not config.get("dream"):
+        return
+    method = settings(config, "dream").outliers.method
+    if (method == "inlier") != cls.inliers:
+        where, expected = origin(config, "dream.outliers.method") or "config", "inlier" if cls.inliers else "outliers"
+        name = config["trainer"]["name"]
+        raise InputError(f"{where}: dream.outliers.method: the trainer {name} learns from {expected}, got {method!r}")
 
 
 @trainer("base")
@@ -47,6 +61,7 @@ class BaseTrainer:
     """Cross-entropy on the ID images: SGD with Nesterov momentum, cosine schedule per step down to 1e-6 (OpenOOD)."""
 
     auxiliary = False  # whether a loader of outliers comes after the training loader
+    inliers = False  # whether that loader's images are inliers, labelled with their class
     title = "cross-entropy"
 
     def __init__(self, net: nn.Module, train_loader: DataLoader, config: dict) -> None:

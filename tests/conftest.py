@@ -1,0 +1,223 @@
+"""What many tests share. Session fixtures are made once and must not be changed: a test that writes takes tmp_path."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach for the network
+os.environ["TQDM_DISABLE"] = "1"
+
+from openood_dream import cli, store  # noqa: E402
+from openood_dream.config import Config, load_config  # noqa: E402
+
+# The digits chain with networks and step counts so small that all of it runs in seconds. It lies over the shipped
+# configs of data and training, but takes no network and no imagination from them: those are tuned for quality.
+EMPTY = "{dream: {}, network: {}}"
+TINY = """
+include: [datasets/digits/digits.yml, datasets/digits/digits_ood.yml, pipelines/train/base.yml, empty.yml]
+root: {root}
+data_root: {data}
+output_dir: '@{{root}}'
+exp_name: "runs/'@{{method}}'/s'@{{seed}}'"
+method: base
+num_workers: 0
+num_gpus: 0
+backend: standalone
+device: cpu
+precision: float32
+pipeline: {{name: benchmark}}
+preprocessor: {{name: base, horizontal_flip: false}}
+network:
+  name: timm:resnet10t
+  args: {{channels: [8, 8, 16, 16]}}
+  num_classes: '@{{dataset.num_classes}}'
+  pretrained: false
+  checkpoint: null
+  num_gpus: 0
+optimizer: {{num_epochs: 1}}
+dataset:
+  pre_size: 16
+  image_size: 16
+  train: {{imglist_pth: {train}}}
+dream:
+  class_names: [zero, one, two, three, four, five]
+  generator: {{train: small, steps: 30, vae_steps: 15, batch_size: 16, text_dim: 16}}
+  space:
+    network: timm:resnet10t
+    network_args: {{channels: [8, 8, 16, 16]}}
+    epochs: 10
+    batch_size: 32
+    per_class: 30
+  outliers: {{method: knn, k: 5, sigma: 0.15, select: 10, n_boundary: 5, n_draws: 20, keep: 2, rounds: 1}}
+  synthesis: {{per_class: 4, steps: 2, guidance: 2.0, batch_size: 8, size: 16, save_size: 16, shard_size: 10}}
+  cache_dir: "'@{{root}}'/dream"
+benchmark:
+  seeds: [0, 1]
+  postprocessors: [msp, ebo, knn]
+  methods:
+    base: [benchmarks/methods/base.yml]
+    oe: [pipelines/train/oe.yml, datasets/digits/digits_oe.yml]
+    dream_ood: [pipelines/train/dream_ood.yml, preprocessors/dream.yml]
+"""
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """The data root of the digits benchmark."""
+    from openood_dream import data
+
+    root = tmp_path_factory.mktemp("digits")
+    data.make_digits(root)
+    return root
+
+
+class Tiny(NamedTuple):
+    """The tiny benchmark: its config file and the root under which the shared chain keeps its artifacts."""
+
+    file: str
+    root: Path
+
+    def config(self, *overrides: str, layers: list[str] = []) -> Config:  # noqa: B006
+        return load_config([self.file, *layers], overrides)
+
+    def method(self, name: str, *overrides: str) -> Config:
+        layers = self.config().benchmark.methods[name]
+        return self.config("--method", name, *overrides, layers=layers)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, digits) -> Tiny:
+    folder = tmp_path_factory.mktemp("tiny")
+    rows = store.read_imglist(digits / "benchmark_imglist" / "digits" / "train.txt")
+    store.write_imglist(folder / "train.txt", rows[::2])
+    paths = {"root": folder / "out", "data": digits, "train": folder / "train.txt"}
+    file = folder / "tiny.yml"
+    (folder / "empty.yml").write_text(EMPTY)
+    file.write_text(TINY.format(**{name: json.dumps(str(path)) for name, path in paths.items()}))
+    return Tiny(str(file), folder / "out")
+
+
+@pytest.fixture(scope="session")
+def chain(tiny) -> SimpleNamespace:
+    """Every stage of the tiny chain, run once: the config, and an artifact (the generator's Source) per stage."""
+    from openood_dream import anchors, generator, imagine, outliers, space
+
+    config = tiny.config()
+    images = imagine.run(config)
+    return SimpleNamespace(
+        config=config,
+        anchors=anchors.run(config),
+        space=space.run(config),
+        generator=generator.run(config),
+        outliers=outliers.run(config),
+        images=images,
+    )
+
+
+@pytest.fixture(scope="session")
+def names() -> list[str]:
+    """The class names that the pipeline of random weights knows."""
+    return ["cat", "aquarium fish", "dog"]
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory, names) -> Path:
+    """A saved Stable-Diffusion-format pipeline of random weights: 16x16 images, 4x4 latents."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from openood_dream.anchors import word_tokenizer
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = word_tokenizer([*names, "A high-quality image of the blurry"])
+        tokenizer.model_max_length = 12
+        text = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            projection_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=12,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        encoder = CLIPTextModel(text)
+        table = encoder.get_input_embeddings().weight
+        table.data.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(1)))
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=4,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+        for name, weight in unet.named_parameters():  # at their start, cross-attention hardly moves the image
+            if "attn2.to_" in name:
+                weight.data.mul_(8)
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+class Done(NamedTuple):
+    """How a command ended: its exit code, standard output, and the lines of standard error."""
+
+    code: int
+    out: str
+    err: list[str]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Callable[..., Done]:
+    """Runs the openood-dream command in this process, so that torch is imported once for all tests."""
+
+    def run(*words: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["openood-dream", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Done(ended.value.code or 0, out, err.splitlines())
+
+    return run

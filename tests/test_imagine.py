@@ -1,0 +1,298 @@
+"""Embeddings to images: the right embedding, the right seed, the right row, and the same bytes after a crash."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from openood_dream import imagine, outliers, store
+from openood_dream.anchors import Source
+from openood_dream.config import Config, InputError, SynthesisSettings
+
+TEMPLATE = "A high-quality image of the {}"
+
+
+def synthesis(**changes) -> SynthesisSettings:
+    return SynthesisSettings(**{"steps": 3, "guidance": 3.0, "size": 16, "save_size": None} | changes)
+
+
+def pipeline(folder: Path, tiny, scheduler: str = "dpmsolver++") -> StableDiffusionPipeline:
+    return imagine.load_pipeline(Source(str(folder), None, None), tiny.config("--dream.synthesis.scheduler", scheduler))
+
+
+@pytest.fixture(scope="module")
+def pipe(pipeline_folder, tiny) -> StableDiffusionPipeline:
+    return pipeline(pipeline_folder, tiny)
+
+
+@pytest.fixture(scope="module")
+def draw(pipe, names):
+    """Draws images (B, 3, S, S) as int for labels, tokens and seeds, with some settings changed."""
+
+    def draw(labels, tokens, seeds, **changes) -> torch.Tensor:
+        imaginer = imagine.Imaginer.of(pipe, names, synthesis(**changes))
+        return imaginer(torch.tensor(labels), tokens, list(seeds)).int()
+
+    return draw
+
+
+def anchor(pipe, name: str) -> torch.Tensor:
+    (token,) = pipe.tokenizer(name, add_special_tokens=False).input_ids
+    return pipe.text_encoder.get_input_embeddings().weight.detach()[token]
+
+
+def tokens_like(pipe, count: int) -> torch.Tensor:
+    """Random embeddings as long as the tokens of the pipeline."""
+    table = pipe.text_encoder.get_input_embeddings().weight.detach()
+    return torch.nn.functional.normalize(torch.randn(count, table.shape[1]), dim=1) * table.norm(dim=1).mean()
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+
+
+def test_plain_prompts_give_the_images_that_diffusers_gives_for_the_same_words(pipe, draw, names):
+    labels, seeds = [0, 2, 0], [3, 4, 2**40]
+    noise = torch.stack([torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    expected = pipe(
+        prompt=[TEMPLATE.format(names[label]) for label in labels],
+        negative_prompt=["blurry"] * 3,
+        latents=noise,
+        height=16,
+        width=16,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        output_type="np",
+    ).images
+    found = draw(labels, None, seeds, negative_prompt="blurry")
+    assert np.abs(found.permute(0, 2, 3, 1).numpy() - 255 * expected).max() <= 1
+
+
+def test_the_anchor_as_embedding_gives_the_very_image_of_the_plain_prompt(pipe, draw):
+    tokens = torch.stack([anchor(pipe, "cat"), anchor(pipe, "dog")])
+    assert torch.equal(draw([0, 2], tokens, [5, 6]), draw([0, 2], None, [5, 6]))
+
+
+def test_an_image_depends_on_its_label_embedding_and_seed_and_not_on_its_batch(pipe, draw):
+    labels, tokens, seeds = [0, 1, 2, 1, 0], tokens_like(pipe, 5), range(10, 15)
+    batch = draw(labels, tokens, seeds)
+    order = [3, 0, 4, 2, 1]
+    shuffled = draw([labels[i] for i in order], tokens[order], [seeds[i] for i in order])
+    for place, i in enumerate(order):
+        # float sums depend on the size of a batch, which can move a pixel by a rounding step
+        assert (shuffled[place] - batch[i]).abs().max() <= 1
+        assert (draw([labels[i]], tokens[i : i + 1], [seeds[i]])[0] - batch[i]).abs().max() <= 1
+
+
+def test_another_embedding_or_another_seed_gives_another_image(pipe, draw):
+    tokens = tokens_like(pipe, 2)
+    images = draw([0, 0, 0], tokens[[0, 1, 0]], [7, 7, 8])
+    assert (images[0] - images[1]).abs().max() > 3 and (images[0] - images[2]).abs().max() > 3
+
+
+def test_a_greater_move_of_the_embedding_changes_the_image_more(pipe, draw):
+    start, away = anchor(pipe, "cat"), tokens_like(pipe, 1)[0]
+    tokens = torch.stack([start + step * (away - start) for step in (0, 0.05, 1)])
+    plain, near, far = draw([0] * 3, tokens, [1] * 3).float()
+    assert 0 < (near - plain).square().mean() < (far - plain).square().mean()
+
+
+@pytest.mark.parametrize("guidance, rows", [(0.0, 2), (1.0, 2), (1.5, 4)])
+def test_without_guidance_the_unconditional_half_is_not_computed(pipe, draw, guidance, rows):
+    seen = []
+    hook = pipe.unet.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    draw([0, 1], tokens_like(pipe, 2), [0, 1], guidance=guidance)
+    hook.remove()
+    assert set(seen) == {rows}
+
+
+def test_guidance_and_negative_prompt_change_the_image(pipe, draw):
+    token = tokens_like(pipe, 1)
+    plain = draw([0], token, [0], guidance=1.0)
+    for changes in ({"guidance": 4.0}, {"guidance": 4.0, "negative_prompt": "blurry"}):
+        assert not torch.equal(plain, draw([0], token, [0], **changes))
+    assert torch.equal(plain, draw([0], token, [0], guidance=1.0, negative_prompt="blurry"))
+
+
+def test_images_are_drawn_in_one_size_and_saved_in_another(pipe, draw):
+    token = tokens_like(pipe, 1)
+    assert draw([0], token, [0], size=None).shape == (1, 3, 16, 16)  # the pipeline's own size
+    assert draw([0], token, [0], size=24, save_size=None).shape == (1, 3, 24, 24)
+    full, half = draw([0], token, [0]), draw([0], token, [0], save_size=8)
+    picture = Image.fromarray(full[0].permute(1, 2, 0).numpy().astype(np.uint8))
+    expected = np.asarray(picture.resize((8, 8), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(half[0].permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
+@pytest.mark.parametrize("scheduler", imagine.SCHEDULERS)
+def test_every_scheduler_draws(pipeline_folder, tiny, names, scheduler):
+    pipe = pipeline(pipeline_folder, tiny, scheduler)
+    assert type(pipe.scheduler).__name__ == imagine.SCHEDULERS[scheduler][0]
+    images = imagine.Imaginer.of(pipe, names, synthesis())(torch.tensor([0, 1]), tokens_like(pipe, 2), [1, 2])
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.uint8 and images.float().std() > 1
+
+
+def test_an_unknown_scheduler_is_named_with_the_nearest(tiny, pipeline_folder):
+    with pytest.raises(
+        InputError, match=r"command line: dream\.synthesis\.scheduler: unknown 'dpmsolver\+'.*'dpmsolver\+\+'\?"
+    ):
+        pipeline(pipeline_folder, tiny, "dpmsolver+")
+
+
+def test_the_safety_checker_is_left_out(pipe):
+    assert pipe.safety_checker is None
+
+
+def test_embeddings_of_another_width_are_named(pipe):
+    with pytest.raises(InputError, match=r"takes token embeddings of 16 numbers, the anchors have 768"):
+        imagine.check_anchors(pipe, torch.randn(3, 768))
+
+
+# ------------------------------------------------------------------------------------------------------ what is drawn
+
+
+def test_classes_take_turns_and_embeddings_are_used_evenly():
+    table = pd.DataFrame({"class": [0] * 3 + [1] * 5})
+    rows = imagine.choose(table, per_class=7, classes=2, seed=0)
+    assert table["class"].to_numpy()[rows].tolist() == [0, 1] * 7
+    assert np.bincount(rows[::2]).tolist() in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
+    assert sorted(np.bincount(rows[1::2])[3:]) == [1, 1, 1, 2, 2]
+    assert (rows == imagine.choose(table, 7, 2, 0)).all() and not (rows == imagine.choose(table, 7, 2, 1)).all()
+
+
+def test_the_first_images_do_not_change_when_more_are_asked_for():
+    table = pd.DataFrame({"class": np.repeat([0, 1, 2], 9)})
+    assert (imagine.choose(table, 12, 3, 0)[:12] == imagine.choose(table, 4, 3, 0)).all()
+
+
+def test_a_class_without_embeddings_is_named():
+    with pytest.raises(InputError, match=r"dream\.outliers: class 1 has no outlier embedding"):
+        imagine.choose(pd.DataFrame({"class": [0, 2]}), 2, 3, 0)
+
+
+def test_seeds_of_images_differ_and_stay(chain):
+    seeds = [imagine.image_seed(seed, number) for seed in range(3) for number in range(200)]
+    assert len(set(seeds)) == 600 and all(0 <= seed < 2**63 for seed in seeds)
+    assert imagine.image_seed(0, 0) == int(hashlib.sha256(b"0/0").hexdigest()[:12], 16)
+
+
+def test_folders_are_named_after_the_classes_without_spaces_and_none_twice():
+    folders = imagine.folder_names(["aquarium fish", "aquarium_fish", "../up", "öl", "  ", "a/b"])
+    assert len(set(folders)) == 6 and folders[3] == "öl" and folders[5] == "a_b"
+    for folder in folders:
+        assert folder and not set(folder) & set(" /\\") and not folder.startswith(".")
+
+
+# ------------------------------------------------------------------------------------------------------ the image set
+
+
+@pytest.fixture(scope="module")
+def table(chain) -> pd.DataFrame:
+    return pd.read_parquet(chain.images.path / "images.parquet")
+
+
+def test_the_set_has_as_many_images_of_every_class_as_asked_for(chain, table):
+    assert table["class"].value_counts().to_dict() == dict.fromkeys(range(6), 4)
+    files = sorted(path.relative_to(chain.images.path).as_posix() for path in chain.images.path.rglob("*.png"))
+    assert files == sorted(table["file"]) and chain.images.manifest["images"] == 24
+    assert {Path(file).parent.name for file in files} == set(chain.config.dream.class_names)
+
+
+def test_the_imglist_is_openoods_and_outliers_have_no_class(chain, table):
+    rows = store.read_imglist(chain.images.path / "imglist.txt")
+    assert rows == [(file, -1) for file in table["file"]]
+    for file, _ in rows:
+        with Image.open(chain.images.path / file) as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", (16, 16))
+
+
+def test_every_row_says_what_its_image_was_made_from(chain, table):
+    found, _ = outliers.load(chain.outliers)
+    assert table["seed"].nunique() == len(table)
+    for row in table.itertuples():
+        assert hashlib.sha256((chain.images.path / row.file).read_bytes()).hexdigest() == row.sha256
+    assert (found["class"].to_numpy()[table["embedding"]] == table["class"]).all()
+    assert np.allclose(found["distance"].to_numpy()[table["embedding"]], table["distance"])
+    names = np.array(chain.config.dream.class_names)[table["class"]]
+    assert table["prompt"].tolist() == [TEMPLATE.format(name) for name in names]
+    assert set(table["generator"]) == {chain.generator.path}
+
+
+def test_each_image_can_be_drawn_again_from_its_row_alone(chain, table):
+    _, embeddings = outliers.load(chain.outliers)
+    settings = imagine.settings(chain.config, "dream").synthesis
+    pipe = imagine.load_pipeline(chain.generator, chain.config)
+    imaginer = imagine.Imaginer.of(pipe, chain.config.dream.class_names, settings)
+    for row in table.sample(3).to_dict("records"):
+        again = imaginer(torch.tensor([row["class"]]), embeddings[[row["embedding"]]], [row["seed"]])[0]
+        saved = np.asarray(Image.open(chain.images.path / row["file"])).astype(int)
+        assert np.abs(again.permute(1, 2, 0).numpy() - saved).max() <= 1
+
+
+def digests(folder: Path) -> dict[str, str]:
+    names = [*folder.rglob("*.png"), folder / "imglist.txt"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+
+
+def test_a_set_that_lost_a_shard_is_completed_with_the_same_bytes(chain, tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny.root / "dream", tmp_path / "dream")
+    folder = tmp_path / "dream" / chain.images.path.name
+    expected, table = digests(folder), pd.read_parquet(folder / "images.parquet")
+    lost = pd.read_parquet(store.shard_table(folder, 1))
+    assert 0 < len(lost) < len(table)
+    for file in ("manifest.json", "images.parquet", "imglist.txt", "shards/000001.parquet", *lost["file"]):
+        (folder / file).unlink()
+    (folder / lost["file"][0]).write_bytes(b"half an image")
+    numbers, draw = [], imagine.Shards.draw
+    monkeypatch.setattr(
+        imagine.Shards, "draw", lambda self, number, *rest: numbers.append(number) or draw(self, number, *rest)
+    )
+    again = imagine.run(tiny.config("--dream.cache_dir", str(tmp_path / "dream")))
+    assert not again.reused and again.path == folder and numbers == [1]
+    assert digests(folder) == expected
+    columns = table.columns.drop("generator")  # the copy's generator lies elsewhere
+    assert pd.read_parquet(folder / "images.parquet")[columns].equals(table[columns])
+
+
+def test_an_interruption_within_a_shard_lists_no_image_of_it(chain, tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny.root / "dream", tmp_path / "dream", ignore=shutil.ignore_patterns("images-*"))
+    config = tiny.config("--dream.cache_dir", str(tmp_path / "dream"))
+    calls, imaginer = [], imagine.Imaginer.__call__
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 4:  # in the second shard, which has two batches
+            raise KeyboardInterrupt
+        return imaginer(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(imagine.Imaginer, "__call__", interrupted)
+        imagine.run(config)
+    (folder,) = (tmp_path / "dream").glob("images-*")
+    assert store.complete(folder) is None and not (folder / "imglist.txt").exists()
+    assert [path.name for path in (folder / "shards").iterdir()] == ["000000.parquet"]
+    assert not imagine.run(config).reused and digests(folder) == digests(chain.images.path)
+
+
+def test_the_image_set_is_reused_until_its_settings_change(chain, tiny):
+    assert imagine.run(tiny.config()).reused
+    changed = imagine.run(tiny.config("--dream.synthesis.seed", "1", "--dream.synthesis.per_class", "1"))
+    assert not changed.reused and changed.path != chain.images.path
+    assert set(digests(changed.path).values()).isdisjoint(digests(chain.images.path).values())
+
+
+def test_plain_samples_are_those_of_the_plain_prompts(chain, tiny):
+    config: Config = tiny.config()
+    images = store.read_tensors(imagine.plain(config, 3).path / "plain.safetensors")["images"]
+    assert images.shape == (6, 3, 3, 16, 16) and images.dtype == torch.uint8
+    pipe = imagine.load_pipeline(chain.generator, config)
+    imaginer = imagine.Imaginer.of(pipe, config.dream.class_names, imagine.settings(config, "dream").synthesis)
+    again = imaginer(torch.tensor([4]), None, [imagine.image_seed(0, 4 * 3 + 1)])[0]
+    assert (again.int() - images[4, 1].int()).abs().max() <= 1

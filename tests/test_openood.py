@@ -1,0 +1,307 @@
+"""Inside the real OpenOOD, on a CPU: every trainer, every postprocessor, both hosts, and what registration changes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import openood_dream
+from openood_dream import openood, pipelines, store
+from openood_dream.config import InputError, load_config
+from openood_dream.openood import compat, registry
+from openood_dream.postprocessors import POSTPROCESSORS
+from openood_dream.trainers import TRAINERS
+
+pytestmark = [
+    pytest.mark.openood,
+    pytest.mark.skipif(not compat.installed("openood"), reason=f"OpenOOD is not installed; {registry.INSTALL}"),
+]
+IMAGES = {"train": 20, "val": 10, "test": 10, "train_aux": 60}  # a class; of OOD lists, in all
+OOD_IMAGES = 60
+QUICK = ["--optimizer.num_epochs", "8", "--optimizer.lr", "0.05", "--dataset.train.batch_size", "16"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, digits) -> Path:
+    """The data root of a small part of the digits."""
+    root = tmp_path_factory.mktemp("small")
+    (root / "images_classic").symlink_to(digits / "images_classic")
+    for path in (digits / "benchmark_imglist" / "digits").iterdir():
+        if path.suffix == ".json":
+            target = root / "benchmark_imglist" / "digits" / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(path.read_text())
+            continue
+        rows, kept = store.read_imglist(path), {}
+        for row in rows:
+            kept.setdefault(row[1], []).append(row)
+        limit = IMAGES.get(path.stem, OOD_IMAGES)
+        store.write_imglist(root / "benchmark_imglist" / "digits" / path.name, sum((k[:limit] for k in kept.values()), []))
+    return root
+
+
+@pytest.fixture(scope="module")
+def job(tiny, small, tmp_path_factory):
+    """Builds the config of a run on the small data: layers over the tiny benchmark, a name, and overrides."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def build(name: str, layers: list[str], *overrides: str, backend: str = "openood"):
+        keys = {"backend": backend, "data_root": small, "root": root, "output_dir": root, "exp_name": name}
+        keys |= {"num_gpus": 0, "num_workers": 0, "merge_option": "merge", "optimizer.num_epochs": 1}
+        words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+        return load_config([tiny.file, *layers], [*words, *overrides])
+
+    return build
+
+
+def scores(folder: Path) -> dict[str, list[float]]:
+    """The rows of ood.csv: data set -> FPR@95, AUROC, AUPR_IN, AUPR_OUT, ACC."""
+    with open(folder / "ood.csv", newline="") as file:
+        return {row[0]: [float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]}
+
+
+@pytest.fixture(scope="module")
+def trained(job) -> Path:
+    """A network trained by our own pipeline, and its checkpoint."""
+    config = job("trained", ["pipelines/train/base.yml"], *QUICK, backend="standalone")
+    return pipelines.train(config) / "best.ckpt"
+
+
+ARGS = {"vim": ["--postprocessor.postprocessor_args.dim", "8"], "knn": ["--postprocessor.postprocessor_args.K", "10"]}
+
+
+@pytest.mark.parametrize("name", sorted(POSTPROCESSORS))
+def test_both_hosts_write_the_same_numbers(name, job, trained):
+    def evaluated(backend: str) -> Path:
+        layers = ["pipelines/test/test_ood.yml", f"postprocessors/{name}.yml"]
+        keys = ["--network.checkpoint", str(trained), *ARGS.get(name, [])]
+        return pipelines.hosted(job(f"scored/{name}/{backend}", layers, *keys, backend=backend), pipelines.test)
+
+    ours, theirs = evaluated("standalone"), evaluated("openood")
+    assert list(scores(ours)) == list(scores(theirs))
+    for row, values in scores(ours).items():
+        np.testing.assert_allclose(values, scores(theirs)[row], atol=0.0101, err_msg=row)
+    for path in (theirs / "scores").iterdir():
+        mine, host = np.load(ours / "scores" / path.name), np.load(path)
+        assert set(mine) == set(host) == {"pred", "conf", "label"}
+        np.testing.assert_array_equal(mine["pred"], host["pred"])
+        np.testing.assert_array_equal(mine["label"], host["label"])
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+# what OpenOOD's own config files say of these trainers, in numbers that fit the small data
+VOS = """
+num_classes: '@{dataset.num_classes}'
+sample_number: 5
+sample_from: 50
+select: 1
+feature_dim: 16
+start_epoch: 0
+pipeline: {name: train}
+trainer: {name: vos, loss_weight: 0.1}
+"""
+NPOS = """
+pipeline: {name: train}
+trainer:
+  name: npos
+  trainer_args: {proto_m: 0.95, temp: 0.1, sample_number: 5, sample_from: 20, start_epoch_KNN: 0, K: 3, cov_mat: 0.1,
+    select: 4, ID_points_num: 5, pick_nums: 2, w_disp: 0.5, w_comp: 1, loss_weight: 0.1}
+optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 0.0001, warm: false, cosine: true, lr_decay_rate: 0.1,
+  lr_decay_epochs: [30], mlp_decay_rate: 0.1}
+recorder: {name: cider, save_all_models: false}
+network:
+  name: npos_net
+  num_classes: '@{dataset.num_classes}'
+  pretrained: false
+  num_gpus: '@{num_gpus}'
+  checkpoint: none
+  feat_dim: 8
+  head: mlp
+  backbone: {name: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}, num_classes: '@{dataset.num_classes}',
+    pretrained: false, num_gpus: '@{num_gpus}'}
+"""
+LAYERS = {
+    "base": ["pipelines/train/base.yml"],
+    "oe": ["pipelines/train/oe.yml", "datasets/digits/digits_oe.yml"],
+    "dream_ood": ["pipelines/train/dream_ood.yml", "preprocessors/dream.yml"],
+    "dream_id": ["pipelines/train/dream_id.yml", "preprocessors/dream.yml"],
+}
+SMALL_BATCH = ["--dataset.train.batch_size", "16"]
+
+
+@pytest.mark.parametrize("name", ["base", "oe", "dream_ood", "dream_id", "vos", "npos"])
+def test_openood_trains_an_epoch_with_every_trainer_and_its_folder_is_complete(name, job, tmp_path):
+    texts = {"vos": VOS, "npos": NPOS}
+    layers = [write(tmp_path / f"{name}.yml", texts[name])] if name in texts else LAYERS[name]
+    out = pipelines.hosted(job(f"trained/{name}", layers, *SMALL_BATCH), pipelines.train)
+    state = torch.load(out / "best.ckpt", weights_only=True)
+    assert state and all(torch.isfinite(tensor).all() for tensor in state.values())
+    config = yaml.safe_load((out / "config.yml").read_text())
+    assert config["trainer"]["name"] == name
+    if name.startswith("dream"):
+        rows = store.read_imglist(config["dataset"]["oe"]["imglist_pth"])
+        method = {"dream_ood": "knn", "dream_id": "inlier"}[name]
+        assert config["outlier_data"] == f"imagined ({method})" and len(rows) == 6 * 4
+        labels = {label for _, label in rows}
+        assert labels == ({-1} if name == "dream_ood" else set(range(6)))
+    assert not registry.registered()
+
+
+def test_a_checkpoint_of_either_host_is_scored_by_the_other(job, trained):
+    theirs = pipelines.hosted(job("exchange/theirs", LAYERS["base"], *QUICK), pipelines.train) / "best.ckpt"
+    for checkpoint, backend in ((theirs, "standalone"), (trained, "openood")):
+        layers = ["pipelines/test/test_ood.yml", "postprocessors/msp.yml"]
+        config = job(f"exchange/{backend}", layers, "--network.checkpoint", str(checkpoint), backend=backend)
+        folder = pipelines.hosted(config, pipelines.test)
+        assert set(scores(folder)) == {"near_digits", "nearood", "flower", "noise", "farood"}
+        assert scores(folder)["nearood"][4] > 50  # percent of six classes: the weights have arrived
+
+
+def test_files_of_openood_mix_with_ours_on_one_command_line(job, tmp_path, command):
+    network = """
+network:
+  name: lenet
+  num_classes: '@{dataset.num_classes}'
+  pretrained: False
+  checkpoint: none
+  num_gpus: '@{num_gpus}'
+"""
+    mixup = "trainer: {name: mixup, trainer_args: {alpha: 0.2}}\ntrainer.alpha: 0.2\npipeline: {name: train}\n"
+    config = job("mixed", [write(tmp_path / "net.yml", network), write(tmp_path / "mixup.yml", mixup)], *SMALL_BATCH)
+    out = pipelines.hosted(config, pipelines.train)
+    assert "conv1.0.weight" in torch.load(out / "best.ckpt", weights_only=True) or (out / "best.ckpt").exists()
+    assert yaml.safe_load((out / "config.yml").read_text())["trainer"]["name"] == "mixup"
+
+
+def test_several_processes_register_and_share_what_the_first_one_imagined(job):
+    config = job("spawned", LAYERS["dream_ood"], *SMALL_BATCH, "--num_gpus", "2", "--dataset.num_gpus", "2", "--network.num_gpus", "2")
+    config.dream.synthesis.seed = 17  # images that no other test has drawn
+    out = pipelines.hosted(config, pipelines.train)
+    trained = yaml.safe_load((out / "config.yml").read_text())
+    assert trained["outlier_data"] == "imagined (knn)" and Path(trained["dataset"]["oe"]["imglist_pth"]).exists()
+    assert not any(name.startswith("module.") for name in torch.load(out / "best.ckpt", weights_only=True))
+
+
+# ------------------------------------------------------------------------------------------------------ registration
+
+
+def test_the_real_factories_are_replaced_wherever_they_are_bound_and_restored():
+    rooms = ["trainers", "preprocessors", "networks", "postprocessors", "datasets", "pipelines"]
+    openood_dream.register()
+    openood_dream.unregister()
+
+    def bound() -> dict:
+        names = ("get_trainer", "get_preprocessor", "get_network", "get_postprocessor")
+        modules = {n: m for n, m in sys.modules.items() if n.partition(".")[0] == "openood"}
+        return {f"{n}.{name}": vars(m)[name] for n, m in modules.items() for name in names if name in vars(m)}
+
+    before = bound()
+    assert {name.split(".")[1] for name in before} >= set(rooms)
+    openood_dream.register()
+    openood_dream.register()
+    after = bound()
+    # evaluation_api has tables of its own
+    ours = {name for name in before if "evaluation_api" not in name}
+    assert all((after[name] is not before[name]) == (name in ours) for name in before)
+    openood_dream.unregister()
+    assert bound() == before
+
+
+MAIN = """
+import openood_dream
+from openood_dream.openood import compat
+compat.enable(cpu=True)
+openood_dream.register()
+from openood.pipelines import get_pipeline
+from openood.utils import launch, setup_config
+
+def main(config):
+    get_pipeline(config).run()
+
+if __name__ == "__main__":
+    config = setup_config()
+    launch(main, config.num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args=(config,))
+"""
+
+
+def test_one_line_in_a_users_own_main_is_enough(tmp_path, small):
+    """OpenOOD's own parser, launcher and pipeline, with its own reading of the shipped files."""
+    (tmp_path / "main.py").write_text(MAIN)
+    shipped = Path(openood_dream.__file__).parent.parent / "configs" / "openood"
+    names = ["datasets/digits/digits.yml", "pipelines/train/base.yml", "networks/timm_resnet18.yml"]
+    files = [str(shipped / name) for name in names]
+    args = "network: {name: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}}\noptimizer: {num_epochs: 1}\n"
+    args += f"data_root: {small}\nnum_workers: 0\nnum_gpus: 0\nexp_name: run\npreprocessor: {{name: dream}}\n"
+    files.append(write(tmp_path / "mine.yml", args))
+    done = subprocess.run(
+        [sys.executable, "main.py", "--config", *files], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "results" / "run" / "best.ckpt").exists()
+
+
+# ------------------------------------------------------------------------------------------------- mistakes, hosts
+
+
+def test_a_wrong_trainer_lists_the_known_ones_and_writes_nothing(job):
+    config = job("mistaken", ["pipelines/train/dream_ood.yml", "preprocessors/dream.yml"])
+    config.trainer.name = "dream_odd"
+    with pytest.raises(InputError, match="did you mean 'dream_ood'?.*dream_id.*mixup.*vos"):
+        openood.run(config)
+    assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize("section", ["pipeline", "network", "preprocessor", "postprocessor"])
+def test_wrong_names_are_told_before_anything_is_written(job, section):
+    config = job("mistaken", ["pipelines/test/test_ood.yml", "postprocessors/msp.yml"])
+    config[section]["name"] = "nonsense"
+    with pytest.raises(InputError, match=f"{section}.name: unknown 'nonsense'.*known are"):
+        openood.run(config)
+    assert not Path(config.output_dir).exists()
+
+
+def test_a_folder_that_exists_is_refused_where_nobody_can_answer(job):
+    config = job("exists", LAYERS["base"], "--merge_option", "default")
+    Path(config.output_dir).mkdir(parents=True)
+    with pytest.raises(InputError, match="exists already .output_dir.; choose another mark, or --merge_option merge"):
+        openood.run(config)
+    assert not list(Path(config.output_dir).iterdir())
+
+
+def test_scoring_again_replaces_the_rows(job, trained):
+    layers = ["pipelines/test/test_ood.yml", "postprocessors/msp.yml"]
+    for _ in range(2):
+        folder = openood.run(job("again", layers, "--network.checkpoint", str(trained)))
+    assert (folder / "ood.csv").read_text().count("nearood") == 1
+
+
+def test_backend_auto_means_openood_where_it_is_installed(job, monkeypatch):
+    config = job("auto", LAYERS["base"], backend="auto")
+    assert openood.wanted(config)
+    monkeypatch.setattr(compat, "installed", lambda name: False)
+    assert not openood.wanted(config)
+    config.backend = "openood"
+    with pytest.raises(InputError, match="backend: OpenOOD is not installed; pip install git"):
+        openood.wanted(config)
+
+
+def test_the_evaluation_api_can_be_imported_without_its_extras():
+    with compat.enabled():
+        api = import_module("openood.evaluation_api.postprocessor")
+    assert {"scale", "nnguide", *set(POSTPROCESSORS)} <= set(api.postprocessors)
