@@ -309,7 +309,12 @@ class DreamID(_Section):
     name: Literal["dream_id"] = Field(description="the trainer")
 
 
-TRAINER_SETTINGS: dict[str, type[BaseModel]] = {"base": BaseTrainer, "oe": OE, "dream_ood": DreamOOD, "dream_id": DreamID}
+TRAINER_SETTINGS: dict[str, type[BaseModel]] = {
+    "base": BaseTrainer,
+    "oe": OE,
+    "dream_ood": DreamOOD,
+    "dream_id": DreamID,
+}
 
 
 class BenchmarkSettings(_Section):
@@ -830,7 +835,8 @@ def _join_output_dir(config: Config) -> None:
 def load_config(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Config:
     """The validated Config of files merged left to right, each after its includes, and of `--key.sub value` tokens.
 
-    An include that was merged before is not merged again, so that what came since then stays. A file that is not there is looked up in `shipped_configs()`. `output_dir` ends in `exp_name`, as in OpenOOD.
+    An include that was merged before is not merged again, so that what came since then stays. A file that is not
+    there is looked up in `shipped_configs()`. `output_dir` ends in `exp_name`, as in OpenOOD.
     Raises InputError for the first mistake in the order of the files.
     """
     config, origins, merged = Config(), {}, set()

@@ -24,7 +24,9 @@ def text() -> str:
 
 def machine() -> list[str]:
     """Python, the system, and the devices that torch can use."""
-    lines = [f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"]
+    lines = [
+        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    ]
     try:
         import torch
 

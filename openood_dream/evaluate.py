@@ -147,7 +147,9 @@ def fitted(cls: type[Postprocessor], args: dict[str, Any], passes: Passes) -> Po
     return detector
 
 
-def verdicts(detector: Postprocessor, of: Pass, postprocessor: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def verdicts(
+    detector: Postprocessor, of: Pass, postprocessor: str, name: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predictions, confidences and labels (N,) of a data set; InputError where a confidence is not a number."""
     conf = detector.confidence(of).double().numpy()
     if np.isnan(conf).any():
@@ -157,7 +159,10 @@ def verdicts(detector: Postprocessor, of: Pass, postprocessor: str, name: str) -
 
 
 def best_on_validation(cls: type[Postprocessor], section: Config, passes: Passes) -> Postprocessor:
-    """The detector with the hyperparameters of the best AUROC on ID validation against OOD validation images."""
+    """The detector with the hyperparameters of the best AUROC on ID validation against OOD validation images.
+
+    Of equally good ones it is the last in OpenOOD's order, in which the first argument varies fastest.
+    """
     sweep = section.postprocessor_sweep
     lists = []
     for name in cls.sweep:
@@ -168,11 +173,12 @@ def best_on_validation(cls: type[Postprocessor], section: Config, passes: Passes
             )
         lists.append(values)
     best, best_auroc = None, -1.0
-    for values in itertools.product(*lists):
-        detector = fitted(cls, dict(zip(cls.sweep, values)), passes)
+    for values in itertools.product(*reversed(lists)):
+        args = {**(section.postprocessor_args or {}), **dict(zip(reversed(cls.sweep), values))}
+        detector = fitted(cls, args, passes)
         sides = [verdicts(detector, of, section.name, "val") for of in (passes.id("val"), passes.ood_val())]
         pred, conf, label = (np.concatenate(pair) for pair in zip(*sides))
         auroc = compute_metrics(conf, label, pred)[1]
-        if auroc > best_auroc:
+        if auroc >= best_auroc:
             best, best_auroc = detector, auroc
     return best

@@ -58,7 +58,7 @@ def load_pipeline(source: Source, config: Config) -> diffusers.DiffusionPipeline
         dtype = "float16" if device.type in ("cuda", "mps") else "float32"
     pipeline = source.load(
         diffusers.StableDiffusionPipeline,
-        torch_dtype=getattr(torch, dtype),
+        dtype=getattr(torch, dtype),
         safety_checker=None,
         requires_safety_checker=False,
     )

@@ -32,6 +32,7 @@ from openood_dream.networks import pick_device
 
 BLOCK = 1 << 22  # elements of the largest temporary; float64 at that size is 32 MiB
 IVF_FROM = 200_000  # rows of a bank from which an exact search over all classes takes too long
+REACH = 256  # how many times as long as an embedding, or as short, the draws of an automatic sigma may be
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -237,9 +238,7 @@ def _contenders(
     gram_free, shift_free = gram - gram_mean, shift - shift_mean
     gram_var, shift_var = gram_free.square().mean(1, keepdim=True), shift_free.square().mean(1)
     mean = (gram_mean + shift_mean.T) / length
-    room = _roundoff(z, size) * (
-        gram_var + shift_var
-    )  # or the root of a variance near 0 is off by the root of round-off
+    room = _roundoff(z, size) * (gram_var + shift_var)  # the root of a variance near 0 magnifies its round-off
     std = (gram_var + shift_var + (2 / size) * (gram_free @ shift_free.T) + room).clamp_min(0).sqrt() / length
 
     # the few that look best, as if cosines were normally distributed, set the cosine that the others have to beat
@@ -259,12 +258,17 @@ def _contenders(
 
     # N - rank + 1 of N numbers are at most the rank-th largest, so it is at least this far below their mean or nearer
     bound = mean - math.sqrt((rank - 1) / (size - rank + 1)) * std - slack
-    points, rows = (~(bound > cut)).nonzero(as_tuple=True)  # not <=, so that what cannot be computed is kept
+    possible = ~(bound > cut)  # not <=, so that what cannot be computed is kept
+    points, rows = possible.nonzero(as_tuple=True)
     level = (cut + slack).mul_(length)[points, rows]
-    above = torch.empty_like(level)
-    for part in _blocks(len(points), 4 * size):
-        cosines = shift[rows[part]].add_(gram[points[part]])
-        above[part] = cosines.gt_(level[part, None]).sum(1)  # gt_ leaves ones and zeros of the cosines' own type
+    each = possible.sum(1).tolist()
+    # point by point, so that its cosines with the bank need no copy for each pair; gt_ leaves ones and zeros
+    above = torch.cat(
+        [
+            shift[some].add_(gram[b]).gt_(bar[:, None]).sum(1)
+            for b, (some, bar) in enumerate(zip(rows.split(each), level.split(each), strict=True))
+        ]
+    )
     alive = above < rank
     return points[alive], rows[alive]
 
@@ -407,13 +411,20 @@ def choose_sigma(z: Tensor, edge: Tensor, label: int, s: OutlierSettings, index:
     def kept(sigma: float) -> float:
         return _round(z, edge, sigma, seed, s, index)["distance"].median().item()
 
-    # a draw is about sqrt(m) long: from a hundredth of an embedding's length to a hundred times that
-    low, high = 0.01 / math.sqrt(z.shape[1]), 100 / math.sqrt(z.shape[1])
-    nearest, farthest = kept(low), kept(high)
+    # from draws about as long as an embedding, in steps of four either way until the target is between two of them
+    low = high = start = 1 / math.sqrt(z.shape[1])
+    nearest = farthest = kept(start)
+    while nearest >= target and low > start / REACH:
+        low, high = low / 4, low
+        nearest = kept(low)
+    while farthest <= target and high < start * REACH:
+        low, high = high, 4 * high
+        farthest = kept(high)
     if not nearest < target < farthest:
+        had = f"{nearest:.4g} or more" if target <= nearest else f"{farthest:.4g} or less"
         raise InputError(
-            f"sigma auto: multiple {s.multiple:g} asks for a distance of {target:.4g}, candidates have "
-            f"{nearest:.4g} to {farthest:.4g}; change multiple, or give sigma a number"
+            f"sigma auto: multiple {s.multiple:g} asks for a distance of {target:.4g}, candidates have {had}; "
+            "change multiple, or give sigma a number"
         )
     while high / low > 1.001:
         middle = math.sqrt(low * high)
@@ -480,6 +491,8 @@ def run(config: Config) -> store.Artifact:
 
     def make(folder: Path) -> dict[str, Any]:
         device = pick_device(config.device)
+        if device.type == "mps":  # which has no float64
+            device = torch.device("cpu")
         index = Index.of(inside["embeddings"], device) if s.neighbours == "all" else None
         todo = [label for label in range(len(names)) if not _shard(folder, label).exists()]
         done = len(names) - len(todo)

@@ -27,7 +27,7 @@ TRAINED, SCORED = "train.json", "evaluate.json"
 
 
 def run(files: list[str], overrides: list[str]) -> Path:
-    """Runs the pipeline that the config names, any of OpenOOD's included, and returns the folder it wrote or its report."""
+    """Runs the pipeline that the config names, OpenOOD's included; returns the folder it wrote, or the report."""
     config = load_config(files, overrides)
     name = (config.pipeline or {}).get("name")
     if name == "benchmark":
@@ -54,7 +54,10 @@ def hosted(config: Config, standalone: Callable[[Config], Path]) -> Path:
     """Runs `train` or `test`, or OpenOOD's pipeline of that kind where `backend` means OpenOOD."""
     if not openood_dream.openood.wanted(config):
         return standalone(config)
-    kind, name = [name for name, ours in own_pipelines().items() if ours is standalone], (config.pipeline or {}).get("name")
+    kind, name = (
+        [name for name, ours in own_pipelines().items() if ours is standalone],
+        (config.pipeline or {}).get("name"),
+    )
     if name not in kind:
         where = origin(config, "pipeline.name") or "config"
         raise InputError(f"{where}: pipeline.name: expected {' or '.join(kind)}, got {name!r}")

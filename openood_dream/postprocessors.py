@@ -27,7 +27,7 @@ from openood_dream.config import Config, InputError, origin
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass of a network over a data set gives: logits (N, C), features (N, D), labels (N,), float32 on the CPU."""
+    """What one pass of a network over a data set gives: logits (N, C), features (N, D), labels (N,), on the CPU."""
 
     logits: torch.Tensor
     features: torch.Tensor
@@ -74,7 +74,9 @@ def find_postprocessor(config: Config) -> type[Postprocessor]:
         near = difflib.get_close_matches(str(name), POSTPROCESSORS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         where = origin(config, "postprocessor.name") or "config"
-        raise InputError(f"{where}: postprocessor.name: unknown {name!r}; {hint}known are {', '.join(sorted(POSTPROCESSORS))}")
+        raise InputError(
+            f"{where}: postprocessor.name: unknown {name!r}; {hint}known are {', '.join(sorted(POSTPROCESSORS))}"
+        )
     return POSTPROCESSORS[name]
 
 
@@ -133,7 +135,9 @@ class KLM(Postprocessor):
         p, predicted = split("val").logits.softmax(1), split("val").logits.argmax(1)
         means = [p[predicted == label].mean(0).numpy() for label in range(p.shape[1])]
         empty = [bool(np.isnan(mean).any()) for mean in means]
-        self.means = np.array([one if bare else mean for one, bare, mean in zip(np.eye(len(means)), empty, means, strict=True)])
+        self.means = np.array(
+            [one if bare else mean for one, bare, mean in zip(np.eye(len(means)), empty, means, strict=True)]
+        )
 
     def confidence(self, images: Pass) -> torch.Tensor:
         p = images.logits.softmax(1).numpy().astype(self.means.dtype)
@@ -156,7 +160,9 @@ class KNN(Postprocessor):
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
         bank, self.K = unit(split("train").features), self.args.get("K", 50)
         if not 1 <= self.K <= len(bank):
-            raise InputError(f"postprocessor.postprocessor_args.K: expected 1 to {len(bank)}, the number of training images, got {self.K}")
+            raise InputError(
+                f"postprocessor.postprocessor_args.K: expected 1 to {len(bank)} (training images), got {self.K}"
+            )
         self.index = faiss.IndexFlatL2(bank.shape[1])
         self.index.add(bank)
 
@@ -179,7 +185,10 @@ class VIM(Postprocessor):
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
         train, dim = split("train"), self.args.get("dim", 256)
         if not 0 <= dim < train.features.shape[1]:
-            raise InputError(f"postprocessor.postprocessor_args.dim: expected less than the {train.features.shape[1]} features of the network, got {dim}")
+            raise InputError(
+                "postprocessor.postprocessor_args.dim: expected less than the "
+                f"{train.features.shape[1]} features of the network, got {dim}"
+            )
         self.detector = ViM(None, dim, head.weight, head.bias).fit_features(train.features, train.labels)
 
     def confidence(self, images: Pass) -> torch.Tensor:
@@ -231,7 +240,9 @@ class SHE(Postprocessor):
         if metric != "inner_product":
             raise InputError(f"postprocessor.postprocessor_args.metric: expected 'inner_product', got {metric!r}")
         right = train.logits.argmax(1) == train.labels
-        self.patterns = torch.stack([train.features[right & (train.labels == label)].mean(0) for label in range(head.out_features)])
+        self.patterns = torch.stack(
+            [train.features[right & (train.labels == label)].mean(0) for label in range(head.out_features)]
+        )
 
     def confidence(self, images: Pass) -> torch.Tensor:
         return (images.features * self.patterns[images.logits.argmax(1)]).sum(1)
@@ -265,7 +276,9 @@ class FDBD(Postprocessor):
 
     def confidence(self, images: Pass) -> torch.Tensor:
         values, predicted = images.logits.max(1)
-        return ((values[:, None] - images.logits) / self.gaps[predicted]).sum(1) / (images.features - self.centre).norm(dim=1)
+        return ((values[:, None] - images.logits) / self.gaps[predicted]).sum(1) / (images.features - self.centre).norm(
+            dim=1
+        )
 
 
 @postprocessor("nci")
@@ -321,7 +334,7 @@ class ReAct(Shaped):
 
 @postprocessor("vra")
 class VRA(Shaped):
-    """Features outside two percentiles of all validation features are clipped; pytorch-ood has a threshold per feature."""
+    """Features outside two percentiles of all validation features are clipped; pytorch-ood's are per feature."""
 
     sweep = ("percentile_high", "percentile_low")
 
@@ -356,13 +369,16 @@ class Scale(Shaped):
 
 @postprocessor("dice")
 class Dice(Shaped):
-    """Only the classifier's weights whose mean contribution is above a percentile are used."""
+    """Only the classifier's weights whose mean contribution is above a percentile are used.
 
-    sweep = ("p",)
+    No `sweep`: OpenOOD's search over p goes on using the weights of the first one.
+    """
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
         train = split("train")
-        self.detector = DICE(None, head.weight, head.bias, self.args.get("p", 90) / 100).fit_features(train.features, train.labels)
+        self.detector = DICE(None, head.weight, head.bias, self.args.get("p", 90) / 100).fit_features(
+            train.features, train.labels
+        )
 
     def logits(self, images: Pass) -> torch.Tensor:
         return F.linear(images.features, self.detector.masked_w, self.detector.bias)

@@ -141,7 +141,7 @@ def dream_figures(
     rows = pd.read_parquet(images_dir / "images.parquet")
     drawn = torch.stack([pixels(images_dir / file) for file in rows["file"]])
     confidence, guess = classify(net, drawn, run_config).softmax(1).max(1)
-    own = torch.from_numpy(rows["class"].to_numpy()) == guess
+    own = torch.tensor(rows["class"].to_numpy()) == guess
     close = (own & (confidence > SURE)).float().mean().item()
     notes.append(
         f"Imagined outliers: the same classifier gives {100 * own.float().mean().item():.1f} % of {len(rows)} images their own class, "
@@ -154,7 +154,7 @@ def dream_figures(
     )
     inside = space.load(artifacts[1])
     table, embeddings = outliers.load(artifacts[-3])
-    boundary = inside["embeddings"][torch.from_numpy(table["boundary"].unique())] if "boundary" in table else None
+    boundary = inside["embeddings"][torch.tensor(table["boundary"].unique())] if "boundary" in table else None
     figures["embedding_pca"] = plots.embedding_pca(
         inside["embeddings"].numpy(),
         inside["labels"].numpy(),

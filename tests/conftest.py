@@ -221,3 +221,14 @@ def command(monkeypatch, capsys) -> Callable[..., Done]:
         return Done(ended.value.code or 0, out, err.splitlines())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def benchmarked(tiny, chain, tmp_path_factory) -> SimpleNamespace:
+    """A finished benchmark of three methods, two seeds and three postprocessors, and the overrides that made it."""
+    from openood_dream import pipelines
+
+    root = tmp_path_factory.mktemp("benchmark") / "out"
+    overrides = ["--root", str(root), "--dream.cache_dir", str(tiny.root / "dream")]
+    report = pipelines.benchmark([tiny.file], overrides)
+    return SimpleNamespace(root=root, report=report, overrides=overrides)

@@ -1,4 +1,4 @@
-"""The small generator: it learns, it is an ordinary Stable Diffusion folder, and it draws the class that the prompt names."""
+"""The small generator learns, is an ordinary Stable Diffusion folder, and draws the class that the prompt names."""
 
 from __future__ import annotations
 

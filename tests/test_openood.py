@@ -19,7 +19,6 @@ from openood_dream import openood, pipelines, store
 from openood_dream.config import InputError, load_config
 from openood_dream.openood import compat, registry
 from openood_dream.postprocessors import POSTPROCESSORS
-from openood_dream.trainers import TRAINERS
 
 pytestmark = [
     pytest.mark.openood,
@@ -45,7 +44,9 @@ def small(tmp_path_factory, digits) -> Path:
         for row in rows:
             kept.setdefault(row[1], []).append(row)
         limit = IMAGES.get(path.stem, OOD_IMAGES)
-        store.write_imglist(root / "benchmark_imglist" / "digits" / path.name, sum((k[:limit] for k in kept.values()), []))
+        store.write_imglist(
+            root / "benchmark_imglist" / "digits" / path.name, sum((k[:limit] for k in kept.values()), [])
+        )
     return root
 
 
@@ -97,6 +98,27 @@ def test_both_hosts_write_the_same_numbers(name, job, trained):
         np.testing.assert_array_equal(mine["label"], host["label"])
 
 
+SWEEPS = {"gen": "{gamma_list: [0.1, 1, 5], M_list: [2, 4, 6]}", "fdbd": "{distance_as_normalizer_list: [true, false]}"}
+SWEEPS |= {
+    "react": "{percentile_list: [70, 90, 99]}",
+    "vim": "{dim_list: [4, 8, 12]}",
+    "ebo": "{temperature_list: [1, 2]}",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SWEEPS))
+def test_both_hosts_choose_the_same_hyperparameters_on_validation_images(name, job, trained):
+    found = []
+    for backend in ("standalone", "openood"):
+        layers = ["pipelines/test/test_ood.yml", f"postprocessors/{name}.yml"]
+        keys = ["--network.checkpoint", str(trained), "--postprocessor.APS_mode", "true", *ARGS.get(name, [])]
+        config = job(f"chosen/{name}/{backend}", layers, *keys, backend=backend)
+        config.postprocessor.postprocessor_sweep = yaml.safe_load(SWEEPS[name])
+        found.append(scores(pipelines.hosted(config, pipelines.test)))
+    for row in found[0]:
+        np.testing.assert_allclose(found[0][row], found[1][row], atol=0.0101, err_msg=row)
+
+
 # ---------------------------------------------------------------------------------------------------------- training
 
 
@@ -118,11 +140,12 @@ trainer: {name: vos, loss_weight: 0.1}
 """
 NPOS = """
 pipeline: {name: train}
+preprocessor: {name: cider}
 trainer:
   name: npos
   trainer_args: {proto_m: 0.95, temp: 0.1, sample_number: 5, sample_from: 20, start_epoch_KNN: 0, K: 3, cov_mat: 0.1,
     select: 4, ID_points_num: 5, pick_nums: 2, w_disp: 0.5, w_comp: 1, loss_weight: 0.1}
-optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 0.0001, warm: false, cosine: true, lr_decay_rate: 0.1,
+optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 0.0001, warm: true, cosine: true, lr_decay_rate: 0.1,
   lr_decay_epochs: [30], mlp_decay_rate: 0.1}
 recorder: {name: cider, save_all_models: false}
 network:
@@ -173,24 +196,34 @@ def test_a_checkpoint_of_either_host_is_scored_by_the_other(job, trained):
         assert scores(folder)["nearood"][4] > 50  # percent of six classes: the weights have arrived
 
 
-def test_files_of_openood_mix_with_ours_on_one_command_line(job, tmp_path, command):
+def test_files_of_openood_mix_with_ours(job, tmp_path):
     network = """
 network:
-  name: lenet
+  name: resnet18_32x32
   num_classes: '@{dataset.num_classes}'
   pretrained: False
   checkpoint: none
   num_gpus: '@{num_gpus}'
 """
-    mixup = "trainer: {name: mixup, trainer_args: {alpha: 0.2}}\ntrainer.alpha: 0.2\npipeline: {name: train}\n"
+    mixup = "trainer: {name: mixup, trainer_args: {alpha: 0.2}}\npipeline: {name: train}\n"
     config = job("mixed", [write(tmp_path / "net.yml", network), write(tmp_path / "mixup.yml", mixup)], *SMALL_BATCH)
     out = pipelines.hosted(config, pipelines.train)
-    assert "conv1.0.weight" in torch.load(out / "best.ckpt", weights_only=True) or (out / "best.ckpt").exists()
+    assert "layer4.1.conv2.weight" in torch.load(out / "best.ckpt", weights_only=True)
     assert yaml.safe_load((out / "config.yml").read_text())["trainer"]["name"] == "mixup"
 
 
 def test_several_processes_register_and_share_what_the_first_one_imagined(job):
-    config = job("spawned", LAYERS["dream_ood"], *SMALL_BATCH, "--num_gpus", "2", "--dataset.num_gpus", "2", "--network.num_gpus", "2")
+    config = job(
+        "spawned",
+        LAYERS["dream_ood"],
+        *SMALL_BATCH,
+        "--num_gpus",
+        "2",
+        "--dataset.num_gpus",
+        "2",
+        "--network.num_gpus",
+        "2",
+    )
     config.dream.synthesis.seed = 17  # images that no other test has drawn
     out = pipelines.hosted(config, pipelines.train)
     trained = yaml.safe_load((out / "config.yml").read_text())
@@ -223,6 +256,29 @@ def test_the_real_factories_are_replaced_wherever_they_are_bound_and_restored():
     assert bound() == before
 
 
+WITHOUT_EXTRAS = """
+import sys
+import openood_dream
+from openood_dream.openood import compat, registry
+sys.meta_path.insert(0, compat._Extras())  # asked first, it answers for the extras that are installed too
+with compat.enabled(cpu=True):
+    openood_dream.register()
+    from openood.evaluation_api import Evaluator
+    from openood.preprocessors.draem_preprocessor import DRAEMPreprocessor
+    import openood.postprocessors as p
+    try:
+        p.openmax_postprocessor.libmr.MR()
+    except openood_dream.config.InputError as error:
+        print(error)
+"""
+
+
+def test_openood_works_without_any_extra_and_names_the_one_that_is_needed():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == compat.lack("libmr")
+
+
 MAIN = """
 import openood_dream
 from openood_dream.openood import compat
@@ -250,7 +306,11 @@ def test_one_line_in_a_users_own_main_is_enough(tmp_path, small):
     args += f"data_root: {small}\nnum_workers: 0\nnum_gpus: 0\nexp_name: run\npreprocessor: {{name: dream}}\n"
     files.append(write(tmp_path / "mine.yml", args))
     done = subprocess.run(
-        [sys.executable, "main.py", "--config", *files], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ)
+        [sys.executable, "main.py", "--config", *files],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "results" / "run" / "best.ckpt").exists()
@@ -276,6 +336,17 @@ def test_wrong_names_are_told_before_anything_is_written(job, section):
     assert not Path(config.output_dir).exists()
 
 
+@pytest.mark.parametrize(
+    "key", ["dataset.train.imglist_pth", "ood_dataset.farood.noise.imglist_pth", "network.checkpoint"]
+)
+def test_files_that_are_not_there_are_told_before_anything_is_written(job, trained, key):
+    layers = ["pipelines/test/test_ood.yml", "postprocessors/msp.yml"]
+    config = job("absent", layers, "--network.checkpoint", str(trained), f"--{key}", "nowhere.txt")
+    with pytest.raises(InputError, match=f": {key}: no such file 'nowhere.txt'"):
+        openood.run(config)
+    assert not Path(config.output_dir).exists()
+
+
 def test_a_folder_that_exists_is_refused_where_nobody_can_answer(job):
     config = job("exists", LAYERS["base"], "--merge_option", "default")
     Path(config.output_dir).mkdir(parents=True)
@@ -297,7 +368,7 @@ def test_backend_auto_means_openood_where_it_is_installed(job, monkeypatch):
     monkeypatch.setattr(compat, "installed", lambda name: False)
     assert not openood.wanted(config)
     config.backend = "openood"
-    with pytest.raises(InputError, match="backend: OpenOOD is not installed; pip install git"):
+    with pytest.raises(InputError, match="backend: OpenOOD is not installed; pip install --no-deps git"):
         openood.wanted(config)
 
 

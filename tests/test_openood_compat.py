@@ -27,7 +27,9 @@ def test_missing_extras_can_be_imported_and_say_what_they_are_for_when_used(lack
             pass
 
         for use in (Thing, function, Subclass, Thing.create):
-            with pytest.raises(InputError, match="OpenOOD needs an_absent_package for the postprocessor x.*pip install"):
+            with pytest.raises(
+                InputError, match="OpenOOD needs an_absent_package for the postprocessor x.*pip install"
+            ):
                 use()
 
 

@@ -343,10 +343,12 @@ def test_sigma_auto_puts_the_kept_at_the_multiple_of_the_id_99th_percentile(meth
     assert distance.median() == pytest.approx(goal, rel=0.05)  # fresh draws
 
 
-@pytest.mark.parametrize("multiple", [0.2, 5.0])
-def test_sigma_auto_says_what_can_be_had_where_the_multiple_cannot(multiple):
+@pytest.mark.parametrize(("multiple", "had"), [(0.2, "or more"), (5.0, "or less")])
+def test_sigma_auto_says_what_can_be_had_where_the_multiple_cannot(multiple, had):
     s = OutlierSettings(k=10, sigma="auto", multiple=multiple, select=20, n_boundary=20, n_draws=60)
-    with pytest.raises(InputError, match=f"multiple {multiple:g} asks for a distance of .*, candidates have .* to "):
+    with pytest.raises(
+        InputError, match=rf"multiple {multiple:g} asks for a distance of .*, candidates have \S+ {had};"
+    ):
         outliers.sample_class(unit(80, 32, torch.Generator().manual_seed(3)), 0, s)
 
 
@@ -408,7 +410,7 @@ class World:
         monkeypatch.setattr(
             space_stage,
             "run",
-            lambda config: self.artifact("embeddings", embeddings=self.z, labels=self.labels, rows=self.labels),
+            lambda config: self.artifact("embeddings", embeddings=self.z, labels=self.labels),
         )
 
     def artifact(self, stage: str, **tensors: torch.Tensor) -> store.Artifact:
@@ -467,8 +469,8 @@ def test_the_table_says_of_every_embedding_what_it_is(world, changes):
     assert list(table) == ["class", "boundary", "distance", "steps", "target", "seed", "draw"]
     assert len(table) == len(embeddings) == sum(about["embeddings"] for about in artifact.manifest["classes"])
     assert table["class"].is_monotonic_increasing and set(table["class"]) == {0, 1, 2}
-    assert (world.labels[torch.from_numpy(table["boundary"].to_numpy())].numpy() == table["class"]).all()
-    norms = world.anchors.norm(dim=1)[torch.from_numpy(table["class"].to_numpy())]
+    assert (world.labels[torch.tensor(table["boundary"])].numpy() == table["class"]).all()
+    norms = world.anchors.norm(dim=1)[torch.tensor(table["class"])]
     assert torch.allclose(embeddings.norm(dim=1), norms, atol=1e-6)
     for i in range(0, len(table), 7):
         label = int(table["class"][i])
@@ -503,6 +505,14 @@ def test_outliers_are_the_best_candidates_around_the_farthest_embeddings(world):
             local = torch.searchsorted(rows, points)
             expected, _ = slow_round(z, local, 5, 0.15, draws, 2, True, z)
             assert part["draw"].to_numpy(np.int64).reshape(10, 2).tolist() == expected.tolist()
+
+
+def test_rounds_go_around_all_boundary_points_with_draws_of_their_own(world):
+    table, _ = outliers.load(world.run(n_boundary=3, rounds=20))
+    used = table.groupby(["class", "seed"])["boundary"]
+    assert len(used) == 3 * 20 and (used.nunique() == 3).all()
+    assert table["seed"].nunique() == 3 * 20
+    assert (table.groupby("class")["boundary"].nunique() == 10).all()
 
 
 def test_crossing_embeddings_are_in_another_class_and_all_walks_are_reported(world):
@@ -647,4 +657,4 @@ def test_outliers_of_the_tiny_chain_fit_its_space(chain):
     table, embeddings = outliers.load(chain.outliers)
     assert embeddings.shape == (6 * 5 * 2, 16) and len(table) == 60
     labels = space_stage.load(chain.space)["labels"]
-    assert (labels[torch.from_numpy(table["boundary"].to_numpy())].numpy() == table["class"]).all()
+    assert (labels[torch.tensor(table["boundary"])].numpy() == table["class"]).all()

@@ -172,7 +172,9 @@ class _CudaIsCPU(TorchFunctionMode):
 class _CPUParallel(torch.nn.parallel.DistributedDataParallel):
     """DistributedDataParallel that takes no notice of device_ids."""
 
-    def __init__(self, module: torch.nn.Module, device_ids: Any = None, output_device: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, module: torch.nn.Module, device_ids: Any = None, output_device: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(module, **kwargs)
 
 
@@ -185,7 +187,7 @@ def _on_cpu() -> Iterator[None]:
     load = torch.load
 
     def load_on_cpu(file: Any, map_location: Any = "cpu", **kwargs: Any) -> Any:
-        return load(file, map_location=map_location, **kwargs)
+        return load(file, map_location=_to_cpu(map_location), **kwargs)
 
     with ExitStack() as stack:
         stack.enter_context(replaced(torch.Tensor, cuda=_stay))

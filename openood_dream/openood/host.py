@@ -34,16 +34,22 @@ def wanted(config: Config) -> bool:
 def run(config: Config) -> Path:
     """Runs `pipeline` in OpenOOD with what is ours registered, in `num_gpus` processes; returns `output_dir`.
 
-    Without CUDA, or with `device: cpu`, everything runs on the CPU. Names, and a folder that exists where
-    `merge_option: default` would ask, are checked before anything is written and raise InputError.
+    Without CUDA, with `device: cpu` or `num_gpus: 0` everything runs on the CPU. Names, files, and a folder that exists
+    where `merge_option: default` would ask, are checked before anything is written and raise InputError.
     """
-    cpu = pick_device(config.device).type != "cuda"
+    device, processes = pick_device(config.device), (config.num_gpus or 0) * (config.num_machines or 1)
+    cpu = device.type != "cuda" or processes == 0
+    if not cpu and processes == 1 and device.index is not None:
+        torch.cuda.set_device(device)  # OpenOOD takes the current one
+    for section in ("pipeline", "dataset", "network", "preprocessor"):
+        if not isinstance(config.get(section), dict):
+            raise InputError(f"config: {section}: missing; add a config file that sets it")
     plain = complete(config)
     with registration(cpu):
         check(plain)
     check_output(config)
     data.ensure(config)
-    processes = (config.num_gpus or 0) * (config.num_machines or 1)
+    check_files(config)
     with own_stdout(), compat.enabled(cpu):
         from openood.utils import launch
 
@@ -66,13 +72,13 @@ def complete(config: Config) -> dict[str, Any]:
     """The config as plain dicts, with what OpenOOD's pipelines need and without what they stumble over."""
     plain = config.to_dict()
     plain.pop("benchmark", None)  # labels with dots in them are no keys of OpenOOD's Config
-    dataset = plain.get("dataset") or {}
+    dataset = plain["dataset"]
     if (dataset.get("oe") or {}).get("imglist_pth") == data.IMAGINED and name_of(plain, "pipeline").startswith("test"):
         dataset["split_names"] = [split for split in dataset["split_names"] if split != "oe"]  # nothing to draw for
     network = plain.get("network")
     while isinstance(network, dict):
         if str(network.get("name")).startswith("timm:"):
-            network.setdefault("image_size", config.dataset.image_size)
+            network.setdefault("image_size", dataset.get("image_size"))
         network = network.get("backbone")
     return plain
 
@@ -94,6 +100,21 @@ def check(config: dict[str, Any]) -> None:
         registry.check_postprocessor(config)
 
 
+def check_files(config: Config) -> None:
+    """Raises InputError for an image list or checkpoint that is not there, which OpenOOD would look for much later."""
+    wanted = {f"dataset.{split}.imglist_pth" for split in config.dataset.split_names or []}
+    if name_of(config, "pipeline").startswith("test"):
+        for split in config.at("ood_dataset.split_names", []):
+            names = config.at(f"ood_dataset.{split}.datasets", [None])
+            wanted |= {f"ood_dataset.{'.'.join(filter(None, [split, name]))}.imglist_pth" for name in names}
+    if config.network.pretrained:
+        wanted.add("network.checkpoint")
+    for key in sorted(wanted):
+        path = config.at(key)
+        if isinstance(path, str) and path != data.IMAGINED and not Path(path).is_file():
+            raise InputError(f"{origin(config, key) or 'config'}: {key}: no such file {path!r}; check the path")
+
+
 def name_of(config: dict[str, Any], section: str) -> str:
     return str((config.get(section) or {}).get("name"))
 
@@ -103,7 +124,9 @@ def check_output(config: Config) -> None:
     alone = (config.num_gpus or 0) * (config.num_machines or 1) <= 1
     if config.save_output and config.merge_option == "default" and os.path.isdir(config.output_dir):
         if not alone or sys.stdin is None or not sys.stdin.isatty():
-            raise InputError(f"{config.output_dir}: exists already (output_dir); choose another mark, or --merge_option merge")
+            raise InputError(
+                f"{config.output_dir}: exists already (output_dir); choose another mark, or --merge_option merge"
+            )
 
 
 @contextmanager
@@ -196,5 +219,6 @@ def _version(folder: Path) -> dict[str, str | None]:
 def _head(checkout: Path) -> str | None:
     if not (checkout / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (fixed words and a path)
     return done.stdout.strip() or None

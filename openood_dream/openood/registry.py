@@ -26,7 +26,7 @@ from openood_dream.trainers import TRAINERS
 from openood_dream.trainers import get_trainer as find_trainer
 
 PREPROCESSOR = "dream"
-INSTALL = "pip install git+https://github.com/Jingkang50/OpenOOD"
+INSTALL = "pip install --no-deps git+https://github.com/Jingkang50/OpenOOD"
 
 # factory -> the parameters that it has in OpenOOD 1.5
 FACTORIES = {
@@ -56,14 +56,12 @@ def register() -> None:
         originals = {factory: _original(factory) for factory in FACTORIES}
         for factory, wrapper in wrappers.items():
             _registered[factory] = originals[factory], functools.wraps(originals[factory])(wrapper(originals[factory]))
-    for original, ours in _registered.values():
-        _rebind(original, ours)
+    _rebind(_registered.values())
 
 
 def unregister() -> None:
     """Puts OpenOOD's own factories back everywhere."""
-    for original, ours in _registered.values():
-        _rebind(ours, original)
+    _rebind((ours, original) for original, ours in _registered.values())
     _registered.clear()
 
 
@@ -76,7 +74,11 @@ def known(factory: str) -> list[str]:
     original = _registered[factory][0] if factory in _registered else _original(factory)
     tree = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(original)))))
     # get_network compares network_config.name with one name after the other, the others look it up in tables
-    names = [node.comparators[0] for node in tree if isinstance(node, ast.Compare) and getattr(node.left, "attr", None) == "name"]
+    names = [
+        node.comparators[0]
+        for node in tree
+        if isinstance(node, ast.Compare) and getattr(node.left, "attr", None) == "name"
+    ]
     if factory != "networks.get_network":
         names = [key for node in tree if isinstance(node, ast.Dict) for key in node.keys]
     return sorted({name.value for name in names if isinstance(name, ast.Constant)})
@@ -103,22 +105,26 @@ def _original(factory: str) -> Callable:
                 importlib.import_module(package)
             module = importlib.import_module(f"openood.{room}.utils")
     except ImportError as error:
-        raise InputError(f"OpenOOD is installed and cannot be imported ({error}); repair it (openood-dream doctor), or use backend: standalone") from error
+        raise InputError(
+            f"OpenOOD is installed and cannot be imported ({error}); "
+            "repair it (openood-dream doctor), or use backend: standalone"
+        ) from error
     function = getattr(module, name, None)
     if not inspect.isfunction(function):
         raise InputError(f"{module.__file__}: has no function {name}; expected OpenOOD 1.5 ({INSTALL})")
     if list(inspect.signature(function).parameters) != FACTORIES[factory]:
-        got = ", ".join(inspect.signature(function).parameters)
-        raise InputError(f"{module.__file__}: {name}({got}); expected {name}({', '.join(FACTORIES[factory])}) as in OpenOOD 1.5 ({INSTALL})")
+        got, expected = ", ".join(inspect.signature(function).parameters), ", ".join(FACTORIES[factory])
+        raise InputError(f"{module.__file__}: {name}({got}); expected {name}({expected}) as in OpenOOD 1.5 ({INSTALL})")
     return function
 
 
-def _rebind(old: Callable, new: Callable) -> None:
-    for module in list(sys.modules.values()):
-        if isinstance(module, ModuleType) and module is not sys.modules[__name__]:
-            for attribute, value in list(vars(module).items()):
-                if value is old:
-                    setattr(module, attribute, new)
+def _rebind(pairs: Iterable[tuple[Callable, Callable]]) -> None:
+    """Binds the second of each pair wherever a module, a user's own included, has bound the first."""
+    new = {id(old): function for old, function in pairs}  # all are alive in _registered
+    for module in [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]:
+        for attribute, value in list(vars(module).items()):
+            if id(value) in new:
+                setattr(module, attribute, new[id(value)])
 
 
 # --------------------------------------------------------------------------------------------------------- trainers
@@ -160,7 +166,7 @@ def _trainers(original: Callable) -> Callable:
 
 
 def _share_gradients(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Keeps parameters that a trainer has besides the network equal in all processes; the network's are DDP's business."""
+    """Keeps what a trainer trains besides the network equal in all processes; the network is DDP's business."""
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if world == 1:
         return
@@ -270,7 +276,10 @@ def _networks(original: Callable) -> Callable:
             return original(network_config)
         size = network_config.image_size
         if not isinstance(size, int):
-            raise InputError(f"config: network.image_size: expected the images' pixels a side, got {size!r}; set it to '@{{dataset.image_size}}'")
+            raise InputError(
+                f"config: network.image_size: expected the images' pixels a side, got {size!r}; "
+                "set it to '@{dataset.image_size}'"
+            )
         model = backbone_name(name, "config: network.name")
         args = plain(network_config.get("args") or {})
         net = TimmNetwork(model, network_config.num_classes, small=size <= SMALL_IMAGE, args=args)
@@ -311,7 +320,9 @@ def _postprocessors(original: Callable) -> Callable:
 
         check_postprocessor(config)
         name = config.postprocessor.name
-        with mock.patch.dict(num_classes_dict, {config.dataset.name: config.dataset.num_classes}):  # it knows four data sets
+        with mock.patch.dict(
+            num_classes_dict, {config.dataset.name: config.dataset.num_classes}
+        ):  # it knows four data sets
             post = getattr(postprocessors, NOT_IN_TABLE[name])(config) if name in NOT_IN_TABLE else original(config)
         if name in ("ash", "scale"):
             # their rule is in a network around the network, which evaluation_api adds and the pipelines do not
@@ -320,4 +331,3 @@ def _postprocessors(original: Callable) -> Callable:
         return post
 
     return get_postprocessor
-

@@ -20,6 +20,8 @@ class DreamIDTrainer(OutlierTrainer):
 
     def loss(self, batch: dict[str, Any], inliers: dict[str, Any]) -> torch.Tensor:
         if inliers["label"].min() < 0:
-            raise InputError("dataset.oe.imglist_pth: label -1; the trainer dream_id needs inliers, labelled with their class")
+            raise InputError(
+                "dataset.oe.imglist_pth: label -1; the trainer dream_id needs inliers, labelled with their class"
+            )
         y = torch.cat([self.labels(batch), self.labels(inliers)])
         return F.cross_entropy(self.logits(batch, inliers), y)

@@ -24,6 +24,10 @@ class DreamOODTrainer(OutlierTrainer):
         self, net: nn.Module, train_loader: DataLoader, train_unlabeled_loader: DataLoader, config: dict
     ) -> None:
         self.phi = nn.Linear(1, 2).to(next(net.parameters()).device)
+        with torch.no_grad():
+            # From a random start phi may learn that outliers have the higher energy, and turn the test score round.
+            self.phi.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.phi.bias.zero_()
         super().__init__(net, train_loader, train_unlabeled_loader, config)
 
     def parameters(self) -> Iterable[nn.Parameter]:

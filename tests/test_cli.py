@@ -1,0 +1,227 @@
+"""The command: what it offers, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from openood_dream import __version__, cli, pipelines
+from openood_dream.config import InputError
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "timm",
+    "sklearn",
+    "pandas",
+    "numpy",
+    "matplotlib",
+    "faiss",
+)
+COMMANDS = [
+    "quickstart",
+    "run",
+    "anchors",
+    "space",
+    "sample",
+    "synthesize",
+    "train",
+    "evaluate",
+    "benchmark",
+    "leaderboard",
+    "doctor",
+]
+
+
+def python(code: str, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=300)
+
+
+# ------------------------------------------------------------------------------------------------------- a light start
+
+
+@pytest.mark.parametrize(
+    "module", ["openood_dream", "openood_dream.cli", "openood_dream.config", "openood_dream.store"]
+)
+def test_importing_is_cheap_since_nothing_heavy_comes_with_it(module):
+    done = python(f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy():
+    code = f"""
+import sys
+from openood_dream.cli import main
+sys.argv = ["openood-dream", "--help"]
+try:
+    main()
+except SystemExit as end:
+    print("ended", end.code, [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = python(code)
+    assert done.stdout.splitlines()[-1] == "ended 0 []", done.stderr
+    for name in COMMANDS:
+        assert f"  {name} " in done.stdout, name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(command, name):
+    done = command(name, "--help")
+    assert done.code == 0 and name in done.out and not done.err
+    takes_configs = name not in ("quickstart", "leaderboard", "doctor")
+    assert ("--config A.yml B.yml ... [--key value ...]" in done.out) == takes_configs
+
+
+def test_the_version_is_the_packages(command):
+    assert command("version").out.strip() == __version__
+
+
+def test_no_command_shows_help_and_an_unknown_one_is_bad_input(command):
+    assert "Usage" in command().out
+    done = command("quikstart")
+    assert done.code == 2 and "quikstart" in " ".join(done.err)
+
+
+# ------------------------------------------------------------------------------------------------ configs and overrides
+
+
+@pytest.mark.parametrize(
+    "words, files, overrides",
+    [
+        (["--config", "a.yml", "b.yml"], ["a.yml", "b.yml"], []),
+        (["--config", "a.yml", "--k", "1", "--config", "b.yml"], ["a.yml", "b.yml"], ["--k", "1"]),
+        (["--config=a.yml", "--x.y=-1", "--z", "-2"], ["a.yml"], ["--x.y=-1", "--z", "-2"]),
+        (["--seed", "3", "-c", "a.yml", "b.yml", "--quiet"], ["a.yml", "b.yml"], ["--seed", "3"]),
+        (["--config", "a.yml", "--names", "[a, b]", "--empty", ""], ["a.yml"], ["--names", "[a, b]", "--empty", ""]),
+    ],
+)
+def test_files_and_overrides_come_in_any_order(command, monkeypatch, words, files, overrides):
+    given = []
+    monkeypatch.setattr(pipelines, "run", lambda *both: given.append(both))
+    assert command("run", *words).code == 0
+    assert given == [(files, overrides)]
+
+
+@pytest.mark.parametrize("name", ["run", "train", "anchors", "benchmark"])
+def test_a_command_without_config_says_what_it_expects(command, name):
+    assert command(name, "--seed", "1") == (
+        2,
+        "",
+        [f"openood-dream: error: {name}: no config; expected --config A.yml B.yml ..."],
+    )
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (InputError("a.yml: k: expected\nan integer"), 2, "openood-dream: error: a.yml: k: expected an integer"),
+        (FloatingPointError("epoch 1: the loss is nan"), 1, "openood-dream: error: epoch 1: the loss is nan"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "openood-dream: error: interrupted; run the same command again to go on where it stopped",
+        ),
+    ],
+)
+def test_errors_end_in_one_line_and_their_exit_code(command, monkeypatch, error, code, line):
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr(pipelines, "run", fails)
+    assert command("run", "--config", "a.yml") == (code, "", [line])
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_a_stage_prints_its_folder_and_whether_it_was_reused(command, tiny, chain):
+    for name, artifact in (("anchors", chain.anchors), ("space", chain.space), ("sample", chain.outliers)):
+        done = command(name, "--config", tiny.file)
+        assert done.code == 0 and done.out.startswith(f"{artifact.path} (reused in ") and done.err == []
+    assert command("synthesize", "--config", tiny.file).out.startswith(str(chain.images.path))
+
+
+def test_train_and_evaluate_print_their_folders(command, tiny, tmp_path):
+    where = ["--root", tmp_path]
+    done = command("train", "--config", tiny.file, "benchmarks/methods/base.yml", *where)
+    run = tmp_path / "runs" / "base" / "s0"
+    assert (done.code, done.out, done.err) == (0, f"{run}\n", [])
+    layers = [tiny.file, "pipelines/test/test_ood.yml", "postprocessors/msp.yml"]
+    done = command(
+        "evaluate", "--config", *layers, *where, "--network.checkpoint", run / "best.ckpt", "--exp_name", "scores"
+    )
+    assert (done.code, done.out, done.err) == (0, f"{tmp_path / 'scores'}\n", [])
+    assert (tmp_path / "scores" / "ood.csv").exists()
+
+
+def test_a_benchmark_ends_with_the_leaderboard_and_the_path_of_the_report(command, tiny, benchmarked):
+    done = command("benchmark", "--config", tiny.file, *benchmarked.overrides)
+    assert done.code == 0 and done.out.splitlines()[-1] == f"Report: {benchmarked.report}"
+    board = pd.read_csv(benchmarked.root / "leaderboard.csv")
+    for value in board["near_auroc"]:
+        assert f"{value:.2f}" in done.out
+    assert {"base", "oe", "dream_ood", "msp", "ebo", "knn"} <= set(done.out.split())
+
+
+def test_the_leaderboard_of_runs_is_printed_in_every_format(command, benchmarked, tmp_path):
+    runs = benchmarked.root / "runs"
+    rows = json.loads(command("leaderboard", runs, "--format", "json").out)
+    keys = (
+        "method postprocessor near_auroc far_auroc near_fpr95 far_fpr95 id_acc seeds outlier_data network notes".split()
+    )
+    assert len(rows) == 9 and set(keys) <= set(rows[0]) and {"near_auroc_std", "id_acc_std"} <= set(rows[0])
+    assert len(list(csv.DictReader(command("leaderboard", runs, "--format", "csv").out.splitlines()))) == 9
+    assert command("leaderboard", runs / "base", runs / "oe", "--format", "md").out.count("\n") == 2 + 6
+    assert r"\begin{tabular}" in command("leaderboard", runs, "--format", "tex").out
+    assert "dream_ood" in command("leaderboard", runs).out
+    for fmt in ("html", "json"):
+        out = tmp_path / f"board.{fmt}"
+        assert command("leaderboard", runs, "--format", fmt, "--out", out).out.strip() == str(out)
+        assert "dream_ood" in out.read_text()
+
+
+def test_the_quickstart_is_the_shipped_benchmark(command, monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(pipelines, "benchmark", lambda *all_of_it: given.append(all_of_it))
+    monkeypatch.setattr(cli, "show", lambda report: None)
+    assert command("quickstart", "--out", tmp_path / "a b", "--seeds", "1", "--methods", "base, oe,").code == 0
+    ((files, overrides, methods, seeds),) = given
+    assert files == ["benchmarks/digits.yml"] and (methods, seeds) == (["base", "oe"], 1)
+    config = cli_config(files, overrides)
+    assert config.data_root == str(tmp_path / "a b") + "/data" and config.output_dir.startswith(str(tmp_path / "a b"))
+
+
+def cli_config(files, overrides):
+    from openood_dream.config import load_config
+
+    return load_config(files, overrides)
+
+
+# -------------------------------------------------------------------------------------------------------- progress bars
+
+
+def run_fresh(*words: object, quiet: bool) -> subprocess.CompletedProcess:
+    """The command in a process of its own, since bars are switched when tqdm is imported."""
+    code = "import os, sys; os.environ.pop('TQDM_DISABLE'); from openood_dream.cli import main; main()"
+    return python(code, *map(str, words), *["--quiet"][: int(quiet)])
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_stages_show_a_named_bar_with_an_eta_unless_told_to_be_quiet(tiny, chain, tmp_path, quiet):
+    caches = ["--dream.cache_dir", tmp_path / "dream", "--root", tmp_path]
+    generator = ["--dream.generator", chain.generator.path]  # a given one, so that nothing takes long
+    done = run_fresh("synthesize", "--config", tiny.file, *caches, *generator, quiet=quiet)
+    assert done.returncode == 0, done.stderr
+    if quiet:
+        assert done.stderr == ""
+    else:
+        for stage in ("space: training the encoder", "outliers: sampling", "imagine: drawing images"):
+            assert f"{stage}: 100%" in done.stderr
+        assert "00:00<00:00" in done.stderr or "<00:" in done.stderr

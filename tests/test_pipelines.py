@@ -1,0 +1,278 @@
+"""Whole jobs: what a run leaves behind, when it is reused, and when it is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from openood_dream import data, evaluate, imagine, pipelines, store
+from openood_dream.config import InputError
+from openood_dream.networks import get_network, load_weights
+from openood_dream.trainers import BaseTrainer, OutlierTrainer
+
+
+@pytest.fixture
+def base(tiny, tmp_path):
+    """The tiny config of cross-entropy training, in a root of its own."""
+
+    def config(*overrides: str):
+        return tiny.method("base", "--root", str(tmp_path / "out"), *overrides)
+
+    return config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "best.ckpt", weights_only=True)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one | other)
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_run_leaves_its_settings_checkpoints_and_history(base):
+    folder = pipelines.train(base("--optimizer.num_epochs", "3"))
+    history = json.loads((folder / "train.json").read_text())["epochs"]
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    last = f"last_epoch3_acc{history[-1]['val_acc'] / 100:.4f}.ckpt"
+    assert {path.name for path in folder.iterdir()} == {"config.yml", "best.ckpt", "train.json", last}
+    assert yaml.safe_load((folder / "config.yml").read_text())["optimizer"]["num_epochs"] == 3
+    net = get_network(base())
+    load_weights(net, folder / "best.ckpt")
+    accuracy = evaluate.accuracy(net, data.id_loader(base(), "val"), torch.device("cpu"))
+    assert 100 * accuracy == pytest.approx(max(row["val_acc"] for row in history), abs=1e-6)
+
+
+def test_the_folder_is_the_output_dir_with_method_and_seed(base, tmp_path):
+    assert pipelines.train(base("--seed", "4")) == tmp_path / "out" / "runs" / "base" / "s4"
+
+
+def test_a_finished_run_is_reused(base):
+    folder = pipelines.train(base())
+    before = stamps(folder)
+    assert pipelines.train(base()) == folder and stamps(folder) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--optimizer.lr", "0.05"),
+        ("--network.args.channels", "[8, 8, 8, 8]"),
+        ("--dataset.train.batch_size", "32"),
+        ("--preprocessor.horizontal_flip", "true"),
+        ("--dataset.train.imglist_pth", '"@{dataset.val.imglist_pth}"'),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_left_alone(base, change):
+    folder = pipelines.train(base())
+    before = stamps(folder)
+    with pytest.raises(InputError, match=r"s0: holds a run of another configuration; .*--merge_option merge"):
+        pipelines.train(base(*change))
+    assert stamps(folder) == before
+
+
+def test_with_merge_another_run_takes_the_folder(base):
+    folder = pipelines.train(base())
+    before = weights(folder)
+    assert pipelines.train(base("--optimizer.num_epochs", "2", "--merge_option", "merge")) == folder
+    assert not equal(before, weights(folder))
+    assert len(list(folder.glob("last_epoch*.ckpt"))) == 1
+    assert yaml.safe_load((folder / "config.yml").read_text())["optimizer"]["num_epochs"] == 2
+
+
+def test_an_interrupted_run_starts_again_and_ends_as_if_it_had_not_been(base, tmp_path, monkeypatch):
+    expected = weights(pipelines.train(base("--optimizer.num_epochs", "2", "--output_dir", str(tmp_path / "whole"))))
+    epoch = BaseTrainer.train_epoch
+
+    def interrupted(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return epoch(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BaseTrainer, "train_epoch", interrupted)
+        pipelines.train(base("--optimizer.num_epochs", "2"))
+    assert equal(weights(pipelines.train(base("--optimizer.num_epochs", "2"))), expected)
+
+
+def test_the_seed_decides_the_weights(base, tmp_path):
+    first = weights(pipelines.train(base()))
+    torch.rand(7)  # whatever ran before
+    again = weights(pipelines.train(base("--output_dir", str(tmp_path / "again"))))
+    other = weights(pipelines.train(base("--seed", "1")))
+    assert equal(first, again) and not equal(first, other)
+
+
+def test_base_needs_no_dream(base):
+    config = base()
+    del config["dream"]
+    assert (pipelines.train(config) / "best.ckpt").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ outliers
+
+
+def test_auxiliary_outliers_are_augmented_like_training_images(tiny):
+    """In OpenOOD's outlier exposure they get the transforms of tests."""
+    loader, _ = pipelines.outlier_set(tiny.method("oe"))
+    assert loader.dataset.augment and len(loader.dataset) == 800 and set(loader.dataset.labels.tolist()) == {-1}
+
+
+def test_the_imagined_set_takes_the_place_of_the_word_imagined(tiny, chain):
+    config = tiny.method("dream_ood")
+    assert config.dataset.oe.imglist_pth == "imagined"
+    loader, identity = pipelines.outlier_set(config)
+    assert identity == chain.images.hash and config.outlier_data == "imagined (knn)"
+    assert [name for name, _ in loader.dataset.rows] == [
+        name for name, _ in store.read_imglist(chain.images.path / "imglist.txt")
+    ]
+
+
+def test_training_with_imagined_outliers_sees_them(tiny, chain, tmp_path, monkeypatch):
+    seen = set()
+    batches = OutlierTrainer.batches
+
+    def watched(self):
+        for inside, outside in batches(self):
+            seen.update(outside["image_name"])
+            yield inside, outside
+
+    monkeypatch.setattr(OutlierTrainer, "batches", watched)
+    folder = pipelines.train(tiny.method("dream_ood", "--output_dir", str(tmp_path)))
+    assert seen == {name for name, _ in store.read_imglist(chain.images.path / "imglist.txt")}
+    saved = yaml.safe_load((folder / "config.yml").read_text())
+    assert saved["outlier_data"] == "imagined (knn)" and saved["dataset"]["oe"]["data_dir"] == str(chain.images.path)
+
+
+def test_other_outliers_make_another_run(tiny, chain, tmp_path):
+    where = ["--output_dir", str(tmp_path)]
+    pipelines.train(tiny.method("dream_ood", *where))
+    with pytest.raises(InputError, match="holds a run of another configuration"):
+        pipelines.train(tiny.method("dream_ood", *where, "--dream.synthesis.per_class", "1"))
+
+
+# ----------------------------------------------------------------------------------------------------------- benchmark
+
+
+def test_a_benchmark_trains_every_method_with_every_seed_and_scores_it_with_every_postprocessor(benchmarked):
+    scored = {
+        path.parent.relative_to(benchmarked.root / "runs").as_posix() for path in benchmarked.root.rglob("ood.csv")
+    }
+    assert scored == {
+        f"{method}/s{seed}/{name}"
+        for method in ("base", "oe", "dream_ood")
+        for seed in (0, 1)
+        for name in ("msp", "ebo", "knn")
+    }
+    assert benchmarked.report == benchmarked.root / "report.html" and benchmarked.report.exists()
+
+
+def test_a_second_benchmark_computes_nothing_again(benchmarked, tiny, monkeypatch):
+    monkeypatch.setattr(BaseTrainer, "train_epoch", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(evaluate, "forward_pass", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr(imagine.Imaginer, "__call__", lambda *args: pytest.fail("drew again"))
+    assert pipelines.benchmark([tiny.file], benchmarked.overrides) == benchmarked.report
+
+
+def test_only_what_is_missing_is_computed(benchmarked, tiny, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(benchmarked.root, root)
+    shutil.rmtree(root / "runs" / "oe" / "s1")
+    (root / "runs" / "base" / "s0" / "ebo" / "evaluate.json").unlink()
+    before = stamps(root)
+    overrides = ["--root", str(root), *benchmarked.overrides[2:]]
+    pipelines.benchmark([tiny.file], overrides, methods=["base", "oe"])
+    after = stamps(root / "runs")
+    changed = {name for name, stamp in after.items() if before.get(f"runs/{name}") != stamp}
+    assert {name.split("/")[0:2] == ["oe", "s1"] or name.startswith("base/s0/ebo/") for name in changed} == {True}
+    again = (root / "runs" / "oe" / "s1" / "ebo" / "ood.csv").read_text()
+    assert again == (benchmarked.root / "runs" / "oe" / "s1" / "ebo" / "ood.csv").read_text()
+
+
+def test_the_checkpoint_scored_alone_gives_the_same_numbers(benchmarked, tiny, tmp_path):
+    run = benchmarked.root / "runs" / "base" / "s0"
+    layers = ["pipelines/test/test_ood.yml", "postprocessors/ebo.yml"]
+    config = tiny.config(
+        "--network.checkpoint",
+        str(run / "best.ckpt"),
+        "--output_dir",
+        str(tmp_path),
+        "--exp_name",
+        "one",
+        layers=layers,
+    )
+    folder = pipelines.test(config)
+    assert folder == tmp_path / "one"
+    assert (folder / "ood.csv").read_text() == (run / "ebo" / "ood.csv").read_text()
+
+
+def test_every_network_of_a_method_has_the_same_first_weights_for_a_seed_and_other_ones_in_the_end(benchmarked):
+    finals = [weights(benchmarked.root / "runs" / method / "s0") for method in ("base", "oe", "dream_ood")]
+    assert not equal(finals[0], finals[1]) and not equal(finals[0], finals[2]) and not equal(finals[1], finals[2])
+
+
+@pytest.mark.parametrize(
+    "methods, seeds, overrides, message",
+    [
+        (
+            ["bas"],
+            None,
+            [],
+            r"--methods: unknown method 'bas'; expected some of base, oe, dream_ood; did you mean 'base'\?",
+        ),
+        (None, 3, [], r"--seeds: expected 1 to 2 \(benchmark\.seeds\), got 3"),
+        (None, None, ["--benchmark.postprocessors", "[ebo, knnn]"], r"postprocessors/knnn\.yml: no such file"),
+        (None, None, ["--trainer.name", "basic"], r"trainer\.name: .*'basic'"),
+    ],
+)
+def test_a_benchmark_is_checked_before_anything_is_computed(tiny, tmp_path, methods, seeds, overrides, message):
+    if overrides[:1] == ["--trainer.name"]:
+        methods = ["base"]
+    with pytest.raises(InputError, match=message):
+        pipelines.benchmark([tiny.file], ["--root", str(tmp_path / "out"), *overrides], methods, seeds)
+    assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- run and stages
+
+
+def test_run_does_what_the_pipeline_is_named(tiny, tmp_path):
+    layers, where = ["benchmarks/methods/base.yml"], ["--root", str(tmp_path)]
+    assert pipelines.run([tiny.file, *layers], where) == tmp_path / "runs" / "base" / "s0"
+    assert (tmp_path / "runs" / "base" / "s0" / "best.ckpt").exists()
+    with pytest.raises(
+        InputError, match=r"command line: pipeline\.name: unknown pipeline 'trian'; .*did you mean 'train'\?"
+    ):
+        pipelines.run([tiny.file], [*where, "--pipeline.name", "trian"])
+
+
+@pytest.mark.parametrize("name", ["anchors", "space", "sample", "synthesize"])
+def test_each_stage_can_be_run_by_its_name(chain, tiny, name):
+    expected = {"anchors": chain.anchors, "space": chain.space, "sample": chain.outliers, "synthesize": chain.images}
+    artifact = pipelines.stage(name, [tiny.file], [])
+    assert artifact.reused and artifact.path == expected[name].path
+
+
+def test_a_missing_key_is_named_with_how_to_set_it(base):
+    config = base()
+    del config["optimizer"]["lr"]
+    with pytest.raises(InputError, match=r"optimizer\.lr: missing; add a config file that sets it, or --optimizer\.lr"):
+        pipelines.train(config)
+
+
+@pytest.mark.parametrize("key", ["num_classes", "image_size", "pre_size"])
+@pytest.mark.parametrize("value", ["six", "0", "2.5", "true"])
+def test_sizes_of_a_data_set_are_whole_numbers(base, key, value):
+    with pytest.raises(InputError, match=rf"command line: dataset\.{key}: expected an integer >= 1, got"):
+        pipelines.train(base(f"--dataset.{key}", value))
