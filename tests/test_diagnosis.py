@@ -73,7 +73,9 @@ def test_requirements_of_the_package_and_of_an_extra_do_not_mix():
 def test_without_openood_doctor_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("openood_dream.openood.compat.installed", lambda name: name != "openood")
     lines = diagnosis.openood()
-    assert lines[0].startswith("OpenOOD is not installed; pip install --no-deps git+https://github.com/Jingkang50/OpenOOD")
+    assert lines[0].startswith(
+        "OpenOOD is not installed; pip install --no-deps git+https://github.com/Jingkang50/OpenOOD"
+    )
     assert lines[-1] == "backend: auto means standalone"
 
 

