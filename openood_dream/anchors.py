@@ -5,6 +5,7 @@ T(y) is a row of the text encoder's input embedding table, not the encoder's out
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -129,8 +130,6 @@ def word_tokenizer(texts: list[str]) -> CLIPTokenizer:
             show_progress=False,
         ),
     )
-    import json
-
     model = json.loads(learner.to_str())["model"]
     return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
 

@@ -154,7 +154,7 @@ def leaderboard(
 ) -> None:
     """Put evaluated runs into one table: mean and standard deviation over seeds."""
     from openood_dream import leaderboard as board
-    from openood_dream.store import write_text, writable
+    from openood_dream.store import writable, write_text
 
     frame = board.collect(runs)
     if format is Format.html:
@@ -201,11 +201,8 @@ def show(report: Path) -> None:
 
     from openood_dream import leaderboard as board
 
-    typer.echo(
-        board.render(
-            pd.read_csv(report.with_name("leaderboard.csv"), keep_default_na=False, na_values=[""]), "terminal"
-        )
-    )
+    table = pd.read_csv(report.with_name("leaderboard.csv"), keep_default_na=False, na_values=[""])
+    typer.echo(board.render(table.fillna({"notes": ""}), "terminal"))
     typer.echo(f"Report: {report}")
 
 
@@ -222,8 +219,10 @@ def main() -> None:
         sys.exit(fail(str(error), 2))
     except FloatingPointError as error:
         sys.exit(fail(str(error), 1))
-    except KeyboardInterrupt:
-        sys.exit(fail("interrupted; run the same command again to go on where it stopped", 130))
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of an interruption, without a word
+            fail("interrupted; run the same command again to go on where it stopped", 130)
+        raise
 
 
 def fail(text: str, code: int) -> int:

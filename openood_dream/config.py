@@ -569,7 +569,7 @@ def _assign(config: Config, origins: _Origins, path: _Path, value: Any, file: st
     for end, part in enumerate(path[:-1], 1):
         if not isinstance(section.get(part), Config):
             section[part] = Config()
-            origins.pop(path[:end], None)
+        origins.pop(path[:end], None)  # an empty section, or something else, that is now filled key by key
         section = section[part]
     if isinstance(section.get(path[-1]), Config):
         for key in [key for key in origins if key[: len(path)] == path]:

@@ -122,6 +122,14 @@ def random_flip(pixels: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.flip(3), pixels)
 
 
+def whole(config: Config, key: str) -> int:
+    """The integer >= 1 at a dotted key; InputError for anything else."""
+    value = config.at(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{origin(config, key) or 'config'}: {key}: expected an integer >= 1, got {value!r}")
+    return value
+
+
 def as_is(batch: dict[str, Any]) -> dict[str, Any]:
     """The collate function of loaders whose data set already returns whole batches."""
     return batch
@@ -134,16 +142,19 @@ def image_list(
     dataset, key = config.dataset, f"{name}.{split}"
     for field in ("imglist_pth", "data_dir"):
         if not isinstance(section.get(field), str):
-            raise InputError(
-                f"{origin(config, f'{key}.{field}') or 'config'}: {key}.{field}: expected a path, got {section.get(field)!r}"
-            )
+            where = origin(config, f"{key}.{field}") or "config"
+            raise InputError(f"{where}: {key}.{field}: expected a path, got {section.get(field)!r}")
+    known, interpolation = [mode.value for mode in InterpolationMode], dataset.interpolation or "bilinear"
+    if interpolation not in known:
+        where = origin(config, "dataset.interpolation") or "config"
+        raise InputError(f"{where}: dataset.interpolation: expected one of {', '.join(known)}, got {interpolation!r}")
     return ImageList(
         section["imglist_pth"],
         section["data_dir"],
         pre_size=dataset.pre_size,
         image_size=dataset.image_size,
         normalization=dataset.normalization_type or "",
-        interpolation=dataset.interpolation or "bilinear",
+        interpolation=interpolation,
         augment=augment,
         flip=(config.preprocessor or {}).get("horizontal_flip", True),
         resized_crop="imagenet" in dataset.name,
@@ -165,28 +176,29 @@ def id_loader(config: Config, split: str, *, augment: bool = False) -> DataLoade
         raise InputError(
             f"{origin(config, 'dataset') or 'config'}: dataset.{split}: missing; expected imglist_pth, data_dir, batch_size"
         )
+    batch_size = whole(config, f"dataset.{split}.batch_size")
     images = image_list(config, split, section, augment=augment)
     highest = int(images.labels.max())
     if split != "oe" and (highest >= dataset.num_classes or int(images.labels.min()) < 0):
         wrong = highest if highest >= dataset.num_classes else int(images.labels.min())
         expected = f"labels 0 to {dataset.num_classes - 1} (dataset.num_classes: {dataset.num_classes})"
         raise InputError(f"{images.imglist}: label {wrong} does not fit; expected {expected}")
-    return loader(images, section.batch_size, shuffle=augment, workers=dataset.num_workers or 0)
+    return loader(images, batch_size, shuffle=augment, workers=dataset.num_workers or 0)
 
 
 def ood_loaders(config: Config) -> Iterator[tuple[str, str, DataLoader]]:
     """(group, name, loader) of every test set of `ood_dataset`: groups nearood and farood."""
-    ood = config.ood_dataset
+    ood, batch_size = config.ood_dataset, whole(config, "ood_dataset.batch_size")
     for group in ("nearood", "farood"):
         for name in ood[group].datasets:
             images = image_list(config, f"{group}.{name}", ood[group][name], name="ood_dataset")
-            yield group, name, loader(images, ood.batch_size, shuffle=False, workers=ood.num_workers or 0)
+            yield group, name, loader(images, batch_size, shuffle=False, workers=ood.num_workers or 0)
 
 
 def ood_val_loader(config: Config) -> DataLoader:
     """The loader of `ood_dataset.val`, on which alone hyperparameters may be chosen."""
-    ood = config.ood_dataset
-    return loader(image_list(config, "val", ood.val, name="ood_dataset"), ood.batch_size, shuffle=False)
+    images = image_list(config, "val", config.ood_dataset.val, name="ood_dataset")
+    return loader(images, whole(config, "ood_dataset.batch_size"), shuffle=False)
 
 
 def class_names(config: Config) -> list[str]:

@@ -122,12 +122,13 @@ def evaluate(passes: Passes, config: Config, out: Path) -> np.ndarray:
             np.savez(work, pred=pred, conf=conf, label=label)
         return pred, conf, label
 
+    known, unknown = passes.id("test"), list(passes.ood())  # a broken image is found before anything is written
     store.writable(out)
     store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    id_scores = scored(passes.id("test"), config.dataset.name, known=True)
+    id_scores = scored(known, config.dataset.name, known=True)
     rows: list[tuple[str, np.ndarray]] = []
     groups: dict[str, list[np.ndarray]] = {"nearood": [], "farood": []}
-    for group, name, of in passes.ood():
+    for group, name, of in unknown:
         pred, conf, label = (np.concatenate(pair) for pair in zip(id_scores, scored(of, name, known=False)))
         rows.append((name, compute_metrics(conf, label, pred)))
         groups[group].append(rows[-1][1])

@@ -34,20 +34,21 @@ from openood_dream.networks import autocast, pick_device, pick_dtype
 from openood_dream.prompts import Prompt, conditioning
 
 KL_WEIGHT = 1e-4  # keeps the latents near a unit Gaussian without blurring the images
-VAE_BATCH = 32
+VAE_BATCH = 16
 VAE_LR = 3e-3  # peak
 EMA_DECAY = 0.99  # of the diffusion model's weights; a short training cannot afford a longer memory
-DOWNSAMPLING = 8  # pixels per latent, each way, as in Stable Diffusion
+DOWNSAMPLING = 4  # pixels per latent, each way
+LATENT_CHANNELS = 8
 
 
 def small_vae(image_size: int) -> AutoencoderKL:
-    """An untrained autoencoder, images (B, 3, S, S) in [-1, 1] <-> latents (B, 4, S/8, S/8)."""
+    """An untrained autoencoder, images (B, 3, S, S) in [-1, 1] <-> latents (B, 8, S/4, S/4)."""
     return AutoencoderKL(
-        block_out_channels=(16, 16, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
         sample_size=image_size,
         mid_block_add_attention=False,
@@ -55,12 +56,14 @@ def small_vae(image_size: int) -> AutoencoderKL:
 
 
 def small_unet(latent_size: int, text_dim: int) -> UNet2DConditionModel:
-    """An untrained noise predictor for latents (B, 4, L, L) with cross-attention to text of width `text_dim`.
+    """An untrained noise predictor for latents (B, 8, L, L) with cross-attention to text of width `text_dim`.
 
     One level, since small images have few latents: at equal time a narrow network that sees more samples learns more.
     """
     return UNet2DConditionModel(
         sample_size=latent_size,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         block_out_channels=(64,),
         down_block_types=("DownBlock2D",),
         mid_block_type="UNetMidBlock2DCrossAttn",
@@ -118,7 +121,7 @@ def train_vae(
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, loader: DataLoader, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation (N, 4, L, L) of every image's latent posterior."""
+    """Mean and deviation (N, 8, L, L) of every image's latent posterior."""
     vae.eval()
     posteriors = [
         vae.encode(unit_range(batch, loader.dataset).to(device)).latent_dist
@@ -142,7 +145,7 @@ def train_unet(
 ) -> float:
     """Trains noise predictor and text transformer; returns the mean loss of the last tenth of the steps.
 
-    `latents` are means and deviations (N, 4, L, L), scaled; `embeddings` (N, m) the images' own unit embeddings. In
+    `latents` are means and deviations (N, 8, L, L), scaled; `embeddings` (N, m) the images' own unit embeddings. In
     place of its class token a sample has ||T(y)|| h(x) with probability `embedding_fraction`, so that moving the
     embedding moves the image; `empty_fraction` of the samples have the empty prompt (classifier-free guidance).
     """

@@ -177,7 +177,7 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 def _read_config(path: Path) -> Config:
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_RunLoader)
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_RunLoader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: expected a run's config in YAML: {error}") from error
     if not isinstance(config, dict):

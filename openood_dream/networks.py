@@ -87,7 +87,8 @@ def backbone_name(name: str, where: str) -> str:
 
 
 def get_network(config: Config) -> TimmNetwork:
-    """The network of a config's `network` section: `name: timm:<model>`, `num_classes`, `args`; weights of `checkpoint` where `pretrained`."""
+    """The network of a config's `network` section (`name: timm:<model>`, `args`), with the weights of `checkpoint` where
+    `pretrained`."""
     network = config.network or Config()
     where = f"{origin(config, 'network.name') or 'config'}: network.name"
     model = backbone_name(str(network.name), where)

@@ -75,10 +75,20 @@ def check_dataset(config: Config) -> None:
     """Raises InputError where a config lacks what every pipeline needs of its data set."""
     require(config, "dataset.name", "dataset.num_classes", "dataset.image_size", "dataset.pre_size")
     for key in ("num_classes", "image_size", "pre_size"):
-        value = config.dataset[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            where = origin(config, f"dataset.{key}") or "config"
-            raise InputError(f"{where}: dataset.{key}: expected an integer >= 1, got {value!r}")
+        data.whole(config, f"dataset.{key}")
+
+
+def check_optimizer(config: Config) -> None:
+    """Raises InputError where a config lacks a number that training takes from `optimizer`."""
+    keys = ("optimizer.lr", "optimizer.momentum", "optimizer.weight_decay")
+    require(config, "optimizer.num_epochs", *keys)
+    data.whole(config, "optimizer.num_epochs")
+    for key in keys:
+        value, sign = config.at(key), ">=" if key.endswith("decay") else ">"  # Nesterov needs a momentum
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not (value > 0 or value == 0 and sign == ">="):
+            where = origin(config, key) or "config"
+            raise InputError(f"{where}: {key}: expected a number {sign} 0, got {value!r}")
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -91,15 +101,8 @@ def train(config: Config) -> Path:
     reused; a folder of other inputs is refused unless `merge_option: merge`.
     """
     check_dataset(config)
-    require(
-        config,
-        "optimizer.num_epochs",
-        "optimizer.lr",
-        "optimizer.momentum",
-        "optimizer.weight_decay",
-        "output_dir",
-        "network.name",
-    )
+    check_optimizer(config)
+    require(config, "output_dir", "network.name")
     cls = get_trainer(config)
     data.ensure(config)
     train_loader, val_loader = data.id_loader(config, "train", augment=True), data.id_loader(config, "val")
@@ -276,6 +279,8 @@ def benchmark(
         raise InputError(f"{where}: backend: the benchmark runs standalone, got 'openood'; run its methods one by one")
     plan = settings(common, "benchmark")
     chosen = list(plan.methods) if methods is None else methods
+    if not chosen:
+        raise InputError(f"--methods: expected some of {', '.join(plan.methods)}, got none")
     for name in chosen:
         if name not in plan.methods:
             near = difflib.get_close_matches(name, plan.methods, n=1)

@@ -71,7 +71,7 @@ def roc_curves(methods: dict[str, dict[str, np.ndarray]], title: str = "ROC curv
     """ROC curves, one line per method, ID against near-OOD and ID against far-OOD, as PNG.
 
     `methods` maps a method to its confidences (N,) under "id", "near" and "far"; a method lacking one of the two OOD
-    kinds is left out of that panel. ID is the positive class, as in OpenOOD.
+    kinds is left out of that panel. ID is the positive class here; swapping the classes leaves the AUROC as it is.
     """
     with matplotlib.rc_context(STYLE):
         fig, axes = _panels(2, title, (10.4, 4.9 + 0.22 * max(0, len(methods) - 6)))

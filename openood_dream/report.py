@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from openood_dream import data, leaderboard, plots, store
-from openood_dream.config import Config, settings
+from openood_dream.config import Config
 from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")

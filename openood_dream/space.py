@@ -110,11 +110,11 @@ def run(config: Config) -> store.Artifact:
     """
     dream = settings(config, "dream")
     space: SpaceSettings = dream.space
-    upstream = anchors_stage.run(config)
     dataset = config.dataset
     train_list = data.id_loader(config, "train").dataset
     names = data.class_names(config)
     check_labels(train_list, len(names), config)
+    upstream = anchors_stage.run(config)
     inputs = {
         "anchors": upstream.hash,
         "space": space.model_dump(),

@@ -113,7 +113,7 @@ def test_an_unknown_key_on_the_command_line_and_the_nearest_valid_one(rejected, 
         ("backend", "torch", "'auto', 'openood' or 'standalone'"),
         ("trainer.name", "oee", "oe"),
         ("network.name", "timm:resnet19", "did you mean"),
-        ("network.args.channels", "eight", "timm refuses"),
+        ("network.args", "{channels: eight}", "timm refuses"),
         ("dataset.num_classes", "six", "an integer >= 1"),
         ("dataset.train.batch_size", "many", "an integer >= 1"),
         ("dataset.interpolation", "cubic", "bicubic"),
@@ -179,7 +179,7 @@ def test_a_broken_image_of_a_test_set(rejected, tiny, benchmarked, copy, tmp_pat
     path.write_bytes(b"no image")
     layers = [tiny.file, "pipelines/test/test_ood.yml", "postprocessors/ebo.yml"]
     checkpoint = benchmarked.root / "runs" / "base" / "s0" / "best.ckpt"
-    where = ["--root", tmp_path / "new", "--data_root", copy, "--network.checkpoint", checkpoint]
+    where = ["--output_dir", tmp_path / "new", "--data_root", copy, "--network.checkpoint", checkpoint]
     rejected(["evaluate", "--config", *layers, *where], f"{path}: broken image")
 
 
@@ -233,7 +233,7 @@ def test_a_generator_that_cannot_be_loaded(command, tiny, tmp_path):
 
 def test_a_missing_or_foreign_checkpoint(rejected, tiny, tmp_path):
     layers = [tiny.file, "pipelines/test/test_ood.yml", "postprocessors/ebo.yml"]
-    words = ["evaluate", "--config", *layers, "--root", tmp_path / "new", "--network.checkpoint"]
+    words = ["evaluate", "--config", *layers, "--output_dir", tmp_path / "new", "--network.checkpoint"]
     rejected([*words, tmp_path / "none.ckpt"], "none.ckpt: no such checkpoint (network.checkpoint)")
     torch.save({"weight": torch.ones(3)}, tmp_path / "other.ckpt")
     rejected([*words, tmp_path / "other.ckpt"], "other.ckpt: the weights do not fit the network")

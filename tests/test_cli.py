@@ -41,7 +41,7 @@ COMMANDS = [
 
 
 def python(code: str, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
 
 
 # ------------------------------------------------------------------------------------------------------- a light start
@@ -76,7 +76,7 @@ def test_every_command_has_help(command, name):
     done = command(name, "--help")
     assert done.code == 0 and name in done.out and not done.err
     takes_configs = name not in ("quickstart", "leaderboard", "doctor")
-    assert ("--config A.yml B.yml ... [--key value ...]" in done.out) == takes_configs
+    assert ("--config A.yml B.yml ... [--key value ...]" in " ".join(done.out.split())) == takes_configs
 
 
 def test_the_version_is_the_packages(command):
@@ -84,7 +84,8 @@ def test_the_version_is_the_packages(command):
 
 
 def test_no_command_shows_help_and_an_unknown_one_is_bad_input(command):
-    assert "Usage" in command().out
+    done = command()
+    assert all(name in " ".join(done.err) for name in COMMANDS)
     done = command("quikstart")
     assert done.code == 2 and "quikstart" in " ".join(done.err)
 
@@ -154,9 +155,8 @@ def test_train_and_evaluate_print_their_folders(command, tiny, tmp_path):
     run = tmp_path / "runs" / "base" / "s0"
     assert (done.code, done.out, done.err) == (0, f"{run}\n", [])
     layers = [tiny.file, "pipelines/test/test_ood.yml", "postprocessors/msp.yml"]
-    done = command(
-        "evaluate", "--config", *layers, *where, "--network.checkpoint", run / "best.ckpt", "--exp_name", "scores"
-    )
+    where = ["--output_dir", tmp_path, "--exp_name", "scores", "--network.checkpoint", run / "best.ckpt"]
+    done = command("evaluate", "--config", *layers, *where)
     assert (done.code, done.out, done.err) == (0, f"{tmp_path / 'scores'}\n", [])
     assert (tmp_path / "scores" / "ood.csv").exists()
 

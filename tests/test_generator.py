@@ -98,8 +98,8 @@ def train(steps: int, pipeline_folder, **changes) -> tuple[float, UNet2DConditio
     table = encoder.get_input_embeddings().weight.detach()
     targets = torch.stack([table[prompt.ids[prompt.position]] for prompt in prompts])
     labels = torch.arange(32) % 2
-    mean = torch.where(labels.view(-1, 1, 1, 1) == 0, -1.0, 1.0).expand(-1, 4, 4, 4)
     unet = generator.small_unet(4, 16)
+    mean = torch.where(labels.view(-1, 1, 1, 1) == 0, -1.0, 1.0).expand(-1, unet.config.in_channels, 4, 4)
     loss = generator.train_unet(
         unet,
         encoder,
