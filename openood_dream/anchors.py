@@ -35,7 +35,7 @@ class Source:
         try:
             return loader.from_pretrained(self.path, revision=self.revision, **kwargs)
         except Exception as error:  # hub, JSON, safetensors and OS errors have no common type
-            reason = str(error).splitlines()[0]
+            reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"dream.generator: cannot load {self.path!r} ({type(error).__name__}: {reason}); "
                 "expected a Stable Diffusion folder or the id of one on the hub"

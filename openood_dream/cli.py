@@ -59,8 +59,19 @@ def hush() -> None:
     os.environ["TQDM_DISABLE"] = "1"
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
 @app.callback()
-def common(quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False) -> None:
+def common(
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
     if quiet:
         hush()
 
@@ -187,12 +198,6 @@ def doctor() -> None:
     from openood_dream import diagnosis
 
     typer.echo(diagnosis.text())
-
-
-@app.command()
-def version() -> None:
-    """Show the version."""
-    typer.echo(__version__)
 
 
 def show(report: Path) -> None:

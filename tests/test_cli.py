@@ -80,7 +80,7 @@ def test_every_command_has_help(command, name):
 
 
 def test_the_version_is_the_packages(command):
-    assert command("version").out.strip() == __version__
+    assert command("--version").out.strip() == __version__
 
 
 def test_no_command_shows_help_and_an_unknown_one_is_bad_input(command):
