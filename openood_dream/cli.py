@@ -56,7 +56,7 @@ def configured(context: typer.Context) -> tuple[list[str], list[str]]:
 
 def hush() -> None:
     """Turns every progress bar off, in child processes too."""
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def show_version(wanted: bool) -> None:

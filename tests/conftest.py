@@ -46,7 +46,7 @@ optimizer: {{num_epochs: 1}}
 dataset:
   pre_size: 16
   image_size: 16
-  train: {{imglist_pth: {train}}}
+  train: {{imglist_pth: {train}, batch_size: 64}}
 dream:
   class_names: [zero, one, two, three, four, five]
   generator: {{train: small, steps: 30, vae_steps: 15, batch_size: 16, text_dim: 16}}

@@ -69,7 +69,7 @@ def test_a_finished_run_is_reused(base):
     [
         ("--optimizer.lr", "0.05"),
         ("--network.args.channels", "[8, 8, 8, 8]"),
-        ("--dataset.train.batch_size", "32"),
+        ("--dataset.train.batch_size", "17"),
         ("--preprocessor.horizontal_flip", "true"),
         ("--dataset.train.imglist_pth", '"@{dataset.val.imglist_pth}"'),
     ],

@@ -1,0 +1,26 @@
+"""The quickstart as a newcomer runs it, whole: minutes on two cores."""
+
+import json
+
+import pytest
+
+from openood_dream import cli, leaderboard, pipelines
+
+
+@pytest.mark.slow
+def test_imagined_outliers_help_on_the_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["openood-dream", "quickstart", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    rows = {(r["method"], r["postprocessor"]): r for r in json.loads((tmp_path / "leaderboard.json").read_text())}
+    assert {method for method, _ in rows} == {"base", "oe", "dream_ood"}
+    base, dream = rows["base", "ebo"], rows["dream_ood", "ebo"]
+    assert base["seeds"] == dream["seeds"] == 3
+    assert dream["near_auroc"] > base["near_auroc"]
+    assert dream["id_acc"] > base["id_acc"] - 1
+    trained = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("best.ckpt"))
+    pipelines.benchmark(["benchmarks/digits.yml"], ["--root", json.dumps(str(tmp_path))])
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("best.ckpt")) == trained, "a rerun reuses all"
+    assert len(leaderboard.collect([tmp_path])) == 27
