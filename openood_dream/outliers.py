@@ -101,9 +101,10 @@ class Index:
             kth = torch.from_numpy(self.index.search(some.numpy(), k)[1][:, -1])
             short = (kth < 0).nonzero()[:, 0]  # the cells that were looked into hold fewer than k rows
             if len(short):
-                everywhere = faiss.SearchParametersIVF(nprobe=self.index.nlist)
-                found = self.index.search(some[short].numpy(), k, params=everywhere)[1]
-                kth[short] = torch.from_numpy(found[:, -1])
+                # not by search parameters: faiss.contrib.torch_utils, which OpenOOD imports, does not let them through
+                nprobe, self.index.nprobe = self.index.nprobe, self.index.nlist
+                kth[short] = torch.from_numpy(self.index.search(some[short].numpy(), k)[1][:, -1])
+                self.index.nprobe = nprobe
             out[part] = (some.double() - self.rows[kth].double()).norm(dim=1).to(x)
         return out
 
