@@ -21,7 +21,7 @@ setup(
     package_dir={"openood_dream.configs": "configs"},
     package_data={"openood_dream": ["report.html.j2"], "openood_dream.configs": ["**/*.yml", "**/*.txt"]},
     install_requires=[
-        "diffusers>=0.42",
+        "diffusers>=0.41",
         "faiss-cpu>=1.15",
         "filelock>=3.29",
         "jinja2>=3.1.6",

@@ -56,16 +56,11 @@ def load_pipeline(source: Source, config: Config) -> diffusers.DiffusionPipeline
     dtype = synthesis.dtype
     if dtype == "auto":
         dtype = "float16" if device.type in ("cuda", "mps") else "float32"
-    pipeline = source.load(
-        diffusers.StableDiffusionPipeline,
-        dtype=getattr(torch, dtype),
-        safety_checker=None,
-        requires_safety_checker=False,
-    )
+    pipeline = source.load(diffusers.StableDiffusionPipeline, safety_checker=None, requires_safety_checker=False)
     name, options = SCHEDULERS[synthesis.scheduler]
     pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device, getattr(torch, dtype))
 
 
 @dataclass
