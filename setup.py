@@ -27,6 +27,7 @@ setup(
         "jinja2>=3.1.6",
         "matplotlib>=3.10",
         "numpy>=2.2",
+        "packaging>=26",
         "pandas>=2.3",
         "pillow>=12.3",
         "pyarrow>=25",
@@ -47,7 +48,7 @@ setup(
     extras_require={
         "gpu": ["faiss-gpu-cu12>=1.8"],
         "ray": ["ray>=2.40"],
-        "dev": ["hypothesis>=6.170", "pytest>=9", "pytest-benchmark>=5.2", "ruff>=0.16"],
+        "dev": ["hypothesis>=6.168", "pytest>=9", "pytest-benchmark>=5.2", "ruff>=0.16"],
     },
     entry_points={"console_scripts": ["openood-dream = openood_dream.cli:main"]},
 )

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,6 +32,8 @@ from openood_dream.config import Config, InputError, SynthesisSettings, origin, 
 from openood_dream.networks import pick_device
 from openood_dream.prompts import Prompt, conditioning
 
+# diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
 SCHEDULERS = {
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
@@ -60,7 +63,7 @@ def load_pipeline(source: Source, config: Config) -> diffusers.DiffusionPipeline
     name, options = SCHEDULERS[synthesis.scheduler]
     pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device, getattr(torch, dtype))
+    return pipeline.to(device)
 
 
 @dataclass
