@@ -21,6 +21,7 @@ setup(
     package_dir={"openood_dream.configs": "configs"},
     package_data={"openood_dream": ["report.html.j2"], "openood_dream.configs": ["**/*.yml", "**/*.txt"]},
     install_requires=[
+        "accelerate>=1.15",  # with it diffusers loads large pipelines in half the memory
         "diffusers>=0.41",
         "faiss-cpu>=1.15",
         "filelock>=3.29",
