@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import yaml
 from torch import nn
-from tqdm import tqdm, trange
+from tqdm import trange
 
 import openood_dream.openood
 from openood_dream import data, store
@@ -302,7 +302,7 @@ def benchmark(
             jobs.append((config, scored))
     out = store.writable(Path(jobs[0][0].root or "results"))
     runs = []
-    for config, scored in tqdm(jobs, desc="benchmark: runs", unit="run", position=0, leave=False, disable=True):
+    for config, scored in jobs:
         runs.append(train(config))
         score_run(runs[-1], scored)
     return report.write(
