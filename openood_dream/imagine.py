@@ -59,7 +59,12 @@ def load_pipeline(source: Source, config: Config) -> diffusers.DiffusionPipeline
     dtype = synthesis.dtype
     if dtype == "auto":
         dtype = "float16" if device.type in ("cuda", "mps") else "float32"
-    pipeline = source.load(diffusers.StableDiffusionPipeline, safety_checker=None, requires_safety_checker=False)
+    pipeline = source.load(
+        diffusers.StableDiffusionPipeline,
+        safety_checker=None,
+        requires_safety_checker=False,
+        **{DTYPE: getattr(torch, dtype)},
+    )
     name, options = SCHEDULERS[synthesis.scheduler]
     pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
     pipeline.set_progress_bar_config(disable=True)

@@ -146,6 +146,13 @@ def test_an_unknown_scheduler_is_named_with_the_nearest(tiny, pipeline_folder):
         pipeline(pipeline_folder, tiny, "dpmsolver+")
 
 
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_the_pipeline_has_the_number_format_that_was_asked_for(tiny, pipeline_folder, name):
+    config = tiny.config("--dream.synthesis.dtype", name)
+    pipe = imagine.load_pipeline(Source(str(pipeline_folder), None, None), config)
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {getattr(torch, name)}
+
+
 def test_the_safety_checker_is_left_out(pipe):
     assert pipe.safety_checker is None
 
