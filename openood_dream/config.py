@@ -60,13 +60,14 @@ class Config(dict):
 
     def to_dict(self) -> dict[str, Any]:
         """The same tree of plain dicts and lists, for yaml.safe_dump."""
-        return _plain(self)
+        return plain(self)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A config, OpenOOD's included, as plain dicts and lists."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 _MISSING = object()
@@ -395,6 +396,15 @@ def _show(value: Any) -> str:
         return "a mapping"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_name(key: str, name: Any, names: Iterable[str], where: str = "config") -> None:
+    """Raises InputError that lists `names` where `name`, the value of a config key, is none of them."""
+    names = sorted(set(names))
+    if name not in names:
+        near = _nearest(str(name), names)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise InputError(f"{where}: {key}: unknown {name!r}; {hint}known are {', '.join(names)}")
 
 
 def _nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -803,7 +813,7 @@ def _validate(config: Config, origins: _Origins) -> None:
     problems = _check(RunSettings, _run_keys(config), (), origins)
     for name, model in _sections(config).items():
         if name in config:
-            problems += _check(model, _plain(config[name]), (name,), origins)
+            problems += _check(model, plain(config[name]), (name,), origins)
     ours = [*RunSettings.model_fields, "dream", "trainer", "benchmark", "include"]
     for key in config:
         # at 0.8 a typo of ours is caught, and none of OpenOOD's own keys (trainer_name, ...) is taken for one
@@ -868,6 +878,6 @@ def settings(config: dict, section: str) -> Any:
     model: Any = _sections(config)[path[0]] if path else RunSettings
     for part in path[1:]:
         model = _model_in(model.model_fields[part].annotation)
-    data = _plain(_lookup(config, path, {})) if path else _run_keys(config)
+    data = plain(_lookup(config, path, {})) if path else _run_keys(config)
     _raise_first(_check(model, data, path, origins))
     return model.model_validate(data)

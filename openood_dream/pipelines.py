@@ -54,10 +54,8 @@ def hosted(config: Config, standalone: Callable[[Config], Path]) -> Path:
     """Runs `train` or `test`, or OpenOOD's pipeline of that kind where `backend` means OpenOOD."""
     if not openood_dream.openood.wanted(config):
         return standalone(config)
-    kind, name = (
-        [name for name, ours in own_pipelines().items() if ours is standalone],
-        (config.pipeline or {}).get("name"),
-    )
+    kind = [name for name, ours in own_pipelines().items() if ours is standalone]
+    name = (config.pipeline or {}).get("name")
     if name not in kind:
         where = origin(config, "pipeline.name") or "config"
         raise InputError(f"{where}: pipeline.name: expected {' or '.join(kind)}, got {name!r}")

@@ -6,7 +6,6 @@ name whose numbers cannot be made to agree is not offered. Confidence is larger 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from scipy.special import rel_entr
 from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
-from openood_dream.config import Config, InputError, origin
+from openood_dream.config import Config, InputError, check_name, origin
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,7 @@ def postprocessor(name: str) -> Callable[[type[Postprocessor]], type[Postprocess
 def find_postprocessor(config: Config) -> type[Postprocessor]:
     """The class of `postprocessor.name`; InputError lists the known names."""
     name = (config.postprocessor or {}).get("name")
-    if name not in POSTPROCESSORS:
-        near = difflib.get_close_matches(str(name), POSTPROCESSORS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        where = origin(config, "postprocessor.name") or "config"
-        raise InputError(
-            f"{where}: postprocessor.name: unknown {name!r}; {hint}known are {', '.join(sorted(POSTPROCESSORS))}"
-        )
+    check_name("postprocessor.name", name, POSTPROCESSORS, origin(config, "postprocessor.name") or "config")
     return POSTPROCESSORS[name]
 
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from openood_dream import data, store
-from openood_dream.config import Config, InputError, origin
+from openood_dream.config import Config, InputError, check_name, origin, plain
 from openood_dream.networks import backbone_name, pick_device
 from openood_dream.openood import compat, registry
 
@@ -44,9 +44,9 @@ def run(config: Config) -> Path:
     for section in ("pipeline", "dataset", "network", "preprocessor"):
         if not isinstance(config.get(section), dict):
             raise InputError(f"config: {section}: missing; add a config file that sets it")
-    plain = complete(config)
+    whole = complete(config)
     with registration(cpu):
-        check(plain)
+        check(whole)
     check_output(config)
     data.ensure(config)
     check_files(config)
@@ -55,7 +55,7 @@ def run(config: Config) -> Path:
 
         if processes > 1 and cpu:
             port = import_module("openood.utils.launch")._find_free_port()
-            torch.multiprocessing.spawn(work_on_cpu, (processes, port, plain), nprocs=processes)
+            torch.multiprocessing.spawn(work_on_cpu, (processes, port, whole), nprocs=processes)
         else:
             launch(
                 work,
@@ -63,37 +63,37 @@ def run(config: Config) -> Path:
                 num_machines=config.num_machines or 1,
                 machine_rank=config.machine_rank or 0,
                 dist_url="auto",
-                args=(plain, cpu),
+                args=(whole, cpu),
             )
     return Path(config.output_dir)
 
 
 def complete(config: Config) -> dict[str, Any]:
     """The config as plain dicts, with what OpenOOD's pipelines need and without what they stumble over."""
-    plain = config.to_dict()
-    plain.pop("benchmark", None)  # labels with dots in them are no keys of OpenOOD's Config
-    dataset = plain["dataset"]
-    if (dataset.get("oe") or {}).get("imglist_pth") == data.IMAGINED and name_of(plain, "pipeline").startswith("test"):
+    whole = config.to_dict()
+    whole.pop("benchmark", None)  # labels with dots in them are no keys of OpenOOD's Config
+    dataset = whole["dataset"]
+    if (dataset.get("oe") or {}).get("imglist_pth") == data.IMAGINED and name_of(whole, "pipeline").startswith("test"):
         dataset["split_names"] = [split for split in dataset["split_names"] if split != "oe"]  # nothing to draw for
-    network = plain.get("network")
+    network = whole.get("network")
     while isinstance(network, dict):
         if str(network.get("name")).startswith("timm:"):
             network.setdefault("image_size", dataset.get("image_size"))
         network = network.get("backbone")
-    return plain
+    return whole
 
 
 def check(config: dict[str, Any]) -> None:
     """Raises InputError for a name that nobody knows, for which OpenOOD would raise a KeyError much later."""
 
     pipeline, network = name_of(config, "pipeline"), name_of(config, "network")
-    registry.check_name("pipeline.name", pipeline, registry.known("pipelines.get_pipeline"))
+    check_name("pipeline.name", pipeline, registry.known("pipelines.get_pipeline"))
     if network.startswith("timm:"):
         backbone_name(network, "config: network.name")
     else:
-        registry.check_name("network.name", network, ["timm:<model>", *registry.known("networks.get_network")])
+        check_name("network.name", network, ["timm:<model>", *registry.known("networks.get_network")])
     preprocessors = [registry.PREPROCESSOR, *registry.known("preprocessors.get_preprocessor")]
-    registry.check_name("preprocessor.name", name_of(config, "preprocessor"), preprocessors)
+    check_name("preprocessor.name", name_of(config, "preprocessor"), preprocessors)
     if pipeline in ("train", "train_oe"):
         registry.check_trainer(config)
     if pipeline in ("test_ood", "test_ood_aps"):
@@ -154,8 +154,7 @@ def work(config: dict[str, Any], cpu: bool) -> None:
             Path(host.output_dir, "ood.csv").unlink(missing_ok=True)  # OpenOOD would add its rows to the old ones
         get_pipeline(host).run()
         if comm.is_main_process() and host.save_output:
-            plain = Config(registry.plain(host)).to_dict()
-            store.write_text(Path(host.output_dir) / "config.yml", yaml.safe_dump(plain, sort_keys=False))
+            store.write_text(Path(host.output_dir) / "config.yml", yaml.safe_dump(plain(host), sort_keys=False))
 
 
 def work_on_cpu(rank: int, processes: int, port: int, config: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import importlib
 import inspect
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from openood_dream import data
-from openood_dream.config import Config, InputError, settings
+from openood_dream.config import Config, InputError, check_name, plain, settings
 from openood_dream.networks import SMALL_IMAGE, TimmNetwork, backbone_name, load_weights
 from openood_dream.openood import compat
 from openood_dream.trainers import TRAINERS
@@ -82,15 +81,6 @@ def known(factory: str) -> list[str]:
     if factory != "networks.get_network":
         names = [key for node in tree if isinstance(node, ast.Dict) for key in node.keys]
     return sorted({name.value for name in names if isinstance(name, ast.Constant)})
-
-
-def check_name(key: str, name: Any, names: Iterable[str], where: str = "config") -> None:
-    """Raises InputError that lists `names` where `name`, the value of a config key, is none of them."""
-    names = sorted(set(names))
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"{where}: {key}: unknown {name!r}; {hint}known are {', '.join(names)}")
 
 
 def _original(factory: str) -> Callable:
@@ -256,13 +246,6 @@ def _imagine(config: Any) -> str:
     from openood_dream import imagine
 
     return str(imagine.run(Config(plain(config))).path)
-
-
-def plain(value: Any) -> Any:
-    """A config of plain dicts; works on OpenOOD's too, whose items() are plain already."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 # --------------------------------------------------------------------------------------------------------- networks
