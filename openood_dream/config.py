@@ -325,7 +325,9 @@ class BenchmarkSettings(_Section):
         description="label -> config files laid over the common config; the label names the run's folder"
     )
     seeds: list[_Seed] = Field(description="seeds that every method is trained with")
-    postprocessors: list[_Name] = Field(description="detectors that score every trained network")
+    postprocessors: list[_Name] = Field(
+        description="detectors that score every trained network; a method's own files may name others for it"
+    )
 
     @field_validator("methods")
     @classmethod

@@ -219,7 +219,7 @@ def test(config: Config) -> Path:
     return out
 
 
-def score_run(folder: Path, configs: list[Config], overwrite: bool = True) -> None:
+def score_run(folder: Path, configs: list[Config]) -> None:
     """Scores a trained run with several postprocessors, one pass for all; each has a folder of its own in the run's."""
     trained = json.loads((folder / TRAINED).read_text())["hash"]
     todo = []
@@ -291,9 +291,8 @@ def benchmark(
         for name in chosen:
             layers, keys = [*files, *plan.methods[name]], ["--method", name, "--seed", str(seed)]
             config = load_config(layers, [*overrides, *keys])
-            scored = [
-                load_config([*layers, f"postprocessors/{pp}.yml"], [*overrides, *keys]) for pp in plan.postprocessors
-            ]
+            own = settings(config, "benchmark").postprocessors
+            scored = [load_config([*layers, f"postprocessors/{pp}.yml"], [*overrides, *keys]) for pp in own]
             for one in scored:
                 find_postprocessor(one)
             get_trainer(config)

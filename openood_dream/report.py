@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from openood_dream import data, leaderboard, plots, store
-from openood_dream.config import Config
+from openood_dream.config import Config, settings
 from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
@@ -29,12 +29,11 @@ def write(out: Path, runs: list[Path], configs: list[Config], seconds: float, co
     table = leaderboard.table(frame)
     for fmt in ("md", "csv", "json"):
         store.write_text(out / f"leaderboard.{fmt}", leaderboard.render(table, fmt))
-    postprocessor = "ebo" if "ebo" in set(frame["postprocessor"]) else frame["postprocessor"].iloc[0]
     stages, figures, notes = training_stages(runs, configs), {}, []
     dreaming = next((config for config in configs if config.outlier_data), None)
     if dreaming is not None:
         stages = dream_figures(dreaming, runs[0], configs[0], figures, notes) + stages
-    figures |= score_figures(runs, configs, postprocessor)
+    figures |= score_figures(runs, configs)
     stages.append({"name": "everything, this time", "seconds": round(seconds, 1), "reused": False, "hash": ""})
     return leaderboard.report(
         out,
@@ -77,13 +76,20 @@ def training_stages(runs: list[Path], configs: list[Config]) -> list[dict[str, A
     ]
 
 
-def score_figures(runs: list[Path], configs: list[Config], postprocessor: str) -> dict[str, bytes]:
+def shown(config: Config) -> str:
+    """The postprocessor that figures show for a method: `ebo` where it has that, else its first."""
+    names = settings(config, "benchmark").postprocessors
+    return "ebo" if "ebo" in names else names[0]
+
+
+def score_figures(runs: list[Path], configs: list[Config]) -> dict[str, bytes]:
     """Histograms, ROC curves and training curves of the first seed of each method."""
     first: dict[str, tuple[Path, Config]] = {}
     for run, config in zip(runs, configs):
         first.setdefault(config.method, (run, config))
     curves, figures = {}, {}
     for method, (run, config) in first.items():
+        postprocessor = shown(config)
         inside = scores(run, postprocessor, config.dataset.name)
         near, far = (
             {name: scores(run, postprocessor, name) for name in config.ood_dataset[group].datasets}
@@ -92,13 +98,13 @@ def score_figures(runs: list[Path], configs: list[Config], postprocessor: str) -
         figures[f"score_histograms: {method}"] = plots.score_histograms(
             inside, near, far, f"{method}: {postprocessor} confidence"
         )
-        curves[method] = {
+        curves[f"{method}, {postprocessor}"] = {
             "id": inside,
             "near": np.concatenate([*near.values()]),
             "far": np.concatenate([*far.values()]),
         }
     histories = {method: json.loads((run / "train.json").read_text())["epochs"] for method, (run, _) in first.items()}
-    roc = {"roc_curves": plots.roc_curves(curves, f"ROC curves, {postprocessor}, first seed")}
+    roc = {"roc_curves": plots.roc_curves(curves, "ROC curves, first seed")}
     return roc | figures | {"training_curves": plots.training_curves(histories)}
 
 

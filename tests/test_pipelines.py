@@ -178,6 +178,19 @@ def test_a_benchmark_trains_every_method_with_every_seed_and_scores_it_with_ever
     assert benchmarked.report == benchmarked.root / "report.html" and benchmarked.report.exists()
 
 
+def test_a_method_may_have_postprocessors_of_its_own(benchmarked, tiny, tmp_path):
+    (tmp_path / "own.yml").write_text("benchmark: {postprocessors: [mls]}")
+    (tmp_path / "both.yml").write_text(
+        f"benchmark:\n  methods:\n    own: [benchmarks/methods/base.yml, {json.dumps(str(tmp_path / 'own.yml'))}]"
+    )
+    root = tmp_path / "out"
+    files, overrides = [tiny.file, str(tmp_path / "both.yml")], ["--root", str(root), *benchmarked.overrides[2:]]
+    report = pipelines.benchmark(files, overrides, methods=["base", "own"], seeds=1)
+    scored = {path.parent.relative_to(root / "runs").as_posix() for path in root.rglob("ood.csv")}
+    assert scored == {"own/s0/mls", *(f"base/s0/{name}" for name in ("msp", "ebo", "knn"))}
+    assert "own: mls confidence" not in report.read_text() and "score_histograms: own" in report.read_text()
+
+
 def test_a_second_benchmark_computes_nothing_again(benchmarked, tiny, monkeypatch):
     monkeypatch.setattr(BaseTrainer, "train_epoch", lambda *args: pytest.fail("trained again"))
     monkeypatch.setattr(evaluate, "forward_pass", lambda *args: pytest.fail("scored again"))
