@@ -5,14 +5,18 @@ T(y) is a row of the text encoder's input embedding table, not the encoder's out
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -32,14 +36,49 @@ class Source:
 
     def load(self, loader, **kwargs):
         """`loader.from_pretrained` of this source; InputError where it cannot be had."""
+        return self._read(loader.from_pretrained, **kwargs)
+
+    def _read(self, read: Callable, **kwargs):
         try:
-            return loader.from_pretrained(self.path, revision=self.revision, **kwargs)
+            return read(self.path, revision=self.revision, **kwargs)
         except Exception as error:  # hub, JSON, safetensors and OS errors have no common type
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"dream.generator: cannot load {self.path!r} ({type(error).__name__}: {reason}); "
                 "expected a Stable Diffusion folder or the id of one on the hub"
             ) from None
+
+    @functools.cached_property
+    def index(self) -> dict[str, Any]:
+        """What the pipeline consists of: part -> [library, class], as model_index.json says.
+
+        Raises InputError where it is none of the Stable Diffusion family.
+        """
+        index = self._read(DiffusionPipeline.load_config)
+        known = all(index.get(part, (None,))[0] for part in ("unet", "vae", "tokenizer", "text_encoder"))
+        if not known:
+            raise InputError(
+                f"dream.generator: {self.path!r} is a {index.get('_class_name')}; expected a pipeline of the Stable "
+                "Diffusion family, with unet, vae, tokenizer and text_encoder"
+            )
+        return index
+
+    def text_parts(self) -> list[tuple[CLIPTokenizer, CLIPTextModel]]:
+        """Tokenizer and text encoder, on the CPU; two pairs of them for Stable Diffusion XL."""
+        if (Path(self.path) / "model_index.json").is_file() or not Path(self.path).is_dir():
+            index = self.index
+        else:  # the start of a pipeline that is to be trained
+            index = {"text_encoder": ["transformers", "CLIPTextModel"]}
+        pairs = []
+        for end in ("", "_2"):
+            library, name = index.get(f"text_encoder{end}") or (None, None)
+            if library is None:
+                continue
+            if library != "transformers" or not name.startswith("CLIPText"):
+                raise InputError(f"dream.generator: {self.path!r} has the text encoder {name}; expected CLIP's")
+            tokenizer = self.load(CLIPTokenizer, subfolder=f"tokenizer{end}")
+            pairs.append((tokenizer, self.load(getattr(transformers, name), subfolder=f"text_encoder{end}")))
+        return pairs
 
 
 def given_source(config: Config) -> Source:
@@ -161,19 +200,24 @@ def name_tokens(tokenizer: CLIPTokenizer, names: list[str]) -> list[list[int]]:
 
 
 def run(config: Config) -> store.Artifact:
-    """The anchors stage: `anchors.safetensors` with `anchors` (C, m), and the tokens of each class in the manifest."""
+    """The anchors stage: `anchors.safetensors` with `anchors` (C, m), and the tokens of each class in the manifest.
+
+    Where a pipeline has two text encoders (Stable Diffusion XL), T(y) is the rows of both tables, one after the other.
+    """
     dream, names = settings(config, "dream"), data.class_names(config)
     source = text_source(config)
     inputs = {"generator": source.identity, "class_names": names, "multi_token": dream.anchors.multi_token}
 
     def make(folder: Path) -> dict[str, Any]:
-        tokenizer = source.load(CLIPTokenizer, subfolder="tokenizer")
-        encoder = source.load(CLIPTextModel, subfolder="text_encoder")
-        ids = name_tokens(tokenizer, names)
-        table = encoder.get_input_embeddings().weight.detach().float()
-        anchors = token_anchors(table, ids, dream.anchors.multi_token)
+        parts, tokens = [], {name: [] for name in names}
+        for tokenizer, encoder in source.text_parts():
+            ids = name_tokens(tokenizer, names)
+            table = encoder.get_input_embeddings().weight.detach().float()
+            parts.append(token_anchors(table, ids, dream.anchors.multi_token))
+            for name, row in zip(names, ids, strict=True):
+                tokens[name] += tokenizer.convert_ids_to_tokens(row)
+        anchors = torch.cat(parts, dim=1)
         store.write_tensors(folder / "anchors.safetensors", anchors=anchors)
-        tokens = {name: tokenizer.convert_ids_to_tokens(row) for name, row in zip(names, ids, strict=True)}
         return {"tokens": tokens, "norms": dict(zip(names, anchors.norm(dim=1).tolist(), strict=True))}
 
     return store.build(dream.cache_dir, "anchors", inputs, make)

@@ -240,8 +240,10 @@ class SynthesisSettings(_Section):
     ] = Field("A high-quality image of the {}", description="prompt; {} is the class name")
     negative_prompt: str = Field("", description="prompt of the unconditional half of the guidance")
     steps: int = Field(20, ge=1, description="denoising steps")
-    scheduler: _Name = Field("dpmsolver++", description="sampler")
-    guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale")
+    scheduler: _Name = Field(
+        "dpmsolver++", description="sampler: dpmsolver++, pndm, ddim, euler, lcm, or own, the pipeline's"
+    )
+    guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale; 1 and below: off")
     batch_size: int = Field(32, ge=1, description="images per batch")
     size: int | None = Field(
         512, ge=8, multiple_of=8, description="pixels a side that are generated; null: the model's"
@@ -250,6 +252,8 @@ class SynthesisSettings(_Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="number format of the pipeline"
     )
+    slicing: bool = Field(False, description="attention and VAE in slices: slower, for when memory is short")
+    compile: bool = Field(False, description="compile the UNet with torch.compile, which pays off for large sets")
     seed: _Seed = Field(0, description="seed of the noise")
     shard_size: int = Field(256, ge=1, description="images per shard, the unit of resuming and distributing")
 

@@ -5,12 +5,11 @@ Works with any Stable-Diffusion-format pipeline, unmodified: it only gets prompt
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from openood_dream import __version__, data, generator, store
 from openood_dream import anchors as anchors_stage
 from openood_dream import outliers as outliers_stage
 from openood_dream.anchors import Source
-from openood_dream.config import Config, InputError, SynthesisSettings, origin, settings
+from openood_dream.config import Config, GeneratorTraining, InputError, SynthesisSettings, check_name, origin, settings
 from openood_dream.networks import pick_device
-from openood_dream.prompts import Prompt, conditioning
+from openood_dream.prompts import Prompt, encode
 
 # diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
@@ -41,77 +40,126 @@ SCHEDULERS = {
     "euler": ("EulerDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
 }
+OWN = "own"  # the scheduler that the pipeline was saved with, which few-step distillations need
+
+Pipeline = diffusers.StableDiffusionPipeline | diffusers.StableDiffusionXLPipeline
 
 
-def load_pipeline(source: Source, config: Config) -> diffusers.DiffusionPipeline:
+def load_pipeline(source: Source, config: Config) -> Pipeline:
     """The pipeline of a source, on the device, with the scheduler of `dream.synthesis`. The safety checker is left out:
     it blackens images that it dislikes, and outliers are what we are after."""
     synthesis: SynthesisSettings = settings(config, "dream").synthesis
-    if synthesis.scheduler not in SCHEDULERS:
-        near = difflib.get_close_matches(synthesis.scheduler, SCHEDULERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+    if synthesis.scheduler not in (OWN, *SCHEDULERS):
         where = origin(config, "dream.synthesis.scheduler") or "config"
-        known = ", ".join(SCHEDULERS)
-        raise InputError(
-            f"{where}: dream.synthesis.scheduler: unknown {synthesis.scheduler!r}; expected one of {known}{hint}"
-        )
+        check_name("dream.synthesis.scheduler", synthesis.scheduler, [OWN, *SCHEDULERS], where)
     device = pick_device(config.device)
     dtype = synthesis.dtype
     if dtype == "auto":
         dtype = "float16" if device.type in ("cuda", "mps") else "float32"
-    pipeline = source.load(
-        diffusers.StableDiffusionPipeline,
-        safety_checker=None,
-        requires_safety_checker=False,
-        **{DTYPE: getattr(torch, dtype)},
-    )
-    name, options = SCHEDULERS[synthesis.scheduler]
-    pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
+    loader, without = diffusers.StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
+    if source.index.get("text_encoder_2"):
+        loader, without = diffusers.StableDiffusionXLPipeline, {"add_watermarker": False}
+    pipeline = source.load(loader, **without, **{DTYPE: getattr(torch, dtype)})
+    if synthesis.scheduler != OWN:
+        name, options = SCHEDULERS[synthesis.scheduler]
+        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
+    if synthesis.slicing:
+        pipeline.enable_attention_slicing()
+        pipeline.vae.enable_slicing()
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.to(device)
+    if synthesis.compile:
+        pipeline.unet.compile()
+    return pipeline
 
 
-@dataclass
 class Imaginer:
-    """A pipeline and the prompts of every class, ready to draw images of embeddings."""
+    """A pipeline and the prompts of every class, ready to draw images of embeddings.
 
-    pipeline: diffusers.StableDiffusionPipeline
-    prompts: list[Prompt]
-    negative: Prompt
-    synthesis: SynthesisSettings
+    `texts` are the pipeline's tokenizers and text encoders: one pair, or two for Stable Diffusion XL, whose embeddings
+    are then those of both, one after the other.
+    """
 
-    @classmethod
-    def of(
-        cls, pipeline: diffusers.StableDiffusionPipeline, names: list[str], synthesis: SynthesisSettings
-    ) -> Imaginer:
-        prompts = [Prompt.of(pipeline.tokenizer, synthesis.prompt, name) for name in names]
-        return cls(pipeline, prompts, Prompt.plain(pipeline.tokenizer, synthesis.negative_prompt), synthesis)
+    def __init__(self, pipeline: Pipeline, names: list[str], synthesis: SynthesisSettings) -> None:
+        self.pipeline, self.synthesis = pipeline, synthesis
+        self.texts = [(pipeline.tokenizer, pipeline.text_encoder)]
+        if isinstance(pipeline, diffusers.StableDiffusionXLPipeline):
+            self.texts.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
+        self.widths = [encoder.get_input_embeddings().weight.shape[1] for _, encoder in self.texts]
+        template = synthesis.prompt
+        self.prompts = [[Prompt.of(tokenizer, template, name) for name in names] for tokenizer, _ in self.texts]
+        self.words = [[Prompt.plain(tokenizer, template.format(name)) for name in names] for tokenizer, _ in self.texts]
+        # distilled pipelines take the guidance scale as an input, and have no unconditional half
+        self.guided = synthesis.guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None
+        self.negative = self._negative() if self.guided else {}
 
     @torch.inference_mode()
+    def _negative(self) -> dict[str, torch.Tensor]:
+        """The encoding (1, ...) of the negative prompt, which is the same for every image of a run."""
+        text = self.synthesis.negative_prompt
+        prompts = [[Prompt.plain(tokenizer, text)] for tokenizer, _ in self.texts]
+        encoded = self._encoded(prompts, torch.zeros(1, dtype=torch.long), None)
+        if not text and self.pipeline.config.get("force_zeros_for_empty_prompt"):
+            encoded = {name: torch.zeros_like(tensor) for name, tensor in encoded.items()}
+        return {f"negative_{name}": tensor for name, tensor in encoded.items()}
+
+    def _encoded(
+        self, prompts: list[list[Prompt]], labels: torch.Tensor, tokens: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """What the pipeline takes instead of prompts, for class `labels` (B,) and class tokens (B, m), if any."""
+        parts = [None] * len(self.texts) if tokens is None else tokens.split(self.widths, dim=1)
+        outputs = [
+            encode(encoder, own, labels, part)
+            for (_, encoder), own, part in zip(self.texts, prompts, parts, strict=True)
+        ]
+        if len(outputs) == 1:
+            return {"prompt_embeds": outputs[0][0]}
+        # Stable Diffusion XL reads both encoders' last layer but one, and the second one's pooled output
+        return {
+            "prompt_embeds": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
+            "pooled_prompt_embeds": outputs[1][0],
+        }
+
+    @torch.inference_mode()
+    def _draw(self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: list[int], kind: str) -> torch.Tensor:
+        pipe, options = self.pipeline, self.synthesis
+        size = options.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
+        shape = (pipe.unet.config.in_channels, size // pipe.vae_scale_factor, size // pipe.vae_scale_factor)
+        # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch; some
+        # schedulers draw more of it, from the same generators
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        text = self._encoded(self.words if tokens is None else self.prompts, labels, tokens)
+        try:
+            return pipe(
+                **text,
+                **{name: tensor.expand(len(labels), *tensor.shape[1:]) for name, tensor in self.negative.items()},
+                latents=noise.to(pipe.device, text["prompt_embeds"].dtype),
+                generator=generators,
+                height=size,
+                width=size,
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance,
+                output_type=kind,
+            ).images.float()
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"dream.synthesis.batch_size: {len(labels)} images of {size} pixels do not fit into the memory of "
+                f"{pipe.device}; lower it, or set dream.synthesis.slicing"
+            ) from None
+
+    def latents(self, labels: torch.Tensor, tokens: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        """What the images of `__call__` are decoded from: latents (B, c, h, w), float32 on the CPU."""
+        return self._draw(labels, tokens, seeds, "latent").cpu()
+
     def __call__(self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: list[int]) -> torch.Tensor:
         """Images (B, 3, S, S) as uint8 on the CPU, for class `labels` (B,), class tokens (B, m) and a noise seed each.
 
-        `tokens` None draws the plain prompts. An image depends on its label, token and seed, not on its batch.
+        `tokens` None draws the plain prompts, class names in full. An image depends on its label, token and seed, not
+        on its batch. Raises InputError where a batch does not fit into memory.
         """
-        pipe, options = self.pipeline, self.synthesis
-        encoder = pipe.text_encoder
-        size = options.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
-        shape = (pipe.unet.config.in_channels, size // pipe.vae_scale_factor, size // pipe.vae_scale_factor)
-        # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        guided = options.guidance > 1
-        negative = conditioning(encoder, [self.negative], torch.zeros(1, dtype=torch.long), None) if guided else None
-        images = pipe(
-            prompt_embeds=conditioning(encoder, self.prompts, labels, tokens),
-            negative_prompt_embeds=negative.expand(len(labels), -1, -1) if guided else None,
-            latents=noise.to(pipe.device, encoder.dtype),
-            height=size,
-            width=size,
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance,
-            output_type="pt",
-        ).images.float()
-        save = options.save_size or size
+        images = self._draw(labels, tokens, seeds, "pt")
+        size, save = images.shape[-1], self.synthesis.save_size or images.shape[-1]
         if save != size:
             images = F.interpolate(
                 images, size=(save, save), mode="bilinear", antialias=save < size, align_corners=False
@@ -195,21 +243,26 @@ class Shards:
         self.rows = choose(self.table, self.synthesis.per_class, len(self.names), self.synthesis.seed)
         self.keeps_class = dream.outliers.method == "inlier"
         pipeline = load_pipeline(source, config)
-        check_anchors(pipeline, anchors_stage.load(anchors_stage.run(config)))
-        self.imaginer = Imaginer.of(pipeline, self.names, self.synthesis)
+        self.imaginer = Imaginer(pipeline, self.names, self.synthesis)
+        check_anchors(self.imaginer, anchors_stage.load(anchors_stage.run(config)))
 
     def draw(self, number: int, images: range, pool: ThreadPoolExecutor, bar: tqdm) -> None:
         """Draws and writes one shard; its table comes last, when all its images are on disk."""
         written = []
         for batch in self.batches(images):
+            labels, tokens, seeds = self.inputs(batch)
+            pixels = self.imaginer(labels, tokens, seeds).permute(0, 2, 3, 1).numpy()
             rows = self.rows[batch]
-            labels = torch.from_numpy(self.table["class"].to_numpy()[rows].astype(np.int64))
-            seeds = [image_seed(self.synthesis.seed, i) for i in batch]
-            pixels = self.imaginer(labels, self.embeddings[torch.from_numpy(rows)], seeds).permute(0, 2, 3, 1).numpy()
             for i, row, label, seed, image in zip(batch, rows, labels.tolist(), seeds, pixels, strict=True):
                 written.append(pool.submit(self.write, i, int(row), label, seed, image))
             bar.update(len(batch))
         store.write_table(store.shard_table(self.folder, number), pd.DataFrame([row.result() for row in written]))
+
+    def inputs(self, images: range) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Class labels (B,), class tokens (B, m) and noise seeds of some images of the set."""
+        rows = self.rows[images]
+        labels = torch.from_numpy(self.table["class"].to_numpy()[rows].astype(np.int64))
+        return labels, self.embeddings[torch.from_numpy(rows)], [image_seed(self.synthesis.seed, i) for i in images]
 
     def batches(self, images: range) -> Iterator[range]:
         for start in range(images.start, images.stop, self.synthesis.batch_size):
@@ -236,9 +289,9 @@ class Shards:
         }
 
 
-def check_anchors(pipeline: diffusers.StableDiffusionPipeline, anchors: torch.Tensor) -> None:
-    """Raises InputError where the embeddings are not of the text encoder's width."""
-    width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
+def check_anchors(imaginer: Imaginer, anchors: torch.Tensor) -> None:
+    """Raises InputError where the embeddings are not as wide as the text encoders' tables."""
+    width = sum(imaginer.widths)
     if anchors.shape[1] != width:
         raise InputError(
             f"dream.generator: takes token embeddings of {width} numbers, the anchors have {anchors.shape[1]}"
@@ -257,12 +310,62 @@ def plain(config: Config, per_class: int) -> store.Artifact:
     }
 
     def make(folder: Path) -> None:
-        imaginer = Imaginer.of(load_pipeline(source, config), names, dream.synthesis)
+        imaginer = Imaginer(load_pipeline(source, config), names, dream.synthesis)
+        # a pipeline that was trained here knows a name of several tokens by its anchor alone
+        trained = isinstance(dream.generator, GeneratorTraining)
+        anchors = anchors_stage.load(anchors_stage.run(config)) if trained else None
         rows = []
         for label in tqdm(range(len(names)), desc="imagine: plain prompts", unit="class"):
             seeds = [image_seed(dream.synthesis.seed, label * per_class + i) for i in range(per_class)]
             parts = [seeds[i : i + dream.synthesis.batch_size] for i in range(0, per_class, dream.synthesis.batch_size)]
-            rows.append(torch.cat([imaginer(torch.full((len(part),), label), None, part) for part in parts]))
-        store.write_tensors(folder / "plain.safetensors", images=torch.stack(rows))
+            for part in parts:
+                labels = torch.full((len(part),), label)
+                rows.append(imaginer(labels, None if anchors is None else anchors[labels], part))
+        images = torch.cat(rows)
+        store.write_tensors(folder / "plain.safetensors", images=images.view(len(names), per_class, *images.shape[1:]))
 
     return store.build(dream.cache_dir, "plain", inputs, make)
+
+
+def latents(config: Config) -> store.Artifact:
+    """`latents.safetensors` with the UNet's `latents` (M, c, h, w) that the images of `run` would be decoded from, and
+    `latents.parquet` with class, embedding and seed of each.
+
+    For OAL (Gao & Li), which learns from the latents of outlier prompts and needs no image of them.
+    """
+    dream, names = settings(config, "dream"), data.class_names(config)
+    synthesis = dream.synthesis
+    upstream, source = outliers_stage.run(config), generator.run(config)
+    inputs = {
+        "generator": source.identity,
+        "outliers": upstream.hash,
+        "class_names": names,
+        "synthesis": synthesis.model_dump(exclude={"save_size"}),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        wanted = store.shards(synthesis.per_class * len(names), synthesis.shard_size)
+        files = [folder / "shards" / f"{number:06d}.safetensors" for number in range(len(wanted))]
+        work = Shards(config, source, upstream, folder)
+        done = sum(len(images) for images, file in zip(wanted, files, strict=True) if file.exists())
+        with tqdm(total=len(work.rows), initial=done, desc="imagine: drawing latents", unit="latent") as bar:
+            for images, file in zip(wanted, files, strict=True):
+                if file.exists():
+                    continue
+                parts = []
+                for batch in work.batches(images):
+                    parts.append(work.imaginer.latents(*work.inputs(batch)))
+                    bar.update(len(batch))
+                store.write_tensors(file, latents=torch.cat(parts))
+        store.join_tensors(folder / "latents.safetensors", "latents", files)
+        columns = {
+            "class": work.table["class"].to_numpy()[work.rows],
+            "embedding": work.rows,
+            "seed": [image_seed(synthesis.seed, number) for number in range(len(work.rows))],
+        }
+        store.write_table(folder / "latents.parquet", pd.DataFrame(columns))
+        return {"latents": len(work.rows), "generator": source.path}
+
+    artifact = store.build(dream.cache_dir, "latents", inputs, make)
+    shutil.rmtree(artifact.path / "shards", ignore_errors=True)
+    return artifact

@@ -7,7 +7,6 @@ v = normalise(z_b + sigma g), and d_k(v, Z) is the distance from v to the k-th n
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
@@ -513,7 +512,7 @@ def run(config: Config) -> store.Artifact:
                 found["id_distance"] = knn_distance(z, z if index is None else index, s.k)
                 store.write_tensors(_shard(folder, label), rows=rows, **found)
                 bar.update()
-        return {"classes": _join(folder, names, anchors.shape[1])}
+        return {"classes": _join(folder, names)}
 
     artifact = store.build(dream.cache_dir, "outliers", inputs, make)
     # only now that the manifest is there, so that an interruption costs one class at most
@@ -578,7 +577,7 @@ def _shard(folder: Path, label: int) -> Path:
     return folder / "classes" / f"{label:06d}.safetensors"
 
 
-def _join(folder: Path, names: Sequence[str], width: int) -> list[dict[str, Any]]:
+def _join(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Joins the classes' results to the files of the artifact, and returns what the manifest says of each class."""
     frames, crossings, classes = [], [], []
     for label, name in enumerate(names):
@@ -603,21 +602,10 @@ def _join(folder: Path, names: Sequence[str], width: int) -> list[dict[str, Any]
     store.write_table(folder / "outliers.parquet", table)
     if crossings:
         store.write_table(folder / "crossings.parquet", pd.concat(crossings, ignore_index=True))
-    _join_embeddings(
-        folder / "embeddings.safetensors", (len(table), width), [_shard(folder, i) for i in range(len(names))]
+    store.join_tensors(
+        folder / "embeddings.safetensors", "embeddings", [_shard(folder, label) for label in range(len(names))]
     )
     return classes
-
-
-def _join_embeddings(path: Path, shape: tuple[int, int], shards: Iterable[Path]) -> None:
-    """Writes the shards' `embeddings` as one safetensors file, one shard at a time: a million of them take 3 GB."""
-    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
-    header = json.dumps({"embeddings": entry}).encode()
-    header += b" " * (-len(header) % 8)
-    with store.replacing(path) as work, open(work, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for shard in shards:
-            file.write(store.read_tensors(shard)["embeddings"].numpy().data)
 
 
 def _quantiles(distance: Tensor) -> dict[str, float]:

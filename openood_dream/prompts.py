@@ -11,6 +11,7 @@ from openood_dream.config import InputError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import ModelOutput
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ def _framed(tokenizer: CLIPTokenizer, ids: list[int]) -> torch.Tensor:
     return torch.tensor(ids + [tokenizer.pad_token_id] * (length - len(ids)))
 
 
-def conditioning(
+def encode(
     text_encoder: CLIPTextModel, prompts: list[Prompt], which: torch.Tensor, tokens: torch.Tensor | None
-) -> torch.Tensor:
-    """Text encodings (B, L, D) of the prompts `which` (B,), each with its row of `tokens` (B, m) as its class token.
+) -> ModelOutput:
+    """The text encoder's output for the prompts `which` (B,), each with its row of `tokens` (B, m) as its class token.
 
     The embedding takes the token's place before the text transformer (DREAM-OOD, Sec. 3.2), so it is the transformer
     that gives it meaning. `tokens` None leaves the prompts as they are.
@@ -60,7 +61,7 @@ def conditioning(
     device = table.weight.device
     ids = torch.stack([prompt.ids for prompt in prompts]).to(device)[which.to(device)]
     if tokens is None:
-        return text_encoder(ids)[0]
+        return text_encoder(ids, output_hidden_states=True)
     positions = torch.tensor([prompt.position for prompt in prompts], device=device)[which.to(device)]
 
     def replace(module, args, output: torch.Tensor) -> torch.Tensor:
@@ -69,6 +70,13 @@ def conditioning(
 
     hook = table.register_forward_hook(replace)
     try:
-        return text_encoder(ids)[0]
+        return text_encoder(ids, output_hidden_states=True)
     finally:
         hook.remove()
+
+
+def conditioning(
+    text_encoder: CLIPTextModel, prompts: list[Prompt], which: torch.Tensor, tokens: torch.Tensor | None
+) -> torch.Tensor:
+    """Text encodings (B, L, D) of `encode`, as Stable Diffusion 1 and 2 take them."""
+    return encode(text_encoder, prompts, which, tokens)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -111,6 +112,27 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a readable safetensors file ({error}); delete its folder and run again"
         ) from None
+
+
+def join_tensors(path: Path, name: str, parts: Sequence[Path]) -> None:
+    """Joins the float32 tensor `name` of several safetensors files, row after row, into one file, by rename.
+
+    One part is in memory at a time: a million embeddings take 3 GB.
+    """
+    from safetensors import safe_open
+
+    shapes = []
+    for part in parts:
+        with safe_open(part, "pt") as file:
+            shapes.append(file.get_slice(name).get_shape())
+    shape = [sum(rows for rows, *_ in shapes), *shapes[0][1:]]
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
+    header = json.dumps({name: entry}).encode()
+    header += b" " * (-len(header) % 8)
+    with replacing(path) as work, open(work, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for part in parts:
+            file.write(read_tensors(part)[name].numpy().data)
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

@@ -130,74 +130,10 @@ def names() -> list[str]:
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory, names) -> Path:
-    """A saved Stable-Diffusion-format pipeline of random weights: 16x16 images, 4x4 latents."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        PNDMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
+    """A saved Stable Diffusion 1 pipeline of random weights: 16x16 images, 4x4 latents."""
+    import families
 
-    from openood_dream.anchors import word_tokenizer
-
-    folder = tmp_path_factory.mktemp("pipeline")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        tokenizer = word_tokenizer([*names, "A high-quality image of the blurry"])
-        tokenizer.model_max_length = 12
-        text = CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            projection_dim=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=12,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        encoder = CLIPTextModel(text)
-        table = encoder.get_input_embeddings().weight
-        table.data.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(1)))
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=16,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=4,
-            block_out_channels=(8, 16),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        )
-        for name, weight in unet.named_parameters():  # at their start, cross-attention hardly moves the image
-            if "attn2.to_" in name:
-                weight.data.mul_(8)
-    scheduler = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
-    return folder
+    return families.save(tmp_path_factory.mktemp("pipeline"), "sd1", names)
 
 
 class Done(NamedTuple):

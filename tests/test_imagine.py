@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
+import diffusers
+import families
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from openood_dream import imagine, outliers, store
+from openood_dream import anchors, imagine, outliers, store
 from openood_dream.anchors import Source
 from openood_dream.config import Config, InputError, SynthesisSettings
 
@@ -38,7 +41,7 @@ def draw(pipe, names):
     """Draws images (B, 3, S, S) as int for labels, tokens and seeds, with some settings changed."""
 
     def draw(labels, tokens, seeds, **changes) -> torch.Tensor:
-        imaginer = imagine.Imaginer.of(pipe, names, synthesis(**changes))
+        imaginer = imagine.Imaginer(pipe, names, synthesis(**changes))
         return imaginer(torch.tensor(labels), tokens, list(seeds)).int()
 
     return draw
@@ -135,7 +138,7 @@ def test_images_are_drawn_in_one_size_and_saved_in_another(pipe, draw):
 def test_every_scheduler_draws(pipeline_folder, tiny, names, scheduler):
     pipe = pipeline(pipeline_folder, tiny, scheduler)
     assert type(pipe.scheduler).__name__ == imagine.SCHEDULERS[scheduler][0]
-    images = imagine.Imaginer.of(pipe, names, synthesis())(torch.tensor([0, 1]), tokens_like(pipe, 2), [1, 2])
+    images = imagine.Imaginer(pipe, names, synthesis())(torch.tensor([0, 1]), tokens_like(pipe, 2), [1, 2])
     assert images.shape == (2, 3, 16, 16) and images.dtype == torch.uint8 and images.float().std() > 1
 
 
@@ -157,9 +160,137 @@ def test_the_safety_checker_is_left_out(pipe):
     assert pipe.safety_checker is None
 
 
-def test_embeddings_of_another_width_are_named(pipe):
+def test_embeddings_of_another_width_are_named(pipe, names):
     with pytest.raises(InputError, match=r"takes token embeddings of 16 numbers, the anchors have 768"):
-        imagine.check_anchors(pipe, torch.randn(3, 768))
+        imagine.check_anchors(imagine.Imaginer(pipe, names, synthesis()), torch.randn(3, 768))
+
+
+# ---------------------------------------------------------------------------------- every pipeline of the family
+
+
+class Family(NamedTuple):
+    """A saved pipeline of one architecture, loaded by us, its anchors, and the settings that suit it."""
+
+    name: str
+    folder: Path
+    pipe: imagine.Pipeline
+    anchors: torch.Tensor
+    settings: SynthesisSettings
+
+    def draw(self, names, labels, tokens, seeds) -> torch.Tensor:
+        return imagine.Imaginer(self.pipe, names, self.settings)(torch.tensor(labels), tokens, list(seeds)).int()
+
+
+@pytest.fixture(scope="module", params=families.SCHEDULERS)
+def family(request, tmp_path_factory, tiny, names) -> Family:
+    folder = tmp_path_factory.mktemp(request.param)
+    families.save(folder / "pipeline", request.param, names)
+    few = {"lcm": {"steps": 4, "guidance": 0.0}, "turbo": {"steps": 1, "guidance": 0.0}}.get(request.param, {})
+    given = {"generator": str(folder / "pipeline"), "class_names": str(names), "synthesis.scheduler": "own"}
+    words = [word for key, value in given.items() for word in (f"--dream.{key}", value)]
+    config = tiny.config(*words, "--dataset.num_classes", "3", "--dream.cache_dir", str(folder / "dream"))
+    pipe = imagine.load_pipeline(Source(str(folder / "pipeline"), None, None), config)
+    found = anchors.load(anchors.run(config))
+    return Family(request.param, folder / "pipeline", pipe, found, synthesis(scheduler="own", **few))
+
+
+def test_each_family_draws_plain_prompts_as_diffusers_alone_does(family, names):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(family.folder)
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4, 5)]
+    noise = torch.stack([torch.randn(4, 4, 4, generator=generator) for generator in generators])
+    expected = pipe(
+        prompt=[TEMPLATE.format(names[label]) for label in (0, 1, 2)],
+        latents=noise,
+        generator=generators,
+        height=16,
+        width=16,
+        num_inference_steps=family.settings.steps,
+        guidance_scale=family.settings.guidance,
+        output_type="np",
+    ).images
+    found = family.draw(names, [0, 1, 2], None, [3, 4, 5])
+    assert np.abs(found.permute(0, 2, 3, 1).numpy() - 255 * expected).max() <= 1
+
+
+def test_in_each_family_the_anchor_gives_the_very_image_of_the_plain_prompt(family, names):
+    plain = family.draw(names, [0, 2], None, [5, 6])
+    assert torch.equal(family.draw(names, [0, 2], family.anchors[[0, 2]], [5, 6]), plain)
+
+
+def test_in_each_family_two_embeddings_with_one_seed_give_different_images(family, names):
+    tokens = torch.nn.functional.normalize(torch.randn(2, family.anchors.shape[1]), dim=1) * family.anchors[0].norm()
+    one, other = family.draw(names, [0, 0], tokens, [7, 7])
+    assert (one - other).abs().max() > 3
+
+
+def test_in_each_family_an_image_does_not_depend_on_its_batch(family, names):
+    together = family.draw(names, [0, 1, 2], family.anchors, [5, 6, 7])
+    for label in range(3):
+        alone = family.draw(names, [label], family.anchors[[label]], [5 + label])[0]
+        assert (alone - together[label]).abs().max() <= 1
+
+
+def test_anchors_of_two_text_encoders_are_the_rows_of_both(tmp_path, tiny, names):
+    families.save(tmp_path / "pipeline", "sdxl", names)
+    words = ["--dream.generator", str(tmp_path / "pipeline"), "--dream.class_names", str(names)]
+    artifact = anchors.run(tiny.config(*words, "--dataset.num_classes", "3", "--dream.cache_dir", str(tmp_path)))
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path / "pipeline")
+    (token,) = pipe.tokenizer("dog", add_special_tokens=False).input_ids
+    tables = [encoder.get_input_embeddings().weight[token] for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
+    assert torch.equal(anchors.load(artifact)[names.index("dog")], torch.cat(tables))
+
+
+def test_a_pipeline_of_another_family_is_named(tmp_path, tiny):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline", "transformer": ["diffusers", "X"]}')
+    with pytest.raises(InputError, match=r"is a FluxPipeline; expected a pipeline of the Stable Diffusion family"):
+        imagine.load_pipeline(Source(str(tmp_path), None, None), tiny.config())
+
+
+def test_slices_give_the_same_images(pipeline_folder, tiny, names, draw, pipe):
+    config = tiny.config("--dream.synthesis.slicing", "true")
+    sliced = imagine.load_pipeline(Source(str(pipeline_folder), None, None), config)
+    assert sliced.vae.use_slicing and not pipe.vae.use_slicing
+    tokens = tokens_like(pipe, 3)
+    found = imagine.Imaginer(sliced, names, synthesis())(torch.tensor([0, 1, 2]), tokens, [1, 2, 3]).int()
+    assert (found - draw([0, 1, 2], tokens, [1, 2, 3])).abs().max() <= 1
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_gives_the_same_images(pipeline_folder, tiny, names, draw, pipe):
+    config = tiny.config("--dream.synthesis.compile", "true")
+    compiled = imagine.load_pipeline(Source(str(pipeline_folder), None, None), config)
+    tokens = tokens_like(pipe, 2)
+    found = imagine.Imaginer(compiled, names, synthesis())(torch.tensor([0, 1]), tokens, [1, 2]).int()
+    assert (found - draw([0, 1], tokens, [1, 2])).abs().max() <= 1
+
+
+def test_the_text_encoder_runs_once_per_batch_and_the_negative_prompt_once_per_run(pipe, names):
+    seen = []
+    hook = pipe.text_encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    imaginer = imagine.Imaginer(pipe, names, synthesis())
+    for _ in range(3):
+        imaginer(torch.tensor([0, 1]), tokens_like(pipe, 2), [1, 2])
+    hook.remove()
+    assert seen == [1, 2, 2, 2]
+
+
+def test_too_little_memory_is_said_with_a_remedy(pipe, draw, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(pipe.unet, "forward", full)
+    with pytest.raises(InputError, match=r"dream\.synthesis\.batch_size: 1 images of 16 pixels do not fit .*slicing"):
+        draw([0], tokens_like(pipe, 1), [0])
+
+
+def test_a_name_of_several_tokens_is_whole_in_a_plain_prompt(pipe, draw, names):
+    """And its embedding takes the place of all of them, which is another prompt."""
+    fish = names.index("aquarium fish")
+    first = pipe.text_encoder.get_input_embeddings().weight.detach()[
+        pipe.tokenizer("aquarium", add_special_tokens=False).input_ids
+    ]
+    assert not torch.equal(draw([fish], None, [3]), draw([fish], first, [3]))
 
 
 # ------------------------------------------------------------------------------------------------------ what is drawn
@@ -236,7 +367,7 @@ def test_each_image_can_be_drawn_again_from_its_row_alone(chain, table):
     _, embeddings = outliers.load(chain.outliers)
     settings = imagine.settings(chain.config, "dream").synthesis
     pipe = imagine.load_pipeline(chain.generator, chain.config)
-    imaginer = imagine.Imaginer.of(pipe, chain.config.dream.class_names, settings)
+    imaginer = imagine.Imaginer(pipe, chain.config.dream.class_names, settings)
     for row in table.sample(3).to_dict("records"):
         again = imaginer(torch.tensor([row["class"]]), embeddings[[row["embedding"]]], [row["seed"]])[0]
         saved = np.asarray(Image.open(chain.images.path / row["file"])).astype(int)
@@ -300,6 +431,56 @@ def test_plain_samples_are_those_of_the_plain_prompts(chain, tiny):
     images = store.read_tensors(imagine.plain(config, 3).path / "plain.safetensors")["images"]
     assert images.shape == (6, 3, 3, 16, 16) and images.dtype == torch.uint8
     pipe = imagine.load_pipeline(chain.generator, config)
-    imaginer = imagine.Imaginer.of(pipe, config.dream.class_names, imagine.settings(config, "dream").synthesis)
+    imaginer = imagine.Imaginer(pipe, config.dream.class_names, imagine.settings(config, "dream").synthesis)
     again = imaginer(torch.tensor([4]), None, [imagine.image_seed(0, 4 * 3 + 1)])[0]
     assert (again.int() - images[4, 1].int()).abs().max() <= 1
+
+
+def test_plain_samples_of_a_trained_generator_are_those_of_its_anchors(chain, tiny):
+    images = store.read_tensors(imagine.plain(tiny.config(), 3).path / "plain.safetensors")["images"]
+    settings = imagine.settings(chain.config, "dream").synthesis
+    imaginer = imagine.Imaginer(
+        imagine.load_pipeline(chain.generator, chain.config), chain.config.dream.class_names, settings
+    )
+    token = anchors.load(chain.anchors)[[4]]
+    again = imaginer(torch.tensor([4]), token, [imagine.image_seed(0, 4 * 3 + 1)])[0]
+    assert (again.int() - images[4, 1].int()).abs().max() <= 1
+
+
+# ------------------------------------------------------------------------------------------------------------- latents
+
+
+def test_latents_are_what_the_images_are_decoded_from(chain, tiny):
+    artifact = imagine.latents(tiny.config())
+    latents = store.read_tensors(artifact.path / "latents.safetensors")["latents"]
+    table, images = (
+        pd.read_parquet(path) for path in (artifact.path / "latents.parquet", chain.images.path / "images.parquet")
+    )
+    assert latents.shape == (len(images), 8, 4, 4) and imagine.latents(tiny.config()).reused
+    assert table.equals(images[["class", "embedding", "seed"]])
+    vae = diffusers.AutoencoderKL.from_pretrained(chain.generator.path, subfolder="vae")
+    with torch.inference_mode():
+        decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    for row in (0, 13, len(images) - 1):
+        saved = np.asarray(Image.open(chain.images.path / images["file"][row])).astype(float)
+        again = (decoded[row].permute(1, 2, 0).numpy() / 2 + 0.5).clip(0, 1) * 255
+        assert np.abs(again - saved).max() <= 1
+
+
+def test_interrupted_latents_go_on_with_the_shard_that_was_missing(chain, tiny, tmp_path, monkeypatch):
+    expected = imagine.latents(tiny.config()).path / "latents.safetensors"
+    shutil.copytree(tiny.root / "dream", tmp_path / "dream", ignore=shutil.ignore_patterns("latents-*"))
+    config, seen, draw = tiny.config("--dream.cache_dir", str(tmp_path / "dream")), [], imagine.Imaginer.latents
+
+    def interrupted(self, labels, tokens, seeds):
+        seen.append(len(seeds))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return draw(self, labels, tokens, seeds)
+
+    monkeypatch.setattr(imagine.Imaginer, "latents", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        imagine.latents(config)
+    again = imagine.latents(config)
+    assert seen == [8, 2, 8, 2, 8, 2, 4]  # of 24 latents in shards of 10 and batches of 8, ten were there already
+    assert (again.path / "latents.safetensors").read_bytes() == expected.read_bytes()
