@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +140,6 @@ def image_list(
 ) -> ImageList:
     """The data set of a split: `section` holds its imglist_pth and data_dir, `config` the dataset's sizes and transforms."""
     dataset, key = config.dataset, f"{name}.{split}"
-    for field in ("imglist_pth", "data_dir"):
-        if not isinstance(section.get(field), str):
-            where = origin(config, f"{key}.{field}") or "config"
-            raise InputError(f"{where}: {key}.{field}: expected a path, got {section.get(field)!r}")
     known, interpolation = [mode.value for mode in InterpolationMode], dataset.interpolation or "bilinear"
     if interpolation not in known:
         where = origin(config, "dataset.interpolation") or "config"
@@ -171,34 +167,61 @@ def loader(images: ImageList, batch_size: int, *, shuffle: bool, workers: int = 
 def id_loader(config: Config, split: str, *, augment: bool = False) -> DataLoader:
     """The loader of `dataset.<split>`; labels are checked against dataset.num_classes."""
     dataset = config.dataset
-    section = (dataset or {}).get(split)
-    if not isinstance(section, dict):
-        raise InputError(
-            f"{origin(config, 'dataset') or 'config'}: dataset.{split}: missing; expected imglist_pth, data_dir, batch_size"
-        )
+    section = section_of(config, ("dataset", split))
     batch_size = whole(config, f"dataset.{split}.batch_size")
     images = image_list(config, split, section, augment=augment)
-    highest = int(images.labels.max())
-    if split != "oe" and (highest >= dataset.num_classes or int(images.labels.min()) < 0):
-        wrong = highest if highest >= dataset.num_classes else int(images.labels.min())
-        expected = f"labels 0 to {dataset.num_classes - 1} (dataset.num_classes: {dataset.num_classes})"
-        raise InputError(f"{images.imglist}: label {wrong} does not fit; expected {expected}")
+    if split != "oe":
+        check_labels(images, dataset.num_classes)
     return loader(images, batch_size, shuffle=augment, workers=dataset.num_workers or 0)
 
 
-def ood_loaders(config: Config) -> Iterator[tuple[str, str, DataLoader]]:
-    """(group, name, loader) of every test set of `ood_dataset`: groups nearood and farood."""
-    ood, batch_size = config.ood_dataset, whole(config, "ood_dataset.batch_size")
+def ood_sets(config: Config) -> list[tuple[str, str]]:
+    """(group, name) of every OOD test set: the groups nearood and farood of `ood_dataset`."""
+    found = []
     for group in ("nearood", "farood"):
-        for name in ood[group].datasets:
-            images = image_list(config, f"{group}.{name}", ood[group][name], name="ood_dataset")
-            yield group, name, loader(images, batch_size, shuffle=False, workers=ood.num_workers or 0)
+        names = config.at(f"ood_dataset.{group}.datasets")
+        if not isinstance(names, list) or not names:
+            where, key = origin(config, "ood_dataset") or "config", f"ood_dataset.{group}.datasets"
+            raise InputError(f"{where}: {key}: expected a list of data set names, got {names!r}")
+        found += [(group, name) for name in names]
+    return found
 
 
-def ood_val_loader(config: Config) -> DataLoader:
-    """The loader of `ood_dataset.val`, on which alone hyperparameters may be chosen."""
-    images = image_list(config, "val", config.ood_dataset.val, name="ood_dataset")
-    return loader(images, whole(config, "ood_dataset.batch_size"), shuffle=False)
+def ood_loader(config: Config, *path: str) -> DataLoader:
+    """The loader of `ood_dataset.val`, on which alone hyperparameters may be chosen, or of a (group, name).
+
+    The labels of a covariate-shifted set (csid) are ID classes, and checked against dataset.num_classes.
+    """
+    section = section_of(config, ("ood_dataset", *path))
+    images = image_list(config, ".".join(path), section, name="ood_dataset")
+    if path[0] == "csid":
+        check_labels(images, config.dataset.num_classes)
+    batch_size, workers = whole(config, "ood_dataset.batch_size"), config.ood_dataset.num_workers or 0
+    return loader(images, batch_size, shuffle=False, workers=workers)
+
+
+def section_of(config: Config, which: Sequence[str]) -> Config:
+    """The section of the data set under these keys, such as ("dataset", "test"); InputError where it is missing."""
+    section: Any = config
+    for part in which:
+        section = section.get(part) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        where = origin(config, which[0]) or "config"
+        raise InputError(f"{where}: {'.'.join(which)}: missing; expected imglist_pth and data_dir")
+    for key in ("imglist_pth", "data_dir"):
+        if not isinstance(section.get(key), str):
+            where = origin(config, ".".join((*which, key))) or "config"
+            raise InputError(f"{where}: {'.'.join((*which, key))}: expected a path, got {section.get(key)!r}")
+    return section
+
+
+def check_labels(images: ImageList, num_classes: int) -> None:
+    """Raises InputError for a label that is not one of the ID classes."""
+    lowest, highest = int(images.labels.min()), int(images.labels.max())
+    if lowest < 0 or highest >= num_classes:
+        wrong = highest if highest >= num_classes else lowest
+        expected = f"labels 0 to {num_classes - 1} (dataset.num_classes: {num_classes})"
+        raise InputError(f"{images.imglist}: label {wrong} does not fit; expected {expected}")
 
 
 def class_names(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""One forward pass per data set, many detectors, OpenOOD's metrics and files."""
+"""One forward pass per data set, kept on disk; many detectors; OpenOOD's metrics and files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import csv
 import io
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,18 @@ from tqdm import tqdm
 from openood_dream import data, store
 from openood_dream.config import Config, InputError
 from openood_dream.networks import autocast, pick_device
-from openood_dream.postprocessors import Pass, Postprocessor, find_postprocessor
+from openood_dream.postprocessors import Images, Pass, Postprocessor, find_postprocessor
 
 METRICS = ("FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC")
+TRANSFORM = (
+    "pre_size",
+    "image_size",
+    "interpolation",
+    "normalization_type",
+)  # the keys that decide what a network sees
+Set = tuple[str, ...]
+TEST: Set = ("dataset", "test")
+Verdict = tuple[np.ndarray, np.ndarray, np.ndarray]  # predictions, confidences and labels of a set, each (N,)
 
 
 @torch.inference_mode()
@@ -58,9 +67,11 @@ def compute_metrics(conf: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np
     """FPR@95, AUROC, AUPR_IN, AUPR_OUT and ACC as fractions, as OpenOOD v1.5 computes them.
 
     `conf` (N,) is larger for ID, `label` (N,) is -1 for OOD. FPR@95 is the share of ID samples taken for OOD at the
-    first threshold that finds 95 % of the OOD samples; the AUPRs are areas by trapezoids.
+    first threshold that finds 95 % of the OOD samples; the AUPRs are areas by trapezoids. All depend on the order of
+    the confidences alone, so infinite ones, where OpenOOD ends in an error, have their place in it.
     """
     ood = (label == -1).astype(int)
+    conf = np.unique(conf, return_inverse=True)[1]
     fpr, tpr, _ = roc_curve(ood, -conf)
     precision_in, recall_in, _ = precision_recall_curve(1 - ood, conf)
     precision_out, recall_out, _ = precision_recall_curve(ood, -conf)
@@ -71,92 +82,155 @@ def compute_metrics(conf: np.ndarray, label: np.ndarray, pred: np.ndarray) -> np
     )
 
 
-# ------------------------------------------------------------------------------------------------------- evaluation
+# ---------------------------------------------------------------------------------------------------------- passes
 
 
 class Passes:
-    """The passes of one network over a config's data sets, each made once, when first asked for."""
+    """The passes of one network over a config's data sets, each made once, when first asked for.
 
-    def __init__(self, net: nn.Module, config: Config) -> None:
-        self.net, self.config, self.device = net, config, pick_device(config.device)
-        self._made: dict[str, Pass] = {}
+    A set is named by the keys of its section in the config: ("dataset", "test"), ("ood_dataset", "nearood", "tin"), ...
+    With the `checkpoint` of the network's weights, passes are artifacts in `cache_dir`, named by the checkpoint's bytes,
+    the image list and the transform, and memory-mapped: every detector and every later run finds them there.
+    """
 
-    def _once(self, key: str, loader: Callable[[], DataLoader]) -> Pass:
-        if key not in self._made:
-            self._made[key] = forward_pass(self.net, loader(), self.device)
-        return self._made[key]
+    def __init__(
+        self, net: nn.Module, config: Config, checkpoint: Path | None = None, cache_dir: Path | None = None
+    ) -> None:
+        self.net, self.config, self.device, self.cache_dir = net, config, pick_device(config.device), cache_dir
+        self.checkpoint = None if checkpoint is None else store.sha256(checkpoint)
+        self._made: dict[Set, Pass] = {}
+        self._loaders: dict[Set, DataLoader] = {}
 
-    def id(self, split: str) -> Pass:
-        """The pass over `dataset.<split>`, without augmentation."""
-        return self._once(f"id/{split}", lambda: data.id_loader(self.config, split))
+    def of(self, which: Set, cls: type[Postprocessor]) -> Pass | Images:
+        """What a detector gets of a set; InputError names detector and image where the network's output is no number."""
+        if cls.runs_network:
+            if which not in self._loaders:
+                self._loaders[which] = self.loader(which)
+            return Images(self.net, self._loaders[which], self.device)
+        if which not in self._made:
+            self._made[which] = self._stored(which) if self.checkpoint else self._forward(which)
+        of = self._made[which]
+        if of.broken is not None:
+            image = self.image(which, of.broken)
+            raise InputError(f"{cls.name}: the network's output for {image} is not a number; check the checkpoint")
+        return of
 
-    def head(self) -> nn.Linear:
-        """The network's classifier, a copy on the CPU."""
+    def loader(self, which: Set) -> DataLoader:
+        """The images of a set in the order of its list, without augmentation."""
+        room, *path = which
+        return data.id_loader(self.config, *path) if room == "dataset" else data.ood_loader(self.config, *path)
+
+    def head(self) -> nn.Linear | None:
+        """The network's classifier, a copy on the CPU; None for a network that has none."""
+        if not hasattr(self.net, "get_fc_layer"):
+            return None
         return copy.deepcopy(self.net.get_fc_layer()).cpu().float().requires_grad_(False)
 
-    def ood_val(self) -> Pass:
-        return self._once("val", lambda: data.ood_val_loader(self.config))
+    def image(self, which: Set, row: int) -> str:
+        """How messages name an image."""
+        file, _ = store.read_imglist(data.section_of(self.config, which).imglist_pth)[row]
+        return f"image {row} of {file_name(which, self.config)} ({file})"
 
-    def ood(self) -> Iterable[tuple[str, str, Pass]]:
-        """(group, name, pass) of every OOD test set."""
-        for group, name, loader in data.ood_loaders(self.config):
-            yield group, name, self._once(f"{group}/{name}", lambda loader=loader: loader)
+    def _forward(self, which: Set) -> Pass:
+        return forward_pass(self.net, self.loader(which), self.device)
+
+    def _stored(self, which: Set) -> Pass:
+        section = data.section_of(self.config, which)
+        inputs = {
+            "checkpoint": self.checkpoint,
+            "network": {key: self.config.network.get(key) for key in ("name", "args")},
+            "list": store.list_digest(section.imglist_pth, section.data_dir, f"{'.'.join(which)}.imglist_pth"),
+            "transform": {key: self.config.dataset.get(key) for key in TRANSFORM},
+        }
+        return stored_pass(self.cache_dir, inputs, lambda: self._forward(which))
+
+
+def stored_pass(cache_dir: Path, inputs: dict[str, Any], forward: Callable[[], Pass]) -> Pass:
+    """The pass that `inputs` determine, memory-mapped from its artifact under `cache_dir`, made by `forward` if need be."""
+
+    def make(folder: Path) -> None:
+        of = forward()
+        store.write_tensors(folder / "pass.safetensors", logits=of.logits, features=of.features, labels=of.labels)
+
+    return Pass(**store.read_tensors(store.build(cache_dir, "pass", inputs, make).path / "pass.safetensors"))
+
+
+def file_name(which: Set, config: Config) -> str:
+    """The name of a test set in ood.csv and scores/: that of the ID data set for its own, else the set's."""
+    return config.dataset.name if which == TEST else which[-1]
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
 
 
 def evaluate(passes: Passes, config: Config, out: Path) -> np.ndarray:
     """Scores a network with `postprocessor`, writes `config.yml`, `scores/<set>.npz` and, last, `ood.csv` under `out`.
 
     With `postprocessor.APS_mode` the hyperparameters are those of `postprocessor_sweep` with the best AUROC on the
-    validation sets. Returns the near-OOD means (METRICS, as fractions). Scores that are not numbers raise InputError.
+    validation sets. Returns the near-OOD means (METRICS, as fractions). A network whose predictions are all -1 knows no
+    classes, and its accuracy is NaN. Scores that are not numbers raise InputError, before anything is written.
     """
     cls, section = find_postprocessor(config), config.postprocessor
-    detector = fitted(cls, section.postprocessor_args or {}, passes)
     if section.APS_mode and section.postprocessor_sweep:
         detector = best_on_validation(cls, section, passes)
-
-    def scored(of: Pass, name: str, known: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        pred, conf, label = verdicts(detector, of, section.name, name)
-        label = label if known else np.full_like(label, -1)
-        path = out / "scores" / f"{name}.npz"
-        with store.replacing(path) as work:
-            np.savez(work, pred=pred, conf=conf, label=label)
-        return pred, conf, label
-
-    known, unknown = passes.id("test"), list(passes.ood())  # a broken image is found before anything is written
+    else:
+        detector = fitted(cls, section.postprocessor_args or {}, passes)
+    inside, groups = verdicts(detector, passes, TEST), {}
+    for group, name in data.ood_sets(config):
+        groups.setdefault(group, {})[name] = verdicts(detector, passes, ("ood_dataset", group, name))
+    rows = metric_rows(inside, groups)
     store.writable(out)
     store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    id_scores = scored(known, config.dataset.name, known=True)
-    rows: list[tuple[str, np.ndarray]] = []
-    groups: dict[str, list[np.ndarray]] = {"nearood": [], "farood": []}
-    for group, name, of in unknown:
-        pred, conf, label = (np.concatenate(pair) for pair in zip(id_scores, scored(of, name, known=False)))
-        rows.append((name, compute_metrics(conf, label, pred)))
-        groups[group].append(rows[-1][1])
-        if len(groups[group]) == len(config.ood_dataset[group].datasets):
-            rows.append((group, np.mean(groups[group], axis=0)))
+    for name, (pred, conf, label) in ({config.dataset.name: inside} | flat(groups)).items():
+        with store.replacing(out / "scores" / f"{name}.npz") as work:
+            np.savez(work, pred=pred, conf=conf, label=label)
+    write_rows(out / "ood.csv", rows)
+    return dict(rows)["nearood"]
+
+
+def flat(groups: dict[str, dict[str, Verdict]]) -> dict[str, Verdict]:
+    return {name: verdict for sets in groups.values() for name, verdict in sets.items()}
+
+
+def metric_rows(inside: Verdict, groups: dict[str, dict[str, Verdict]]) -> list[tuple[str, np.ndarray]]:
+    """The rows of ood.csv: METRICS of each OOD set against the ID images, and after each group its mean."""
+    rows = []
+    for group, sets in groups.items():
+        found = []
+        for outside in sets.values():
+            pred, conf, label = (np.concatenate(pair) for pair in zip(inside, outside))
+            found.append(compute_metrics(conf, label, pred))
+            if (inside[0] == -1).all():
+                found[-1][-1] = np.nan
+        rows += [*zip(sets, found), (group, np.mean(found, axis=0))]
+    return rows
+
+
+def write_rows(path: Path, rows: list[tuple[str, np.ndarray]]) -> None:
+    """Writes rows of METRICS in percent, two decimals, as OpenOOD does."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["dataset", *METRICS])
     writer.writerows([name, *(f"{100 * value:.2f}" for value in values)] for name, values in rows)
-    store.write_text(out / "ood.csv", text.getvalue())
-    return dict(rows)["nearood"]
+    store.write_text(path, text.getvalue())
 
 
 def fitted(cls: type[Postprocessor], args: dict[str, Any], passes: Passes) -> Postprocessor:
     detector = cls(args)
-    detector.fit(passes.id, passes.head())
+    detector.fit(lambda split: passes.of(("dataset", split), cls), passes.head())
     return detector
 
 
-def verdicts(
-    detector: Postprocessor, of: Pass, postprocessor: str, name: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions, confidences and labels (N,) of a data set; InputError where a confidence is not a number."""
+def verdicts(detector: Postprocessor, passes: Passes, which: Set) -> Verdict:
+    """Predictions, confidences and labels of a set; labels are -1 unless its images are of ID classes."""
+    of = passes.of(which, type(detector))
     conf = detector.confidence(of).double().numpy()
     if np.isnan(conf).any():
-        row = int(np.flatnonzero(np.isnan(conf))[0])
-        raise InputError(f"{postprocessor}: the score of image {row} of {name} is not a number; check the checkpoint")
-    return detector.prediction(of).numpy(), conf, of.labels.numpy()
+        image = passes.image(which, int(np.flatnonzero(np.isnan(conf))[0]))
+        raise InputError(f"{detector.name}: the score of {image} is not a number; check the checkpoint")
+    label = of.labels.numpy()
+    known = which[0] == "dataset" or which[1] == "csid"
+    return detector.prediction(of).numpy(), conf, label if known else np.full_like(label, -1)
 
 
 def best_on_validation(cls: type[Postprocessor], section: Config, passes: Passes) -> Postprocessor:
@@ -177,7 +251,7 @@ def best_on_validation(cls: type[Postprocessor], section: Config, passes: Passes
     for values in itertools.product(*reversed(lists)):
         args = {**(section.postprocessor_args or {}), **dict(zip(reversed(cls.sweep), values))}
         detector = fitted(cls, args, passes)
-        sides = [verdicts(detector, of, section.name, "val") for of in (passes.id("val"), passes.ood_val())]
+        sides = [verdicts(detector, passes, which) for which in (("dataset", "val"), ("ood_dataset", "val"))]
         pred, conf, label = (np.concatenate(pair) for pair in zip(*sides))
         auroc = compute_metrics(conf, label, pred)[1]
         if auroc >= best_auroc:

@@ -220,6 +220,8 @@ def _read_scores(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _percent(path: Path, row: str, column: str, text: str | None) -> float:
+    if column == "ACC" and text in ("nan", "-"):  # a network that knows no classes
+        return float("nan")
     value = pd.to_numeric(text or "", errors="coerce")
     if not 0 <= value <= 100:
         raise InputError(f"{path}: row {row}, column {column}: expected a percentage from 0 to 100, got {text!r}")
@@ -236,7 +238,9 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
     shown = table[list(HEADERS)].astype(str)
     for metric in METRICS:
         pairs = zip(table[metric], table[f"{metric}_std"])
-        shown[metric] = [f"{mean:.2f}" + (f" ± {std:.2f}" if pd.notna(std) else "") for mean, std in pairs]
+        shown[metric] = [
+            "–" if pd.isna(mean) else f"{mean:.2f}" + (f" ± {std:.2f}" if pd.notna(std) else "") for mean, std in pairs
+        ]
     return shown
 
 
@@ -250,9 +254,9 @@ def _narrowed(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _ranks(table: pd.DataFrame) -> dict[str, list[int]]:
-    """For each metric the rank of each row, 1 the best; rows that show the same number share a rank."""
+    """For each metric the rank of each row, 1 the best, 0 without a number; rows that show the same share a rank."""
     rank = {metric: table[metric].round(2).rank(method="dense", ascending="fpr95" in metric) for metric in METRICS}
-    return {metric: ranks.astype(int).tolist() for metric, ranks in rank.items()}
+    return {metric: ranks.fillna(0).astype(int).tolist() for metric, ranks in rank.items()}
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -214,9 +214,17 @@ def test(config: Config) -> Path:
     data.ensure(config)
     config.network.pretrained = True
     net = get_network(config)
-    out = Path(config.output_dir)
-    evaluate(Passes(net, config), config, out)
+    out, checkpoint = Path(config.output_dir), Path(config.network.checkpoint)
+    evaluate(Passes(net, config, checkpoint, passes_dir(checkpoint, out)), config, out)
     return out
+
+
+def passes_dir(checkpoint: Path, out: Path) -> Path:
+    """Where passes of a checkpoint are kept: beside it, for all that score it, or where that is not allowed, in `out`."""
+    try:
+        return store.writable(checkpoint.parent / "passes")
+    except InputError:
+        return out / "passes"
 
 
 def score_run(folder: Path, configs: list[Config]) -> None:
@@ -237,22 +245,20 @@ def score_run(folder: Path, configs: list[Config]) -> None:
             todo.append((config, out, inputs))
     if not todo:
         return
-    net = get_network(todo[0][0])
-    load_weights(net, folder / "best.ckpt")
-    passes = Passes(net, todo[0][0])
+    net, checkpoint = get_network(todo[0][0]), folder / "best.ckpt"
+    load_weights(net, checkpoint)
+    passes = Passes(net, todo[0][0], checkpoint, folder / "passes")
     for config, out, inputs in todo:
         evaluate(passes, config, out)
         store.write_json(out / SCORED, {"hash": store.fingerprint(inputs), "inputs": inputs})
 
 
 def ood_identity(config: Config) -> dict[str, str]:
-    ood, digests = config.ood_dataset, {}
-    for group in ("nearood", "farood"):
-        for name in ood[group].datasets:
-            section = ood[group][name]
-            digests[f"{group}/{name}"] = store.list_digest(
-                section.imglist_pth, section.data_dir, f"ood_dataset.{group}.{name}.imglist_pth"
-            )
+    """A fingerprint of each OOD test list, by group/name; InputError for a list or an image that is not there."""
+    digests = {}
+    for group, name in data.ood_sets(config):
+        section, key = data.section_of(config, ("ood_dataset", group, name)), f"ood_dataset.{group}.{name}.imglist_pth"
+        digests[f"{group}/{name}"] = store.list_digest(section.imglist_pth, section.data_dir, key)
     return digests
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import faiss
@@ -20,6 +21,7 @@ from pytorch_ood.detector.scale import scale
 from scipy.special import rel_entr
 from sklearn.covariance import EmpiricalCovariance
 from torch import nn
+from torch.utils.data import DataLoader
 
 from openood_dream.config import Config, InputError, check_name, origin
 
@@ -32,24 +34,51 @@ class Pass:
     features: torch.Tensor
     labels: torch.Tensor
 
+    @cached_property
+    def broken(self) -> int | None:
+        """The first image whose logits or features are not numbers, if any."""
+        bad = self.logits.isnan().any(1) | self.features.isnan().any(1)
+        return int(bad.nonzero()[0]) if bad.any() else None
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set and the network, for a detector that runs the network itself; `loader` keeps the order of the list."""
+
+    net: nn.Module
+    loader: DataLoader
+    device: torch.device
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self.loader.dataset.labels
+
 
 class Postprocessor:
-    """Scores images; `sweep` names the arguments that a search on validation data may choose, in OpenOOD's order."""
+    """Scores images; `sweep` names the arguments that a search on validation data may choose, in OpenOOD's order.
 
+    A class with `runs_network`, for gradients, inner layers or likelihoods, gets Images wherever others get a Pass.
+    """
+
+    name: str  # as registered
     sweep: tuple[str, ...] = ()
+    runs_network = False
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.args = args
 
-    def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
-        """Learns from the pass of an ID split ("train" or "val", without augmentation) and the network's classifier."""
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear | None) -> None:
+        """Learns from the pass of an ID split ("train" or "val", without augmentation) and the network's classifier.
+
+        A network without a classifier (a generative model) has no `head`.
+        """
 
     def confidence(self, images: Pass) -> torch.Tensor:
         """One number per image, (N,)."""
         raise NotImplementedError
 
     def prediction(self, images: Pass) -> torch.Tensor:
-        """The class of each image, (N,)."""
+        """The class of each image, (N,); -1 for all where the network knows no classes."""
         return images.logits.argmax(1)
 
 
@@ -60,7 +89,7 @@ def postprocessor(name: str) -> Callable[[type[Postprocessor]], type[Postprocess
     """Registers a detector under the name that `postprocessor.name` uses."""
 
     def register(cls: type[Postprocessor]) -> type[Postprocessor]:
-        POSTPROCESSORS[name] = cls
+        POSTPROCESSORS[name], cls.name = cls, name
         return cls
 
     return register
@@ -377,4 +406,4 @@ class Dice(Shaped):
         return F.linear(images.features, self.detector.masked_w, self.detector.bias)
 
 
-__all__ = ["POSTPROCESSORS", "Pass", "Postprocessor", "find_postprocessor"]
+__all__ = ["POSTPROCESSORS", "Images", "Pass", "Postprocessor", "find_postprocessor"]

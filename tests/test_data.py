@@ -263,9 +263,10 @@ def test_loaders_shuffle_for_training_by_the_seed_and_never_for_tests(tiny):
 
 
 def test_ood_sets_come_group_by_group_as_the_config_lists_them(tiny):
-    found = [(group, name, len(loader.dataset)) for group, name, loader in data.ood_loaders(tiny.config())]
+    config = tiny.config()
+    found = [(*which, len(data.ood_loader(config, *which).dataset)) for which in data.ood_sets(config)]
     assert found == [("nearood", "near_digits", 714), ("farood", "flower", 400), ("farood", "noise", 400)]
-    assert len(data.ood_val_loader(tiny.config()).dataset) == 144
+    assert len(data.ood_loader(config, "val").dataset) == 144
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
@@ -310,7 +311,7 @@ def test_a_label_that_is_no_class_is_named(tmp_path, tiny, digits, label):
 def test_a_split_without_a_path_is_named(tiny):
     with pytest.raises(InputError, match=r"command line: dataset\.train\.data_dir: expected a path, got 3"):
         data.id_loader(tiny.config("--dataset.train.data_dir", "3"), "train")
-    with pytest.raises(InputError, match=r"dataset\.oe: missing; expected imglist_pth, data_dir, batch_size"):
+    with pytest.raises(InputError, match=r"dataset\.oe: missing; expected imglist_pth and data_dir"):
         data.id_loader(tiny.config(), "oe")
 
 

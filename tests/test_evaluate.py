@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from openood_dream import data, evaluate
+from openood_dream import data, evaluate, pipelines, store
 from openood_dream.config import Config, InputError
 from openood_dream.networks import get_network
+from openood_dream.openood import compat, registry
 
 CPU = torch.device("cpu")
 
@@ -79,6 +82,56 @@ def test_ties_count_half():
     assert found["FPR@95"] == pytest.approx(fpr95_by_thresholds(inside, outside))
 
 
+def by_openood(conf, label, pred) -> list[float]:
+    """FPR@95, AUROC, AUPR_IN, AUPR_OUT and ACC as OpenOOD's own function computes them."""
+    if not compat.installed("openood"):
+        pytest.skip(f"OpenOOD is not installed; {registry.INSTALL}")
+    with compat.enabled():
+        from openood.evaluators.metrics import compute_all_metrics
+    return compute_all_metrics(conf, label, pred)
+
+
+ADVERSARIAL = {
+    "ties": ([1, 1, 2, 2, 3], [1, 2, 2, 2]),
+    "all the same": ([5.0] * 7, [5.0] * 3),
+    "one of each": ([1.0], [0.0]),
+    "one of each, reversed": ([0.0], [1.0]),
+    "one of each, the same": ([0.0], [0.0]),
+    "one ID image": ([0.5], list(np.linspace(0, 1, 50))),
+    "one OOD image": (list(np.linspace(0, 1, 50)), [0.5]),
+    "next to each other": ([1.0, np.nextafter(1.0, 2)], [1.0, np.nextafter(1.0, 0)]),
+    "huge and tiny": ([1e308, -1e308, 5e-324], [0.0, -5e-324, 1e308]),
+}
+
+
+@pytest.mark.openood
+@pytest.mark.parametrize("case", ADVERSARIAL)
+def test_metrics_are_openoods_on_adversarial_input(case):
+    conf, label, pred = example(*ADVERSARIAL[case])
+    assert evaluate.compute_metrics(conf, label, pred).tolist() == by_openood(conf, label, pred)
+
+
+@pytest.mark.openood
+def test_metrics_are_openoods_on_random_scores_of_either_precision():
+    rng = np.random.default_rng()
+    for kind in (np.float32, np.float64):
+        conf, label, pred = example(
+            rng.normal(1, 1, 300).round(2), rng.normal(0, 1, 200).round(2), rng.random(300) < 0.8
+        )
+        assert evaluate.compute_metrics(conf.astype(kind), label, pred).tolist() == by_openood(
+            conf.astype(kind), label, pred
+        )
+
+
+def test_infinite_scores_count_as_the_largest_and_the_smallest():
+    rng = np.random.default_rng()
+    inside, outside = rng.normal(1, 1, 40), rng.normal(0, 1, 30)
+    inside[:5], inside[5:8], outside[:2], outside[2:9] = np.inf, -np.inf, np.inf, -np.inf
+    finite = [np.nan_to_num(side, posinf=99, neginf=-99) for side in (inside, outside)]
+    assert metrics(inside, outside) == metrics(*finite)
+    assert metrics(inside, outside)["AUROC"] == pytest.approx(auroc_by_pairs(inside, outside))
+
+
 def test_constant_scores_tell_nothing_apart():
     found = metrics([3.0] * 30, [3.0] * 10)
     assert found["AUROC"] == 0.5 and found["FPR@95"] == 1.0 and found["ACC"] == 1.0
@@ -130,8 +183,10 @@ def folder(tiny, net, tmp_path_factory) -> Path:
 @torch.no_grad()
 def outputs(net, tiny, which: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits, features and labels of a data set, in one batch."""
-    loaders = {name: loader for _, name, loader in data.ood_loaders(tiny.config())}
-    images = (loaders[which] if which in loaders else data.id_loader(tiny.config(), which)).dataset
+    groups = {name: group for group, name in data.ood_sets(tiny.config())}
+    config = tiny.config()
+    loader = data.ood_loader(config, groups[which], which) if which in groups else data.id_loader(config, which)
+    images = loader.dataset
     return *net.eval()(images.__getitems__(range(len(images)))["data"], return_feature=True), images.labels
 
 
@@ -196,7 +251,90 @@ def test_each_image_passes_the_network_once_for_all_postprocessors(net, tiny, tm
         evaluate.evaluate(passes, scored(tiny, name), tmp_path / name)
     hook.remove()
     counts = [len(data.id_loader(tiny.config(), split).dataset) for split in ("test", "train")]
-    assert sum(seen) == sum(counts) + sum(len(loader.dataset) for *_, loader in data.ood_loaders(tiny.config()))
+    counts += [len(data.ood_loader(tiny.config(), *which).dataset) for which in data.ood_sets(tiny.config())]
+    assert sum(seen) == sum(counts)
+
+
+# ------------------------------------------------------------------------------------------------- passes on disk
+
+
+@pytest.fixture
+def checkpoint(net, tmp_path) -> Path:
+    pipelines.save_weights(net, tmp_path / "best.ckpt")
+    return tmp_path / "best.ckpt"
+
+
+def test_passes_on_disk_serve_other_detectors_and_later_runs(net, tiny, folder, checkpoint, tmp_path, monkeypatch):
+    config = tiny.config()
+    evaluate.evaluate(
+        evaluate.Passes(net, config, checkpoint, tmp_path / "passes"), scored(tiny, "knn"), tmp_path / "a"
+    )
+    monkeypatch.setattr(evaluate, "forward_pass", lambda *args: pytest.fail("ran the network again"))
+    monkeypatch.setattr(data, "loader", lambda *args, **more: pytest.fail("decoded images again"))
+    later = evaluate.Passes(net, config, checkpoint, tmp_path / "passes")
+    for name in ("msp", "ebo", "knn"):
+        evaluate.evaluate(later, scored(tiny, name), tmp_path / name)
+        for file in ("ood.csv", "scores/near_digits.npz"):
+            assert (tmp_path / name / file).read_bytes() == (folder / name / file).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where /proc lists what a process has mapped")
+def test_passes_on_disk_are_mapped_not_read(net, tiny, checkpoint, tmp_path):
+    passes = evaluate.Passes(net, tiny.config(), checkpoint, tmp_path / "passes")
+    of = passes.of(("dataset", "train"), evaluate.Postprocessor)
+    file = next((tmp_path / "passes").rglob("pass.safetensors"))
+    assert str(file) in Path("/proc/self/maps").read_text() and of.features.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["checkpoint", "--dataset.image_size 12", "--dataset.normalization_type cifar10", "--dataset.test.imglist_pth"],
+)
+def test_another_checkpoint_list_or_transform_makes_another_pass(net, tiny, checkpoint, tmp_path, change):
+    def folders(*overrides: str) -> set[Path]:
+        passes = evaluate.Passes(net, tiny.config(*overrides), checkpoint, tmp_path / "passes")
+        passes.of(evaluate.TEST, evaluate.Postprocessor)
+        return set((tmp_path / "passes").iterdir())
+
+    before = folders()
+    assert len(folders()) == 1
+    if change == "checkpoint":
+        changed = {name: tensor + 1e-4 for name, tensor in net.state_dict().items()}
+        torch.save(changed, checkpoint)
+        assert len(folders()) == 2
+    elif change.endswith("pth"):
+        assert len(folders(change, tiny.config().dataset.val.imglist_pth)) == 2
+    else:
+        assert len(folders(*change.split())) == 2
+    assert folders() >= before
+
+
+def test_a_damaged_pass_is_named_with_what_to_do(net, tiny, checkpoint, tmp_path):
+    evaluate.Passes(net, tiny.config(), checkpoint, tmp_path / "passes").of(evaluate.TEST, evaluate.Postprocessor)
+    file = next((tmp_path / "passes").rglob("pass.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match=rf"{re.escape(str(file))}: not a readable .*delete its folder and run again"):
+        evaluate.Passes(net, tiny.config(), checkpoint, tmp_path / "passes").of(evaluate.TEST, evaluate.Postprocessor)
+
+
+def test_a_detector_that_runs_the_network_gets_it_with_the_images_of_the_list(net, tiny, tmp_path, monkeypatch):
+    """And with no classes to predict, there is no accuracy."""
+
+    class Brightness(evaluate.Postprocessor):
+        name, runs_network = "msp", True
+
+        def confidence(self, images):
+            assert images.net is net
+            return torch.cat([batch["data"].mean((1, 2, 3)) for batch in images.loader])
+
+        def prediction(self, images):
+            return torch.full_like(images.labels, -1)
+
+    monkeypatch.setitem(evaluate.find_postprocessor.__globals__["POSTPROCESSORS"], "msp", Brightness)
+    values = evaluate.evaluate(evaluate.Passes(net, tiny.config()), scored(tiny, "msp"), tmp_path)
+    expected = data.id_loader(tiny.config(), "test").dataset.__getitems__(range(100))["data"].mean((1, 2, 3))
+    assert np.allclose(npz(tmp_path / "scores" / "digits.npz")["conf"][:100], expected)
+    assert np.isnan(values[-1]) and (tmp_path / "ood.csv").read_text().splitlines()[1].endswith(",nan")
 
 
 def test_evaluation_mode_and_order_do_not_depend_on_the_loader(net, tiny):
@@ -217,12 +355,13 @@ def test_hyperparameters_are_searched_on_validation_data_alone(net, tiny, tmp_pa
     search = ["--postprocessor.APS_mode", "true", "--postprocessor.postprocessor_sweep.K_list", "[1, 20, 200]"]
     config = scored(tiny, "knn", *search)
     passes = evaluate.Passes(net, config)
-    val, ood, aurocs = passes.id("val"), passes.ood_val(), {}
+    cls, aurocs = evaluate.find_postprocessor(config), {}
+    val, ood = (passes.of((room, "val"), cls) for room in ("dataset", "ood_dataset"))
     for k in (1, 20, 200):
-        detector = evaluate.fitted(evaluate.find_postprocessor(config), {"K": k}, passes)
+        detector = evaluate.fitted(cls, {"K": k}, passes)
         aurocs[k] = auroc_by_pairs(detector.confidence(val).numpy(), detector.confidence(ood).numpy())
     config.ood_dataset.nearood = config.ood_dataset.farood = None  # a look at the test sets would fail
-    best = evaluate.best_on_validation(evaluate.find_postprocessor(config), config.postprocessor, passes)
+    best = evaluate.best_on_validation(cls, config.postprocessor, passes)
     assert aurocs[best.K] == max(aurocs.values()) and len(set(aurocs.values())) > 1
 
 
@@ -233,26 +372,46 @@ def test_a_search_without_values_is_named(net, tiny, tmp_path):
 
 
 class Broken(torch.nn.Module):
-    """A network whose seventh test image and all after it have no number as their logits."""
+    """A network whose seventh image of a batch and all after it have no number as their logits or features."""
 
-    def __init__(self, net: torch.nn.Module) -> None:
+    def __init__(self, net: torch.nn.Module, part: str) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.part = net, part
 
     def forward(self, x, return_feature=False):
         logits, feature = self.net(x, return_feature=True)
-        logits[6:] = torch.nan
+        (logits if self.part == "logits" else feature)[6:] = torch.nan
         return (logits, feature) if return_feature else logits
 
     def get_fc_layer(self):
         return self.net.get_fc_layer()
 
 
+@pytest.mark.parametrize("part", ["logits", "features"])
 @pytest.mark.parametrize("postprocessor", ["msp", "ebo"])
-def test_a_score_that_is_no_number_is_named_with_detector_and_image(net, tiny, tmp_path, postprocessor):
-    with pytest.raises(InputError, match=rf"{postprocessor}: the score of image 6 of digits is not a number"):
-        evaluate.evaluate(evaluate.Passes(Broken(net), tiny.config()), scored(tiny, postprocessor), tmp_path / "out")
-    assert not (tmp_path / "out" / "ood.csv").exists()
+def test_an_output_that_is_no_number_is_named_with_detector_and_image(net, tiny, tmp_path, postprocessor, part):
+    """Also where the detector would not notice: msp does not look at features."""
+    name, _ = store.read_imglist(tiny.config().dataset.test.imglist_pth)[6]
+    words = rf"{postprocessor}: the network's output for image 6 of digits \({re.escape(name)}\) is not a number"
+    with pytest.raises(InputError, match=words):
+        evaluate.evaluate(
+            evaluate.Passes(Broken(net, part), tiny.config()), scored(tiny, postprocessor), tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_training_image_is_named_by_the_detector_that_learns_from_it(net, tiny, tmp_path):
+    """faiss finds no neighbours for features that are no numbers, and gives a distance all the same."""
+    with pytest.raises(InputError, match="knn: the network's output for image 6 of train"):
+        evaluate.evaluate(evaluate.Passes(Broken(net, "features"), tiny.config()), scored(tiny, "knn"), tmp_path)
+
+
+def test_a_score_that_is_no_number_is_named_with_detector_and_image(net, tiny, tmp_path, monkeypatch):
+    cls = evaluate.find_postprocessor(scored(tiny, "msp"))
+    monkeypatch.setattr(cls, "confidence", lambda self, images: torch.tensor([1.0, torch.nan, 0.0]))
+    with pytest.raises(InputError, match=r"msp: the score of image 1 of digits \(.*png\) is not a number"):
+        evaluate.evaluate(evaluate.Passes(net, tiny.config()), scored(tiny, "msp"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_more_neighbours_than_training_images_are_named(net, tiny, tmp_path):

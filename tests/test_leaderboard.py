@@ -211,6 +211,17 @@ def test_mixed_runs_of_one_method_are_never_averaged(tmp_path):
     assert table.near_auroc.tolist() == [90, 80] and table.notes.str.contains("epochs").all()
 
 
+def test_a_network_that_knows_no_classes_has_a_dash_for_its_accuracy(tmp_path):
+    write_run(tmp_path, "base")
+    write_run(tmp_path, "frl", rows=[[*row[:5], "nan"] for row in scores(80)])
+    runs = leaderboard.collect([tmp_path])
+    table = leaderboard.table(runs)
+    assert "| frl | ebo | 80.00 | 95.00 | 20.00 | 5.00 | – |" in leaderboard.render(table, "md")
+    assert json.loads(leaderboard.render(table, "json"))[1]["id_acc"] is None
+    assert r"\textbf{–}" not in leaderboard.render(table, "tex") and "–" in leaderboard.render(table, "terminal")
+    assert "frl" in make_report(tmp_path, runs)
+
+
 def test_markdown_reads_like_openoods_leaderboard(tmp_path):
     text = leaderboard.render(make_table(tmp_path, **{"a|b": [93.74, 93.99, 94.24]}), "md")
     header, rule, row = text.splitlines()
@@ -328,6 +339,12 @@ def test_the_report_shows_the_numbers_of_the_table(tmp_path):
     text = " ".join(Page(make_report(tmp_path, leaderboard.collect([tmp_path]))).text.split())
     assert "found best by dream with ebo: AUROC 93.99 ± 0.25 over 3 seeds" in text
     assert "best without imagined outliers is base with ebo: 91.99 ± 0.25" in text
+
+
+@pytest.mark.parametrize("epochs, words", [(1, ", 1 epoch,"), (2, ", 2 epochs,")])
+def test_the_report_counts_in_english(tmp_path, epochs, words):
+    write_run(tmp_path, optimizer__num_epochs=epochs)
+    assert words in " ".join(Page(make_report(tmp_path, leaderboard.collect([tmp_path]))).text.split())
 
 
 def test_a_report_that_fails_leaves_the_old_one(tmp_path):
