@@ -294,11 +294,17 @@ class BaseTrainer(_Section):
     name: Literal["base"] = Field(description="the trainer")
 
 
+_Implementation = Annotated[
+    Literal["openood", "ours"], Field(description="which one trains where the backend is OpenOOD; ours everywhere else")
+]
+
+
 class OE(_Section):
     """`trainer.name: oe`: Outlier Exposure."""
 
     name: Literal["oe"] = Field(description="the trainer")
     lambda_oe: float = Field(0.5, ge=0, description="weight of the outlier loss")
+    implementation: _Implementation = "openood"
 
 
 class DreamOOD(_Section):
@@ -306,12 +312,71 @@ class DreamOOD(_Section):
 
     name: Literal["dream_ood"] = Field(description="the trainer")
     beta: float = Field(1.0, ge=0, description="weight of the outlier loss")
+    loss: Literal["energy", "oe", "extra_class"] = Field(
+        "energy",
+        description="what is learned from outliers: lower energy, the uniform prediction, or a class of their own",
+    )
 
 
 class DreamID(_Section):
     """`trainer.name: dream_id`: cross-entropy on ID images and imagined inliers."""
 
     name: Literal["dream_id"] = Field(description="the trainer")
+    ratio: float | None = Field(
+        None, gt=0, lt=1, description="share of each batch that inliers replace; null: a batch of them is added"
+    )
+
+
+class VOS(_Section):
+    """`trainer.name: vos`: virtual outliers from class Gaussians."""
+
+    name: Literal["vos"] = Field(description="the trainer")
+    loss_weight: float = Field(0.1, ge=0, description="weight of the outlier loss")
+    sample_number: int = Field(1000, ge=1, description="features kept of each class")
+    sample_from: int = Field(10000, ge=1, description="draws from each class's Gaussian")
+    select: int = Field(1, ge=1, description="least likely draws that are used of each class")
+    start_epoch: int = Field(40, ge=0, description="first epoch with outliers")
+    implementation: _Implementation = "openood"
+
+    @model_validator(mode="after")
+    def _counts(self) -> VOS:
+        text = f"expected select <= sample_from, got {self.select} and {self.sample_from}"
+        _rule(self.select <= self.sample_from, text, "select", "sample_from")
+        return self
+
+
+class NPOSArguments(_Section):
+    """`trainer.trainer_args` of npos, by OpenOOD's names."""
+
+    proto_m: float = Field(0.95, ge=0, lt=1, description="momentum of the class prototypes")
+    temp: float = Field(0.1, gt=0, description="temperature of dispersion and compactness")
+    w_disp: float = Field(0.5, ge=0, description="weight of the dispersion")
+    w_comp: float = Field(1.0, ge=0, description="weight of the compactness")
+    loss_weight: float = Field(0.1, ge=0, description="weight of the outlier loss")
+    sample_number: int = Field(1000, ge=1, description="features kept of each class")
+    sample_from: int = Field(600, ge=1, description="Gaussian draws around each boundary point")
+    K: int = Field(300, ge=1, description="which nearest neighbour measures the distance")
+    cov_mat: float = Field(0.1, gt=0, description="standard deviation of the draws")
+    select: int = Field(200, ge=1, description="boundary points of a class: its farthest features")
+    pick_nums: int = Field(2, ge=1, description="boundary points used in a step")
+    ID_points_num: int = Field(200, ge=1, description="candidates kept per boundary point")
+    start_epoch_KNN: int = Field(40, ge=0, description="first epoch with outliers")
+
+    @model_validator(mode="after")
+    def _counts(self) -> NPOSArguments:
+        counts = [("ID_points_num", "sample_from"), ("pick_nums", "select")]
+        for few, many in (*counts, ("K", "sample_number"), ("select", "sample_number")):
+            less, more = getattr(self, few), getattr(self, many)
+            _rule(less <= more, f"expected {few} <= {many}, got {less} and {more}", few, many)
+        return self
+
+
+class NPOS(_Section):
+    """`trainer.name: npos`: CIDER's losses, and outliers around features that lie far from their class."""
+
+    name: Literal["npos"] = Field(description="the trainer")
+    trainer_args: NPOSArguments = Field(default_factory=NPOSArguments, description="the method's numbers")
+    implementation: _Implementation = "openood"
 
 
 TRAINER_SETTINGS: dict[str, type[BaseModel]] = {
@@ -319,6 +384,8 @@ TRAINER_SETTINGS: dict[str, type[BaseModel]] = {
     "oe": OE,
     "dream_ood": DreamOOD,
     "dream_id": DreamID,
+    "vos": VOS,
+    "npos": NPOS,
 }
 
 

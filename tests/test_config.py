@@ -194,7 +194,7 @@ def test_overrides_may_set_keys_of_our_schemas_that_no_file_mentions():
     ],
 )
 def test_a_bad_override_is_named(tokens, line):
-    assert error("a: {b: 1, c: 1, lr: 1}\ntrainer: {name: vos}", *tokens) == f"command line: {line}"
+    assert error("a: {b: 1, c: 1, lr: 1}\ntrainer: {name: mixup}", *tokens) == f"command line: {line}"
 
 
 # --- references ------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_every_field_is_described():
 
 
 def test_openoods_own_trainers_and_unknown_top_level_keys_pass_through():
-    text = "trainer: {name: vos, lrr: 1}\ntrainer_name: x\nnum_gpus: 1\nmark: x\nrecorder: {}\nmarker: 2\nspeech: 1"
+    text = "trainer: {name: mixup, lrr: 1}\ntrainer_name: x\nnum_gpus: 1\nmark: x\nrecorder: {}\nmarker: 2\nspeech: 1"
     assert load(text).trainer.lrr == 1
 
 
@@ -501,7 +501,10 @@ def test_what_a_section_lacks_is_looked_for_in_its_file_and_not_in_an_override()
 
 def test_of_several_errors_the_first_in_the_files_is_told_and_the_rest_counted():
     text = "trainer: {name: oe, x: 1}\nseed: -1\n" + OUTLIERS % "k: 0, zzz: 1"
-    assert error(text) == "a.yml: trainer.x: unknown key; the keys of trainer are name, lambda_oe (and 3 more)"
+    assert (
+        error(text)
+        == "a.yml: trainer.x: unknown key; the keys of trainer are name, lambda_oe, implementation (and 3 more)"
+    )
 
 
 def test_a_bad_value_that_came_by_reference_is_named_where_it_is_used():
@@ -510,15 +513,15 @@ def test_a_bad_value_that_came_by_reference_is_named_where_it_is_used():
 
 def test_settings_of_a_trainer_that_is_not_ours_name_those_that_are():
     with pytest.raises(InputError) as caught:
-        settings(load("trainer: {name: vos}"), "trainer")
+        settings(load("trainer: {name: mixup}"), "trainer")
     assert str(caught.value).startswith("a.yml: trainer.name: expected one of base, oe, dream_ood")
-    assert str(caught.value).endswith("got 'vos'")
+    assert str(caught.value).endswith("got 'mixup'")
 
 
 def test_a_message_is_one_line_whatever_is_in_it():
     assert error('seed: "a\\nb"') == "a.yml: seed: expected an integer >= 0, got 'a\\nb'"
     assert error('trainer: {name: oe, "a\\nb": 1}').splitlines() == [
-        "a.yml: trainer.a b: unknown key; the keys of trainer are name, lambda_oe"
+        "a.yml: trainer.a b: unknown key; the keys of trainer are name, lambda_oe, implementation"
     ]
 
 

@@ -17,8 +17,8 @@ def batch(*labels: int) -> dict[str, torch.Tensor]:
     return {"data": torch.randn(len(labels), 3, 2, 2), "label": torch.tensor(labels)}
 
 
-def trainer(inside: dict, inliers: dict):
-    config = Config(trainer={"name": "dream_id"}, optimizer=OPTIMIZER, precision="float32")
+def trainer(inside: dict, inliers: dict, **options):
+    config = Config(trainer={"name": "dream_id", **options}, optimizer=OPTIMIZER, precision="float32")
     return TRAINERS["dream_id"](nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), [inside], [inliers], config)
 
 
@@ -27,7 +27,15 @@ def test_the_loss_is_the_mean_cross_entropy_over_both_batches():
     one = trainer(inside, inliers)
     rows = [*zip(inside["data"], inside["label"]), *zip(inliers["data"], inliers["label"])]
     by_hand = sum(F.cross_entropy(one.net(x[None]), y[None]) for x, y in rows) / 5
-    torch.testing.assert_close(one.loss(inside, inliers), by_hand)
+    torch.testing.assert_close(one.terms(inside, inliers)["cross-entropy"], by_hand)
+
+
+def test_with_a_ratio_inliers_take_the_place_of_a_share_of_the_batch():
+    inside, inliers = batch(0, 1, 2, 0), batch(2, 0, 1, 1)
+    one = trainer(inside, inliers, ratio=0.25)
+    rows = [*zip(inside["data"], inside["label"])][:3] + [(inliers["data"][0], inliers["label"][0])]
+    by_hand = sum(F.cross_entropy(one.net(x[None]), y[None]) for x, y in rows) / 4
+    torch.testing.assert_close(one.terms(inside, inliers)["cross-entropy"], by_hand)
 
 
 def test_an_image_without_a_class_is_refused():

@@ -1,4 +1,4 @@
-"""Losses: values worked out by hand, and gradients that push the right way."""
+"""Losses: values worked out by hand or by pytorch-ood, slow obvious references, and gradients that push the right way."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from pytorch_ood.loss import OutlierExposureLoss, VOSRegLoss
 from torch import nn
 
+from openood_dream import losses
 from openood_dream.losses import energy, energy_regularisation, outlier_exposure
 
 
@@ -76,3 +79,124 @@ def test_no_loss_depends_on_the_order_of_samples():
         energy_regularisation(inside, outside, phi), energy_regularisation(inside.flip(0), outside.flip(0), phi)
     )
     assert torch.allclose(outlier_exposure(outside), outlier_exposure(outside.flip(0)))
+
+
+# ------------------------------------------------------------------------------------------- the same as pytorch-ood's
+
+
+def test_outlier_exposure_is_pytorch_oods():
+    logits, labels = torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 1, -1, -1, -1, -1])
+    theirs = OutlierExposureLoss(alpha=0.5, reduction="none")(logits, labels)  # each sample's; outliers come last
+    assert 0.5 * outlier_exposure(logits[5:]).item() == pytest.approx(theirs[5:].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_energy_regularisation_is_pytorch_oods(weighted):
+    logits, labels = 3 * torch.randn(9, 4), torch.tensor([0, 1, 2, 3, 1, -1, -1, -1, -1])
+    phi, weights = nn.Linear(1, 2), nn.Linear(4, 1)
+    weights.weight.data = torch.tensor([[0.3, 2.0, -1.0, 0.7]]) if weighted else torch.ones(1, 4)
+    mirrored = nn.Linear(1, 2)  # their energy has the other sign
+    mirrored.weight.data, mirrored.bias.data = -phi.weight.data, phi.bias.data
+    theirs = VOSRegLoss(mirrored, weights, alpha=2.0)(logits, labels) - F.cross_entropy(logits[:5], labels[:5])
+    ours = energy_regularisation(logits[:5], logits[5:], phi, weights.weight[0] if weighted else None)
+    assert 2.0 * ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------- extra class
+
+
+def test_the_extra_class_has_the_logit_zero_and_the_energy_is_its_log_odds():
+    logits = torch.randn(5, 3)
+    odds = losses.with_extra_class(logits).softmax(1)
+    assert odds.shape == (5, 4)
+    assert torch.allclose(energy(logits), (odds[:, :3].sum(1) / odds[:, 3]).log(), atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- VOS
+
+
+def test_virtual_outliers_have_the_distribution_of_the_least_likely_of_all_draws():
+    torch.manual_seed(0)
+    root = torch.randn(3, 3, dtype=torch.float64)
+    covariance = root @ root.T + 0.1 * torch.eye(3)
+    means = torch.randn(400, 3, dtype=torch.float64)
+    fast = losses.virtual_outliers(means, covariance, 200, 2).view(400, 2, 3) - means[:, None]
+    gaussian = torch.distributions.MultivariateNormal(torch.zeros(3).double(), covariance)
+    draws = gaussian.sample((400, 200))
+    least = gaussian.log_prob(draws).topk(2, dim=1, largest=False).indices
+    slow = draws.gather(1, least[..., None].expand(-1, -1, 3))
+    for rank in (0, 1):
+        likelihoods = [gaussian.log_prob(found[:, rank]) for found in (fast, slow)]
+        assert likelihoods[0].mean().item() == pytest.approx(likelihoods[1].mean().item(), abs=0.15)
+        assert likelihoods[0].std().item() == pytest.approx(likelihoods[1].std().item(), rel=0.25)
+    assert torch.allclose(fast[:, 0].T.cov(), slow[:, 0].T.cov(), rtol=0.35, atol=0.35 * covariance.max().item())
+    assert (gaussian.log_prob(fast[:, 0]) <= gaussian.log_prob(fast[:, 1])).all()
+
+
+def test_virtual_outliers_of_one_draw_are_plain_draws():
+    torch.manual_seed(0)
+    covariance = torch.tensor([[2.0, 0.6], [0.6, 0.5]])
+    found = losses.virtual_outliers(torch.full((20_000, 2), 3.0), covariance, 1, 1)
+    assert torch.allclose(found.mean(0), torch.tensor([3.0, 3.0]), atol=0.05)
+    assert torch.allclose(found.T.cov(), covariance, atol=0.06)
+
+
+# --------------------------------------------------------------------------------------------------------------- NPOS
+
+
+def test_prototypes_move_by_one_image_after_the_other():
+    prototypes = F.normalize(torch.randn(3, 5), dim=1)
+    features, labels = F.normalize(torch.randn(7, 5), dim=1), torch.tensor([0, 2, 0, 0, 2, 0, 2])
+    slow = prototypes.clone()
+    for z, y in zip(features, labels):
+        slow[y] = 0.9 * slow[y] + (1 - 0.9) * z
+    found = losses.moved_prototypes(prototypes, features, labels, 0.9)
+    assert torch.allclose(found, F.normalize(slow, dim=1), atol=1e-6) and torch.allclose(found[1], prototypes[1])
+
+
+def test_the_first_images_of_a_class_make_its_prototype():
+    features = F.normalize(torch.randn(2, 4), dim=1)
+    found = losses.moved_prototypes(torch.zeros(3, 4), features, torch.tensor([1, 1]), 0.5)
+    assert torch.allclose(found[1], F.normalize(0.5 * features[0] + features[1], dim=0), atol=1e-6)
+    assert found[[0, 2]].abs().sum() == 0
+
+
+def test_dispersion_and_compactness_are_the_papers():
+    prototypes, features = F.normalize(torch.randn(3, 4), dim=1), F.normalize(torch.randn(2, 4), dim=1)
+    labels, tau = [2, 0], 0.3
+    spread = 0.0
+    for i in range(3):
+        spread += math.log(sum(math.exp(prototypes[i] @ prototypes[j] / tau) for j in range(3) if j != i) / 2) / 3
+    assert losses.dispersion(prototypes, tau).item() == pytest.approx(spread, rel=1e-5)
+    close = 0.0
+    for z, y in zip(features, labels):
+        close -= math.log(math.exp(z @ prototypes[y] / tau) / sum(math.exp(z @ p / tau) for p in prototypes)) / 2
+    found = losses.compactness(features, prototypes, torch.tensor(labels), tau)
+    assert found.item() == pytest.approx(close, rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- OAL
+
+
+def test_distillation_is_the_divergence_of_the_student_from_the_teacher():
+    student, teacher = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[0.0, 0.0]])
+    assert losses.distillation(student, teacher).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert losses.distillation(teacher, teacher).item() == pytest.approx(0)
+
+
+def test_club_is_the_mean_over_pairs_less_the_mean_over_all_combinations():
+    mean, log_variance, y = torch.randn(6, 3), torch.randn(6, 3), torch.randn(6, 3)
+
+    def log_q(i: int, j: int) -> torch.Tensor:
+        return -((y[j] - mean[i]) ** 2 / (2 * log_variance[i].exp()) + log_variance[i] / 2).sum()
+
+    pairs = sum(log_q(i, i) for i in range(6)) / 6
+    combinations = sum(log_q(i, j) for i in range(6) for j in range(6)) / 36
+    assert losses.club(mean, log_variance, y).item() == pytest.approx((pairs - combinations).item(), rel=1e-4)
+
+
+def test_the_fit_of_a_gaussian_is_best_at_mean_and_variance():
+    y = 2 + 3 * torch.randn(4000, 1)
+    right = losses.gaussian_fit(torch.full_like(y, 2), torch.full_like(y, math.log(9)), y)
+    for mean, variance in ((2.5, 9), (2, 7), (2, 12)):
+        assert right < losses.gaussian_fit(torch.full_like(y, mean), torch.full_like(y, math.log(variance)), y)

@@ -17,6 +17,7 @@ import yaml
 import openood_dream
 from openood_dream import openood, pipelines, store
 from openood_dream.config import InputError, load_config
+from openood_dream.networks import get_network, load_weights
 from openood_dream.openood import compat, registry
 from openood_dream.postprocessors import POSTPROCESSORS
 
@@ -186,6 +187,21 @@ def test_openood_trains_an_epoch_with_every_trainer_and_its_folder_is_complete(n
     assert not registry.registered()
 
 
+# our own, from our own files, with numbers that fit
+OURS = {
+    "vos": "sample_number: 16, sample_from: 50, start_epoch: 0",
+    "npos": "trainer_args: {sample_number: 16, sample_from: 20, start_epoch_KNN: 0, K: 3, select: 4, ID_points_num: 5}",
+}
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_our_own_trainers_train_in_openood_where_the_config_says_so(name, job, tmp_path):
+    small = write(tmp_path / "small.yml", f"trainer: {{implementation: ours, {OURS[name]}}}")
+    out = pipelines.hosted(job(f"ours/{name}", [f"pipelines/train/{name}.yml", small], *SMALL_BATCH), pipelines.train)
+    net = get_network(job("digits", []))
+    load_weights(net, out / "best.ckpt")  # no layer of OpenOOD's own networks is in it
+
+
 def test_a_checkpoint_of_either_host_is_scored_by_the_other(job, trained):
     theirs = pipelines.hosted(job("exchange/theirs", LAYERS["base"], *QUICK), pipelines.train) / "best.ckpt"
     for checkpoint, backend in ((theirs, "standalone"), (trained, "openood")):
@@ -259,6 +275,7 @@ def test_the_real_factories_are_replaced_wherever_they_are_bound_and_restored():
 WITHOUT_EXTRAS = """
 import sys
 import openood_dream
+from openood_dream.networks import get_network, load_weights
 from openood_dream.openood import compat, registry
 sys.meta_path.insert(0, compat._Extras())  # asked first, it answers for the extras that are installed too
 with compat.enabled(cpu=True):

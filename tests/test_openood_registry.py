@@ -179,6 +179,13 @@ def test_openoods_own_trainers_stay_openoods(get_trainer):
     assert get_trainer(None, None, None, config) == "their oe"
 
 
+def test_ours_train_in_the_place_of_openoods_where_the_config_says_so(get_trainer):
+    section = {"name": "oe", "lambda_oe": 0.5, "implementation": "ours"}
+    config = a_config(trainer=section, dataset={"oe": {}}, pipeline={"name": "train_oe"})
+    config.optimizer = {"num_epochs": 1, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+    assert type(get_trainer(nn.Linear(2, 2), [[1], [2]], None, config)) is TRAINERS["oe"]
+
+
 def test_ours_get_the_loaders_that_openood_has_for_them(get_trainer):
     train, outliers = DataLoader([1, 2]), DataLoader([3])
     config = a_config(

@@ -121,9 +121,10 @@ def _rebind(pairs: Iterable[tuple[Callable, Callable]]) -> None:
 
 
 def trainer_is_ours(config: dict) -> bool:
-    """Whether `trainer.name` is one that we have and OpenOOD lacks."""
-    name = (config.get("trainer") or {}).get("name")
-    return name in TRAINERS and name not in known("trainers.get_trainer")
+    """Whether `trainer` is one that we have and OpenOOD lacks, or says `implementation: ours`."""
+    section = config.get("trainer") or {}
+    name = section.get("name")
+    return name in TRAINERS and (section.get("implementation") == "ours" or name not in known("trainers.get_trainer"))
 
 
 def check_trainer(config: dict) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -56,6 +56,21 @@ def check_auxiliary(config: dict, cls: type[BaseTrainer]) -> None:
         raise InputError(f"{where}: dream.outliers.method: the trainer {name} learns from {expected}, got {method!r}")
 
 
+def bare(net: nn.Module) -> nn.Module:
+    """The network itself, out of what shares its gradients with other processes."""
+    return net.module if isinstance(net, nn.parallel.DistributedDataParallel) else net
+
+
+def logistic() -> nn.Linear:
+    """phi, a Linear(1, 2) from energies to logits of outlier and ID, which starts with the right sign."""
+    phi = nn.Linear(1, 2)
+    with torch.no_grad():
+        # from a random start phi may learn that outliers have the higher energy, and turn the test score round
+        phi.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        phi.bias.zero_()
+    return phi
+
+
 @trainer("base")
 class BaseTrainer:
     """Cross-entropy on the ID images: SGD with Nesterov momentum, cosine schedule per step down to 1e-6 (OpenOOD)."""
@@ -69,7 +84,9 @@ class BaseTrainer:
         self.settings = settings(config, "trainer")
         self.device = next(net.parameters()).device
         self.dtype = pick_dtype(config.get("precision"), self.device)
+        self.epoch = 0
         net.to(memory_format=torch.channels_last)
+        self.extra = self.additions().to(self.device)
         options = config["optimizer"]
         self.optimizer = torch.optim.SGD(
             self.parameters(),
@@ -78,14 +95,19 @@ class BaseTrainer:
             weight_decay=options["weight_decay"],
             nesterov=True,
         )
+        self.clip_norm = options.get("clip_norm")
         total, lowest = options["num_epochs"] * len(train_loader), 1e-6 / options["lr"]
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * step / total))
         )
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """What the optimiser trains."""
-        return self.net.parameters()
+    def additions(self) -> nn.ModuleDict:
+        """What the method trains or remembers besides the network; `self.extra` from then on."""
+        return nn.ModuleDict()
+
+    def parameters(self) -> list[Any]:
+        """What the optimiser trains: parameters, or groups of them with a rate of their own."""
+        return [*self.net.parameters(), *self.extra.parameters()]
 
     def batches(self) -> Iterator[tuple[dict[str, Any], ...]]:
         """One tuple of the batches that a step needs, for every step of an epoch."""
@@ -104,27 +126,74 @@ class BaseTrainer:
         with autocast(self.device, self.dtype):
             return self.net(self.images(*batches)).float()
 
-    def loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of one step."""
-        return F.cross_entropy(self.logits(batch), self.labels(batch))
+    def logits_and_features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, C) and the features (B, D) before the classifier, as `logits` makes them."""
+        with autocast(self.device, self.dtype):
+            logits, features = self.net(self.images(batch), return_feature=True)
+        return logits.float(), features.float()
 
-    def train_epoch(self, epoch_idx: int) -> tuple[nn.Module, dict[str, float]]:
-        """Trains for one pass over the ID images; returns the network and `{"epoch_idx", "loss"}`, the epoch's mean loss."""
-        self.net.train()
-        total, steps = torch.zeros((), device=self.device), len(self.train_loader)
-        for batches in tqdm(self.batches(), total=steps, desc=f"epoch {epoch_idx}", unit="step", leave=False, delay=2):
-            loss = self.loss(*batches)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.scheduler.step()
-            total += loss.detach()
-        mean = total.item() / steps
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"epoch {epoch_idx}: the loss is {mean}; lower optimizer.lr ({self.config['optimizer']['lr']})"
+    def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The terms of the loss of one step, weighted, by name."""
+        return {"cross-entropy": F.cross_entropy(self.logits(batch), self.labels(batch))}
+
+    def step(self, *batches: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """One step of the optimiser on the sum of the terms; returns them, detached."""
+        terms = self.terms(*batches)
+        self.optimizer.zero_grad()
+        sum(terms.values()).backward()
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(
+                [p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm
             )
-        return self.net, {"epoch_idx": epoch_idx, "loss": mean}
+        self.optimizer.step()
+        self.scheduler.step()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def train_epoch(self, epoch_idx: int) -> tuple[nn.Module, dict[str, Any]]:
+        """Trains for one pass over the ID images; returns the network and `epoch_idx`, the mean `loss` and mean `terms`.
+
+        Raises FloatingPointError that names the step and the terms where the loss is no longer a number.
+        """
+        self.net.train()
+        self.epoch = epoch_idx
+        totals, steps, before = {}, len(self.train_loader), {}
+        bar = tqdm(self.batches(), total=steps, desc=f"epoch {epoch_idx}", unit="step", leave=False, delay=2)
+        for number, batches in enumerate(bar, 1):
+            terms = self.step(*batches)
+            self.check(before, number - 1)  # a step late, so that a GPU never waits for it
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0) + term
+            before = terms
+        self.check(before, steps)
+        means = {name: total.item() / steps for name, total in totals.items()}
+        return self.net, {"epoch_idx": epoch_idx, "loss": sum(means.values()), "terms": means}
+
+    def check(self, terms: dict[str, torch.Tensor], step: int) -> None:
+        """Raises FloatingPointError unless all terms of a step are finite."""
+        if terms and not math.isfinite(sum(terms.values()).item()):
+            parts = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
+            rate = self.config["optimizer"]["lr"]
+            raise FloatingPointError(
+                f"epoch {self.epoch}, step {step}: the loss is not finite ({parts}); lower optimizer.lr ({rate}), "
+                "or set optimizer.clip_norm"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later `load_state_dict` needs to go on as if nothing had happened, random numbers apart."""
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state, by name."""
+        return {
+            "net": bare(self.net),
+            "extra": self.extra,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+        }
 
 
 class OutlierTrainer(BaseTrainer):

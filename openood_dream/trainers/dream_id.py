@@ -13,15 +13,27 @@ from openood_dream.trainers.base import OutlierTrainer, trainer
 
 @trainer("dream_id")
 class DreamIDTrainer(OutlierTrainer):
-    """Cross-entropy on ID images and imagined inliers, each labelled with its class, averaged over both batches."""
+    """Cross-entropy on ID images and imagined inliers, each labelled with its class, averaged over all of them.
+
+    A batch of inliers is added to each ID batch, or with `ratio` takes the place of that share of it.
+    """
 
     title = "DREAM-ID"
     inliers = True
 
-    def loss(self, batch: dict[str, Any], inliers: dict[str, Any]) -> torch.Tensor:
+    def terms(self, batch: dict[str, Any], inliers: dict[str, Any]) -> dict[str, torch.Tensor]:
         if inliers["label"].min() < 0:
             raise InputError(
                 "dataset.oe.imglist_pth: label -1; the trainer dream_id needs inliers, labelled with their class"
             )
+        if self.settings.ratio is not None:
+            size = len(batch["label"])
+            share = round(self.settings.ratio * size)
+            batch, inliers = first(batch, size - share), first(inliers, share)
         y = torch.cat([self.labels(batch), self.labels(inliers)])
-        return F.cross_entropy(self.logits(batch, inliers), y)
+        return {"cross-entropy": F.cross_entropy(self.logits(batch, inliers), y)}
+
+
+def first(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """The first images of a batch, or all of a smaller one."""
+    return {key: batch[key][:count] for key in ("data", "label")}

@@ -1,39 +1,37 @@
-"""DREAM-OOD (Du et al., NeurIPS 2023), phase 3: energy regularisation with imagined outliers."""
+"""DREAM-OOD (Du et al., NeurIPS 2023), phase 3: training with imagined outliers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
 
-from openood_dream.losses import energy_regularisation
-from openood_dream.trainers.base import OutlierTrainer, trainer
+from openood_dream.losses import energy_regularisation, outlier_exposure, with_extra_class
+from openood_dream.trainers.base import OutlierTrainer, logistic, trainer
 
 
 @trainer("dream_ood")
 class DreamOODTrainer(OutlierTrainer):
-    """CE + beta * energy_regularisation; phi, a Linear(1, 2), is trained by the same optimiser."""
+    """CE + beta * energy_regularisation; phi, a Linear(1, 2), is trained by the same optimiser.
+
+    Or, by `loss`, CE + beta * outlier_exposure, or cross-entropy with outliers, weighted by beta, as one more class.
+    """
 
     title = "DREAM-OOD"
 
-    def __init__(
-        self, net: nn.Module, train_loader: DataLoader, train_unlabeled_loader: DataLoader, config: dict
-    ) -> None:
-        self.phi = nn.Linear(1, 2).to(next(net.parameters()).device)
-        with torch.no_grad():
-            # From a random start phi may learn that outliers have the higher energy, and turn the test score round.
-            self.phi.weight.copy_(torch.tensor([[-1.0], [1.0]]))
-            self.phi.bias.zero_()
-        super().__init__(net, train_loader, train_unlabeled_loader, config)
+    def additions(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"phi": logistic()} if self.settings.loss == "energy" else {})
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return [*self.net.parameters(), *self.phi.parameters()]
-
-    def loss(self, batch: dict[str, Any], outliers: dict[str, Any]) -> torch.Tensor:
-        logits, y = self.logits(batch, outliers), self.labels(batch)
-        regularisation = energy_regularisation(logits[: len(y)], logits[len(y) :], self.phi)
-        return F.cross_entropy(logits[: len(y)], y) + self.settings.beta * regularisation
+    def terms(self, batch: dict[str, Any], outliers: dict[str, Any]) -> dict[str, torch.Tensor]:
+        y = self.labels(batch)
+        inside, outside = self.logits(batch, outliers).tensor_split([len(y)])
+        if self.settings.loss == "energy":
+            regularisation = energy_regularisation(inside, outside, self.extra["phi"])
+        elif self.settings.loss == "oe":
+            regularisation = outlier_exposure(outside)
+        else:
+            extra = torch.full((len(outside),), inside.shape[1], device=outside.device)
+            inside, regularisation = with_extra_class(inside), F.cross_entropy(with_extra_class(outside), extra)
+        return {"cross-entropy": F.cross_entropy(inside, y), "outliers": self.settings.beta * regularisation}

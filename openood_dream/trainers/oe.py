@@ -17,6 +17,10 @@ class OETrainer(OutlierTrainer):
 
     title = "Outlier Exposure"
 
-    def loss(self, batch: dict[str, Any], outliers: dict[str, Any]) -> torch.Tensor:
-        logits, y = self.logits(batch, outliers), self.labels(batch)
-        return F.cross_entropy(logits[: len(y)], y) + self.settings.lambda_oe * outlier_exposure(logits[len(y) :])
+    def terms(self, batch: dict[str, Any], outliers: dict[str, Any]) -> dict[str, torch.Tensor]:
+        y = self.labels(batch)
+        inside, outside = self.logits(batch, outliers).tensor_split([len(y)])
+        return {
+            "cross-entropy": F.cross_entropy(inside, y),
+            "outliers": self.settings.lambda_oe * outlier_exposure(outside),
+        }

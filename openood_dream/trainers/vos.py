@@ -1,0 +1,74 @@
+"""VOS (Du et al., ICLR 2022): virtual outliers from the thin regions of class Gaussians of the features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from openood_dream.losses import energy_regularisation, virtual_outliers
+from openood_dream.trainers.base import BaseTrainer, bare, logistic, trainer
+from openood_dream.trainers.queue import ClassQueue
+
+RIDGE = 1e-4  # on the covariance's diagonal
+
+
+class Gaussians(ClassQueue):
+    """A queue with the means of its classes and their shared covariance, of sums that follow what comes and goes."""
+
+    def __init__(self, classes: int, size: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__(classes, size, width)
+        self.register_buffer("sums", torch.zeros(classes, width, dtype=dtype))
+        self.register_buffer("products", torch.zeros(width, width, dtype=dtype))
+
+    @torch.no_grad()
+    def push(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        old = super().push(features, labels)
+        new, gone = features.to(self.rows.dtype).to(self.sums.dtype), old.to(self.sums.dtype)
+        self.sums.index_add_(0, labels, new - gone)
+        self.products += new.T @ new - gone.T @ gone
+        return old
+
+    def means(self) -> torch.Tensor:
+        """Class means (C, D) of a full queue."""
+        return self.sums / self.rows.shape[1]
+
+    def covariance(self) -> torch.Tensor:
+        """The covariance (D, D) around the class means, with RIDGE on the diagonal, of a full queue."""
+        means = self.means()
+        spread = self.products / self.rows.shape[0] / self.rows.shape[1] - means.T @ means / len(means)
+        return spread + RIDGE * torch.eye(len(spread), dtype=spread.dtype, device=spread.device)
+
+
+@trainer("vos")
+class VOSTrainer(BaseTrainer):
+    """CE + loss_weight * energy_regularisation with virtual outliers, from `start_epoch` on and once the queue is full.
+
+    phi and the classes' weights in the energy are trained by the same optimiser.
+    """
+
+    title = "VOS"
+
+    def additions(self) -> nn.ModuleDict:
+        fc = bare(self.net).get_fc_layer()
+        weights = nn.Linear(fc.out_features, 1, bias=False)
+        nn.init.uniform_(weights.weight)
+        exact = torch.float32 if self.device.type == "mps" else torch.float64  # sums that never start afresh drift
+        queue = Gaussians(fc.out_features, self.settings.sample_number, fc.in_features, exact)
+        return nn.ModuleDict({"phi": logistic(), "weights": weights, "queue": queue})
+
+    def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        s, y, queue = self.settings, self.labels(batch), self.extra["queue"]
+        logits, features = self.logits_and_features(batch)
+        terms = {"cross-entropy": F.cross_entropy(logits, y)}
+        queue.push(features.detach(), y)
+        if self.epoch >= s.start_epoch and queue.full():
+            outliers = virtual_outliers(queue.means(), queue.covariance(), s.sample_from, s.select).to(features)
+            outlier_logits = bare(self.net).get_fc_layer()(outliers)
+            weights = self.extra["weights"].weight[0]
+            terms["outliers"] = s.loss_weight * energy_regularisation(
+                logits, outlier_logits, self.extra["phi"], weights
+            )
+        return terms
