@@ -88,10 +88,10 @@ def given_source(config: Config) -> Source:
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise InputError(_bad_generator(config, f"folder {generator!r} has no model_index.json"))
-        index = {
-            file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()
-        }
-        return Source(str(path), None, {"folder": store.fingerprint(index)})
+        found = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
+        # hidden folders hold what downloaders note for themselves, such as times
+        files = {name.as_posix(): file for name, file in found.items() if not name.parts[0].startswith(".")}
+        return Source(str(path), None, {"folder": store.fingerprint([*files, store.contents(list(files.values()))])})
     if not HUB_ID.fullmatch(generator):
         raise InputError(_bad_generator(config, f"no folder {generator!r}"))
     return Source(generator, revision, {"hub": generator, "revision": revision})

@@ -222,7 +222,7 @@ def main() -> None:
         app(standalone_mode=True)
     except InputError as error:
         sys.exit(fail(str(error), 2))
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:  # an OSError is about the machine, so one line says it all
         sys.exit(fail(str(error), 1))
     except SystemExit as ended:
         if ended.code == 130:  # what typer makes of an interruption, without a word

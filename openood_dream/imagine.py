@@ -272,9 +272,7 @@ class Shards:
         """Writes one image and returns its row of the table."""
         file = Path(self.folders[label]) / f"{number:07d}.png"
         content = png(image)
-        path = self.folder / file
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
+        store.write_image(self.folder / file, content)
         return {
             "file": file.as_posix(),
             "label": label if self.keeps_class else -1,

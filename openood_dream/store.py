@@ -10,15 +10,19 @@ import hashlib
 import json
 import math
 import os
+import re
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from openood_dream import __version__
 from openood_dream.config import InputError
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MANIFEST = "manifest.json"
+UNFINISHED = ".part-"  # how the names of temporary files begin
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def fingerprint(inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def sha256(path: Path) -> str:
+def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -61,19 +66,77 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hashes(paths: Sequence[str | Path], desc: str) -> list[str | OSError]:
+    """The SHA-256 of each file, or the error of one that cannot be read; in threads, with a bar after a second."""
+
+    def some(part: Sequence[str | Path]) -> list[str | OSError]:
+        found: list[str | OSError] = []
+        for path in part:
+            try:
+                found.append(sha256(path))
+            except OSError as error:
+                found.append(error)
+        return found
+
+    size = min(64, 1 + len(paths) // 64)
+    parts = [paths[start : start + size] for start in range(0, len(paths), size)]
+    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=desc, unit="file", delay=1) as bar:
+        result = []
+        for found in pool.map(some, parts):
+            result += found
+            bar.update(len(found))
+    return result
+
+
+def contents(paths: Sequence[str | Path]) -> str:
+    """A fingerprint of the contents of files, in order. Raises the OSError of one that cannot be read.
+
+    Files are read once, which takes seconds a gigabyte. The result is remembered in the user's cache folder
+    (`$XDG_CACHE_HOME` or ~/.cache) until the size, a time or the inode of a file changes.
+    """
+    start = time.time_ns()
+    stats = [os.stat(path) for path in paths]
+    state = [[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in zip(paths, stats)]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    memory = Path(cache, "openood-dream", "contents", fingerprint(state))
+    with suppress(OSError):
+        return memory.read_text()
+    found = hashes(paths, "reading files once")
+    for digest in found:
+        if isinstance(digest, OSError):
+            raise digest
+    result = fingerprint(found)
+    # clocks of files tick slowly: what changed just now may change again without another time
+    if max((s.st_ctime_ns for s in stats), default=0) < start - 2_000_000_000:
+        with suppress(OSError):
+            write_text(memory, result)
+    return result
+
+
 @contextmanager
 def replacing(path: Path):
-    """A temporary sibling of `path` to write to; it takes the name `path` when the block ends without an error."""
+    """A temporary sibling of `path` to write to; it takes the name `path` when the block ends without an error.
+
+    It is on the disk by then, so that not even a power failure leaves half a file of that name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.name}.", suffix=path.suffix)
     os.close(handle)
     work = Path(name)
     try:
         yield work
         os.chmod(work, 0o666 & ~_umask())  # mkstemp makes files private; artifacts are shared like any other file
+        with open(work, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(work, path)
     finally:
         work.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes the temporary files of writers that were killed."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -170,31 +233,74 @@ def build(
     """The artifact of `stage` for `inputs`: reused where complete, else made by `make(folder)` and completed.
 
     `make` finds what an interrupted run left in the folder, and returns what the manifest should say besides.
-    Two processes that want the same artifact wait for each other. Raises InputError where `cache_dir` is not writable.
+    Two processes that want the same artifact wait for each other. Raises InputError where `cache_dir` is not writable,
+    and an OSError of one line where a disk fills up or fails; what was finished stays for the next run.
     """
-    name = f"{stage}-{fingerprint(inputs)}"
-    folder = Path(cache_dir) / name
+    folder = Path(cache_dir) / f"{stage}-{fingerprint(inputs)}"
     manifest = complete(folder)
     if manifest is not None:
         return Artifact(folder, manifest, reused=True)
-    writable(folder)
-    with FileLock(folder / ".lock"):
+    writable(folder.parent)
+    with locked(folder):
         manifest = complete(folder)  # another process may have finished it while this one waited
         if manifest is not None:
             return Artifact(folder, manifest, reused=True)
         start = time.perf_counter()
-        extra = make(folder) or {}
-        manifest = {
-            **extra,
-            "stage": stage,
-            "hash": fingerprint(inputs),
-            "inputs": inputs,
-            "seconds": round(time.perf_counter() - start, 3),
-            "code": __version__,
-        }
-        write_json(folder / MANIFEST, manifest)
+        with made(folder):
+            extra = make(folder) or {}
+            remove_unfinished(folder)
+            manifest = {
+                **extra,
+                "stage": stage,
+                "hash": fingerprint(inputs),
+                "inputs": inputs,
+                "seconds": round(time.perf_counter() - start, 3),
+                "code": __version__,
+            }
+            write_json(folder / MANIFEST, manifest)
         # as read back, so that a fresh artifact and a reused one are the same to their readers
         return Artifact(folder, json.loads(json.dumps(manifest)), reused=False)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of an artifact's folder, which lies beside it; says so where another process has it."""
+    path = folder.with_name(f".{folder.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another run that makes {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # whoever waits for the removed file notices and takes a new one
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Makes an artifact's folder, and removes it again where the block fails with nothing in it.
+
+    Disk errors become an OSError of one line, those of libraries written in Rust (safetensors) too.
+    """
+    writable(folder)
+    try:
+        yield
+    except Exception as error:
+        rust = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else rust and int(rust[1])
+        if code is None or isinstance(error, InputError):
+            raise
+        where = getattr(error, "filename", None) or folder
+        raise OSError(
+            f"{where}: {os.strerror(code)}; what is finished is kept: mend that and run the same command again to go on"
+        ) from error
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 # ---------------------------------------------------------------------------------------------------- imglists
@@ -233,19 +339,16 @@ def write_imglist(path: Path, rows: Iterable[tuple[str, int]]) -> None:
 
 
 def list_digest(imglist: str | Path, data_dir: str | Path, key: str) -> str:
-    """A fingerprint of a data list: its names, labels and the sizes of its files, wherever they lie.
+    """A fingerprint of a data list: its names, labels and the contents of its files, wherever they lie.
 
-    Raises InputError that names the first image which is not there.
+    Raises InputError that names the first image which is not there or cannot be read.
     """
-    sizes = []
-    for name, label in read_imglist(imglist, key):
-        try:
-            sizes.append([name, label, os.stat(Path(data_dir) / name).st_size])
-        except OSError:
-            raise InputError(
-                f"{imglist}: image {str(Path(data_dir) / name)!r} is not there; check data_dir and the list"
-            ) from None
-    return fingerprint(sizes)
+    rows, folder = read_imglist(imglist, key), str(data_dir)
+    try:
+        return fingerprint([rows, contents([os.path.join(folder, name) for name, _ in rows])])
+    except OSError as error:
+        what = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{imglist}: image {error.filename!r} {what}; check data_dir and the list") from None
 
 
 # --------------------------------------------------------------------------------------------------- image sets
@@ -266,11 +369,32 @@ def shard_table(folder: Path, number: int) -> Path:
     return folder / "shards" / f"{number:06d}.parquet"
 
 
+def write_image(path: Path, content: bytes) -> None:
+    """Writes the bytes of an image of a shard. They are on the disk before it returns, hence before any table lists it."""
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a parquet table; a missing or damaged file is an InputError that names it."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: not a readable table ({reason}); delete it and run again") from None
+
+
 def join_shards(folder: Path, count: int) -> pd.DataFrame:
     """Joins the shards' tables to `images.parquet` and `imglist.txt` (file, label), and returns the table."""
     import pandas as pd
 
-    table = pd.concat([pd.read_parquet(shard_table(folder, number)) for number in range(count)], ignore_index=True)
+    remove_unfinished(folder / "shards")
+    table = pd.concat([read_table(shard_table(folder, number)) for number in range(count)], ignore_index=True)
     write_table(folder / "images.parquet", table)
     write_imglist(folder / "imglist.txt", zip(table["file"], table["label"], strict=True))
     return table

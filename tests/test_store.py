@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -147,6 +152,76 @@ print(store.build(sys.argv[1], "space", {"k": 1}, make).reused)
     assert (tmp_path / f"space-{store.fingerprint({'k': 1})}" / "log").read_text() == "made\n"
 
 
+def test_whoever_waits_for_another_run_says_so(tmp_path, capfd):
+    folder = tmp_path / f"space-{store.fingerprint({})}"
+    code = """
+import sys
+from pathlib import Path
+from openood_dream import store
+with store.locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    words = [sys.executable, "-c", code, str(folder)]
+    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    threading.Timer(0.5, holder.stdin.close).start()
+    store.build(tmp_path, "space", {}, lambda folder: None)
+    assert holder.wait() == 0
+    assert capfd.readouterr().err == f"waiting for another run that makes {folder}\n"
+
+
+def test_a_killed_run_holds_no_lock_and_its_temporary_files_go(tmp_path):
+    code = """
+import os, signal, sys
+from openood_dream import store
+
+def make(folder):
+    with store.replacing(folder / "big.txt") as work:
+        work.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store.build(sys.argv[1], "space", {}, make)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    folder = tmp_path / f"space-{store.fingerprint({})}"
+    assert len(os.listdir(folder)) == 1
+    store.build(tmp_path, "space", {}, lambda folder: None)
+    assert os.listdir(folder) == ["manifest.json"] and os.listdir(tmp_path) == [folder.name]
+
+
+def test_bad_input_leaves_no_folder_behind(tmp_path):
+    def make(folder):
+        raise InputError("no such generator")
+
+    with pytest.raises(InputError, match="no such generator"):
+        store.build(tmp_path, "anchors", {}, make)
+    assert os.listdir(tmp_path) == []
+
+
+def full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_ends_in_one_line_and_what_is_finished_stays(tmp_path, monkeypatch):
+    def make(folder):
+        if not (folder / "first").exists():
+            store.write_text(folder / "first", "1")
+        store.write_text(folder / "second", "2")
+        return {"first": (folder / "first").stat().st_mtime_ns}
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space left on device; what is finished is kept"),
+    ):
+        patch.setattr(store, "write_json", lambda *args: full(tmp_path))
+        store.build(tmp_path, "space", {}, make)
+    folder = tmp_path / f"space-{store.fingerprint({})}"
+    assert sorted(os.listdir(folder)) == ["first", "second"]
+    first = (folder / "first").stat().st_mtime_ns
+    assert store.build(tmp_path, "space", {}, make).manifest["first"] == first
+
+
 def test_a_damaged_manifest_is_named(tmp_path):
     folder = store.build(tmp_path, "space", {}, lambda folder: None).path
     (folder / "manifest.json").write_text('{"hash": ')
@@ -217,6 +292,65 @@ def test_a_list_digest_follows_names_labels_and_contents_but_not_the_place(tmp_p
     (tmp_path / "one" / "a.png").unlink()
     with pytest.raises(InputError, match=r"list\.txt: image '.*one/a\.png' is not there"):
         store.list_digest(tmp_path / "one" / "list.txt", tmp_path / "one", "key")
+
+
+def same_size_swap(folder: Path) -> None:
+    """Two files of one size and one time change places."""
+    first, second = folder / "a.png", folder / "b.png"
+    first.rename(folder / "c")
+    second.rename(first)
+    (folder / "c").rename(second)
+
+
+def test_images_of_one_size_that_change_places_change_the_digest(tmp_path):
+    for name, content in (("a.png", b"12345"), ("b.png", b"54321")):
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, (1e9, 1e9))
+    store.write_imglist(tmp_path / "list.txt", [("a.png", 0), ("b.png", 1)])
+    before = store.list_digest(tmp_path / "list.txt", tmp_path, "key")
+    same_size_swap(tmp_path)
+    assert store.list_digest(tmp_path / "list.txt", tmp_path, "key") != before
+
+
+def test_unchanged_files_are_read_once_and_changed_ones_again(tmp_path, monkeypatch):
+    reads, sha256, now = [], store.sha256, time.time_ns
+    monkeypatch.setattr(store, "sha256", lambda path: reads.append(Path(path).name) or sha256(path))
+    monkeypatch.setattr(store.time, "time_ns", lambda: now() + 10**10)  # ten seconds later
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in paths:
+        path.write_bytes(b"12345")
+    first = store.contents(paths)
+    assert store.contents(paths) == first and sorted(reads) == ["a.png", "b.png"]
+    inode = paths[0].stat()
+    paths[0].write_bytes(b"54321")
+    os.utime(paths[0], ns=(inode.st_atime_ns, inode.st_mtime_ns))
+    assert store.contents(paths) != first and len(reads) == 4
+
+
+def test_files_that_just_changed_are_not_remembered(tmp_path, monkeypatch):
+    reads, sha256 = [], store.sha256
+    monkeypatch.setattr(store, "sha256", lambda path: reads.append(path) or sha256(path))
+    (tmp_path / "a.png").write_bytes(b"12345")
+    for _ in range(2):  # the clock of files may not have ticked since
+        store.contents([tmp_path / "a.png"])
+    assert len(reads) == 2
+
+
+def test_a_cache_folder_that_cannot_be_written_changes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"12345")
+    expected = store.contents([tmp_path / "a.png"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a.png"))
+    assert store.contents([tmp_path / "a.png"]) == expected
+
+
+def test_many_files_are_hashed_in_their_order_and_the_missing_ones_are_errors(tmp_path):
+    paths = [tmp_path / f"{i}" for i in range(300)]
+    for i, path in enumerate(paths):
+        path.write_bytes(bytes([i % 256]) * i)
+    paths[7].unlink()
+    found = store.hashes(paths, "test")
+    assert isinstance(found.pop(7), FileNotFoundError) and paths.pop(7)
+    assert found == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
 # ------------------------------------------------------------------------------------------------------------- shards
