@@ -180,3 +180,18 @@ def test_the_seed_decides_the_text_encoder_and_leaves_torchs_alone(tmp_path):
     ]
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
+
+
+def test_weights_of_one_size_that_were_swapped_make_another_generator(tiny, pipeline_folder, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(pipeline_folder, folder)
+    config = tiny.config("--dream.generator", str(folder))
+    before = anchors.given_source(config).identity
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "downloaded").write_text("today")
+    assert anchors.given_source(config).identity == before
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert anchors.given_source(config).identity != before

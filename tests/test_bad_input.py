@@ -229,6 +229,7 @@ def test_a_generator_that_cannot_be_loaded(command, tiny, tmp_path):
     where = ["--dream.cache_dir", tmp_path / "cache", "--dream.generator", tmp_path / "folder"]
     done = command("anchors", "--config", tiny.file, *where)
     assert done.code == 2 and len(done.err) == 1 and "dream.generator: cannot load" in done.err[0]
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_missing_or_foreign_checkpoint(rejected, tiny, tmp_path):
