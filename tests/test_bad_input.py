@@ -226,7 +226,9 @@ def test_a_generator_folder_that_is_none(rejected, tiny, tmp_path):
 def test_a_generator_that_cannot_be_loaded(command, tiny, tmp_path):
     (tmp_path / "folder").mkdir()
     index = dict.fromkeys(("unet", "vae", "tokenizer", "text_encoder"), ["transformers", "CLIPTextModel"])
-    (tmp_path / "folder" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"} | index))
+    (tmp_path / "folder" / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline"} | index)
+    )
     where = ["--dream.cache_dir", tmp_path / "cache", "--dream.generator", tmp_path / "folder"]
     done = command("anchors", "--config", tiny.file, *where)
     assert done.code == 2 and len(done.err) == 1 and "dream.generator: cannot load" in done.err[0]
