@@ -30,8 +30,8 @@ _rows = pytest.StashKey[list[dict[str, Any]]]()
 def against(benchmark) -> Callable[..., tuple[Any, Any]]:
     """Times `ours()` and `reference()` in turns, records the comparison, and returns what the two returned.
 
-    `words` says what the reference is, `wanted` the promised ratio. The reference runs `reference_rounds` times of the
-    `rounds`, and once more to warm up, as ours does.
+    `words` says what the reference is, `wanted` the promised ratio. The reference runs before the first
+    `reference_rounds` of the `rounds`; both run once more, to warm up, unless `warmup` is off.
     """
 
     def measure(
@@ -42,18 +42,19 @@ def against(benchmark) -> Callable[..., tuple[Any, Any]]:
         wanted: float | None = None,
         rounds: int = 5,
         reference_rounds: int = 3,
+        warmup: bool = True,
     ) -> tuple[Any, Any]:
         spent: list[float] = []
         expected = None
 
         def before() -> None:
             nonlocal expected
-            if len(spent) <= reference_rounds:
+            if len(spent) < reference_rounds + warmup:
                 start = time.perf_counter()
                 expected = reference()
                 spent.append(time.perf_counter() - start)
 
-        result = benchmark.pedantic(ours, setup=before, rounds=rounds, warmup_rounds=1)
+        result = benchmark.pedantic(ours, setup=before, rounds=rounds, warmup_rounds=int(warmup))
         if benchmark.stats is not None:  # with --benchmark-disable nothing is timed
             ratio = min(spent) / benchmark.stats.stats.min
             benchmark.extra_info |= {"reference": words, "reference_seconds": min(spent), "ratio": ratio}

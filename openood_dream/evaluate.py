@@ -155,6 +155,14 @@ def stored_pass(cache_dir: Path, inputs: dict[str, Any], forward: Callable[[], P
     return Pass(**store.read_tensors(store.build(cache_dir, "pass", inputs, make).path / "pass.safetensors"))
 
 
+def passes_dir(checkpoint: Path, out: Path) -> Path:
+    """Where passes of a checkpoint are kept: beside it, for all that score it, or where that is not allowed, in `out`."""
+    try:
+        return store.writable(checkpoint.parent / "passes")
+    except InputError:
+        return out / "passes"
+
+
 def file_name(which: Set, config: Config) -> str:
     """The name of a test set in ood.csv and scores/: that of the ID data set for its own, else the set's."""
     return config.dataset.name if which == TEST else which[-1]

@@ -19,7 +19,7 @@ from tqdm import trange
 import openood_dream.openood
 from openood_dream import data, store
 from openood_dream.config import Config, InputError, load_config, origin, settings
-from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor
+from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor, passes_dir
 from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
 from openood_dream.trainers import get_trainer
 
@@ -217,14 +217,6 @@ def test(config: Config) -> Path:
     out, checkpoint = Path(config.output_dir), Path(config.network.checkpoint)
     evaluate(Passes(net, config, checkpoint, passes_dir(checkpoint, out)), config, out)
     return out
-
-
-def passes_dir(checkpoint: Path, out: Path) -> Path:
-    """Where passes of a checkpoint are kept: beside it, for all that score it, or where that is not allowed, in `out`."""
-    try:
-        return store.writable(checkpoint.parent / "passes")
-    except InputError:
-        return out / "passes"
 
 
 def score_run(folder: Path, configs: list[Config]) -> None:

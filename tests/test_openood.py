@@ -18,7 +18,7 @@ import openood_dream
 from openood_dream import openood, pipelines, store
 from openood_dream.config import InputError, load_config
 from openood_dream.networks import get_network, load_weights
-from openood_dream.openood import compat, registry
+from openood_dream.openood import cache, compat, registry
 from openood_dream.postprocessors import POSTPROCESSORS
 
 pytestmark = [
@@ -78,6 +78,11 @@ def trained(job) -> Path:
     return pipelines.train(config) / "best.ckpt"
 
 
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
 ARGS = {"vim": ["--postprocessor.postprocessor_args.dim", "8"], "knn": ["--postprocessor.postprocessor_args.K", "10"]}
 
 
@@ -97,6 +102,62 @@ def test_both_hosts_write_the_same_numbers(name, job, trained):
         assert set(mine) == set(host) == {"pred", "conf", "label"}
         np.testing.assert_array_equal(mine["pred"], host["pred"])
         np.testing.assert_array_equal(mine["label"], host["label"])
+
+
+# what OpenOOD's own files say of postprocessors that standalone does not have, in numbers that fit the small data
+THEIRS = {
+    "nnguide": "{alpha: 0.5, K: 5}",
+    "relation": "{pow: 1}",
+    "residual": "{dim: 8}",
+    "temperature_scaling": "{}",
+    "odin": "{temperature: 1000, noise: 0.0014}",
+}
+
+
+def one(name: str, tmp_path: Path) -> list[str]:
+    """The config layers that score a checkpoint with a postprocessor of either host."""
+    if name not in THEIRS:
+        return ["pipelines/test/test_ood.yml", f"postprocessors/{name}.yml"]
+    text = f"postprocessor: {{name: {name}, APS_mode: false, postprocessor_args: {THEIRS[name]}, postprocessor_sweep: {{}}}}"
+    return ["pipelines/test/test_ood.yml", write(tmp_path / f"{name}.yml", text)]
+
+
+@pytest.mark.parametrize("name", sorted(cache.SERVED))
+def test_a_postprocessor_gives_the_same_numbers_from_the_cache_and_from_the_network(
+    name, job, trained, tmp_path, monkeypatch
+):
+    def rows(kind: str) -> dict[str, list[float]]:
+        torch.manual_seed(3)  # nnguide takes a random part of the training images
+        keys = ["--network.checkpoint", str(trained), *ARGS.get(name, [])]
+        return scores(openood.run(job(f"cached/{name}/{kind}", one(name, tmp_path), *keys)))
+
+    cached = rows("cached")
+    monkeypatch.setattr(cache, "SERVED", frozenset())
+    for row, values in rows("network").items():
+        np.testing.assert_allclose(values, cached[row], atol=0.0101, err_msg=row)
+
+
+def test_the_next_postprocessor_and_the_next_run_find_the_passes(job, trained, tmp_path, monkeypatch):
+    keys = ["--network.checkpoint", str(trained)]
+    openood.run(job("passes/first", one("msp", tmp_path), *keys))
+    openood.run(job("passes/train", one("she", tmp_path), *keys))
+    monkeypatch.setattr(cache, "forward_pass", lambda *args: pytest.fail("ran the network again"))
+    for name in ("msp", "ebo", "she"):
+        openood.run(job(f"passes/{name}", one(name, tmp_path), *keys))
+
+
+def test_a_postprocessor_that_needs_gradients_runs_the_real_network(job, trained, tmp_path):
+    folder = openood.run(job("odin", one("odin", tmp_path), "--network.checkpoint", str(trained)))
+    assert scores(folder)["nearood"][1] > 40
+
+
+def test_an_output_that_is_no_number_is_named_on_this_host_too(job, trained, tmp_path):
+    state = torch.load(trained, weights_only=True)
+    state["fc.bias"][0] = torch.nan
+    torch.save(state, tmp_path / "best.ckpt")
+    config = job("broken", one("msp", tmp_path), "--network.checkpoint", str(tmp_path / "best.ckpt"))
+    with pytest.raises(InputError, match=r"msp: the network's output for image 0 of test \(digits/test/.*png\) is not"):
+        openood.run(config)
 
 
 SWEEPS = {"gen": "{gamma_list: [0.1, 1, 5], M_list: [2, 4, 6]}", "fdbd": "{distance_as_normalizer_list: [true, false]}"}
@@ -121,11 +182,6 @@ def test_both_hosts_choose_the_same_hyperparameters_on_validation_images(name, j
 
 
 # ---------------------------------------------------------------------------------------------------------- training
-
-
-def write(path: Path, text: str) -> str:
-    path.write_text(text)
-    return str(path)
 
 
 # what OpenOOD's own config files say of these trainers, in numbers that fit the small data
@@ -275,7 +331,6 @@ def test_the_real_factories_are_replaced_wherever_they_are_bound_and_restored():
 WITHOUT_EXTRAS = """
 import sys
 import openood_dream
-from openood_dream.networks import get_network, load_weights
 from openood_dream.openood import compat, registry
 sys.meta_path.insert(0, compat._Extras())  # asked first, it answers for the extras that are installed too
 with compat.enabled(cpu=True):

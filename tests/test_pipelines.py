@@ -232,10 +232,10 @@ def test_the_checkpoint_scored_alone_gives_the_same_numbers(benchmarked, tiny, t
 
 def test_passes_lie_beside_the_checkpoint_or_in_the_output_where_that_is_not_allowed(tmp_path):
     checkpoint, out = tmp_path / "run" / "best.ckpt", tmp_path / "out"
-    assert pipelines.passes_dir(checkpoint, out) == tmp_path / "run" / "passes"
+    assert evaluate.passes_dir(checkpoint, out) == tmp_path / "run" / "passes"
     (tmp_path / "run" / "passes").rmdir()
     (tmp_path / "run" / "passes").write_text("in the way")
-    assert pipelines.passes_dir(checkpoint, out) == out / "passes"
+    assert evaluate.passes_dir(checkpoint, out) == out / "passes"
 
 
 def test_every_network_of_a_method_has_the_same_first_weights_for_a_seed_and_other_ones_in_the_end(benchmarked):

@@ -20,7 +20,7 @@ from torch import nn
 from openood_dream import data
 from openood_dream.config import Config, InputError, check_name, plain, settings
 from openood_dream.networks import SMALL_IMAGE, TimmNetwork, backbone_name, load_weights
-from openood_dream.openood import compat
+from openood_dream.openood import cache, compat
 from openood_dream.trainers import TRAINERS
 from openood_dream.trainers import get_trainer as find_trainer
 
@@ -42,14 +42,16 @@ def register() -> None:
     """Adds what is ours to OpenOOD's factories, in every loaded module that has them; doing it twice changes nothing.
 
     The trainers of TRAINERS that OpenOOD does not have, the preprocessor `dream`, networks `timm:<name>`, and the
-    postprocessors that only `evaluation_api` knows; unknown names are answered with the known ones. Raises InputError
-    where OpenOOD is not installed or its factories are not those of version 1.5; then nothing is changed.
+    postprocessors that only `evaluation_api` knows; unknown names are answered with the known ones. Its test pipelines
+    are served from passes on disk. Raises InputError where OpenOOD is not installed or its factories are not those of
+    version 1.5; then nothing is changed.
     """
     wrappers = {
         "trainers.get_trainer": _trainers,
         "preprocessors.get_preprocessor": _preprocessors,
         "networks.get_network": _networks,
         "postprocessors.get_postprocessor": _postprocessors,
+        "pipelines.get_pipeline": _pipelines,
     }
     if not _registered:
         originals = {factory: _original(factory) for factory in FACTORIES}
@@ -315,3 +317,22 @@ def _postprocessors(original: Callable) -> Callable:
         return post
 
     return get_postprocessor
+
+
+# -------------------------------------------------------------------------------------------------------- pipelines
+
+
+def _pipelines(original: Callable) -> Callable:
+    def get_pipeline(config: Any) -> Any:
+        pipeline = original(config)
+        if cache.serves(config):
+            run = pipeline.run
+
+            def run_served() -> None:
+                with cache.served(config, pipeline):
+                    run()
+
+            pipeline.run = run_served
+        return pipeline
+
+    return get_pipeline

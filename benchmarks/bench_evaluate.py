@@ -1,0 +1,155 @@
+"""What twelve postprocessors cost: `make bench`, or `pytest benchmarks/bench_evaluate.py`.
+
+A ResNet-18 of random weights on the digits benchmark at 32x32: 2,595 images to pass. Everything starts without a pass
+on disk. Where OpenOOD is not installed, our own evaluation without shared passes stands for it.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from openood_dream import data, evaluate, leaderboard, openood, pipelines
+from openood_dream.config import Config, load_config
+from openood_dream.networks import get_network
+from openood_dream.openood import cache, compat
+
+NAMES = "msp mls ebo gen knn vim mds rmds she react ash dice".split()
+FILES = ["datasets/digits/digits.yml", "datasets/digits/digits_ood.yml", "networks/timm_resnet18.yml"]
+
+
+class Job:
+    """The configs of twelve evaluations of one checkpoint, each time under a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.count = root, 0
+        data.make_digits(root / "data")
+        torch.manual_seed(0)
+        pipelines.save_weights(get_network(self.config("msp", root)), root / "best.ckpt")
+
+    def config(self, name: str, folder: Path) -> Config:
+        keys = {"data_root": self.root / "data", "output_dir": folder, "exp_name": name, "device": "cpu", "num_gpus": 0}
+        keys |= {"num_workers": 0, "dataset.image_size": 32, "dataset.pre_size": 32, "merge_option": "merge"}
+        keys |= {"network.checkpoint": folder / "best.ckpt"} if (folder / "best.ckpt").exists() else {}
+        words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+        if name == "vim":
+            words += ["--postprocessor.postprocessor_args.dim", "256"]
+        return load_config([*FILES, "pipelines/test/test_ood.yml", f"postprocessors/{name}.yml"], words)
+
+    def fresh(self) -> Path:
+        """A folder with the checkpoint and without passes."""
+        self.count += 1
+        folder = self.root / str(self.count)
+        folder.mkdir()
+        (folder / "best.ckpt").write_bytes((self.root / "best.ckpt").read_bytes())
+        return folder
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Job:
+    return Job(tmp_path_factory.mktemp("evaluate"))
+
+
+def by_us(job: Job) -> Path:
+    folder = job.fresh()
+    for name in NAMES:
+        pipelines.test(job.config(name, folder))
+    return folder
+
+
+def by_openood(job: Job) -> Path:
+    folder = job.fresh()
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        for name in NAMES:
+            openood.run(job.config(name, folder))
+    return folder
+
+
+def without_cache(job: Job) -> Path:
+    if compat.installed("openood"):
+        with mock.patch.object(cache, "SERVED", frozenset()):
+            return by_openood(job)
+    folder = job.fresh()
+    for name in NAMES:
+        config = job.config(name, folder)
+        net = get_network(config)
+        evaluate.evaluate(evaluate.Passes(net, config), config, folder / name)
+    return folder
+
+
+def one_pass(job: Job) -> None:
+    """Every image through the network once: those that detectors are fitted to, and those that are scored."""
+    config = job.config("msp", job.fresh())
+    config.network.pretrained = True
+    net = get_network(config)
+    for split in ("train", "val", "test"):
+        evaluate.forward_pass(net, data.id_loader(config, split), torch.device("cpu"))
+    for which in data.ood_sets(config):
+        evaluate.forward_pass(net, data.ood_loader(config, *which), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def uncached(job) -> tuple[Path, dict[str, Any]]:
+    """The results of the evaluation without a cache, and what a comparison with it says of it."""
+    start = time.perf_counter()
+    folder = without_cache(job)
+    who = "OpenOOD's evaluation" if compat.installed("openood") else "our evaluation without shared passes"
+    return folder, {"reference": f"{who}, 12 times", "reference_seconds": time.perf_counter() - start}
+
+
+def same_numbers(one: Path, other: Path) -> None:
+    for name in NAMES:
+        rows, expected = (leaderboard._read_scores(folder / name / "ood.csv") for folder in (one, other))
+        for row, cells in rows.items():
+            np.testing.assert_allclose(list(cells.values()), list(expected[row].values()), atol=0.0101)
+
+
+def test_12_postprocessors_cost_little_more_than_a_pass(against, job):
+    against(lambda: by_us(job), lambda: one_pass(job), "one pass", wanted=1 / 1.5, rounds=3, reference_rounds=3)
+
+
+def test_12_postprocessors_standalone(benchmark, job, uncached):
+    folder = benchmark.pedantic(by_us, (job,), rounds=1)
+    same_numbers(folder, uncached[0])
+    record(benchmark, uncached[1])
+
+
+@pytest.mark.skipif(not compat.installed("openood"), reason="OpenOOD is not installed")
+def test_12_postprocessors_of_openood_from_the_cache(benchmark, job, uncached):
+    folder = benchmark.pedantic(by_openood, (job,), rounds=1)
+    same_numbers(folder, uncached[0])
+    record(benchmark, uncached[1])
+
+
+def record(benchmark, reference: dict[str, Any]) -> None:
+    if benchmark.stats is not None:
+        ratio = reference["reference_seconds"] / benchmark.stats.stats.min
+        benchmark.extra_info |= {**reference, "ratio": ratio, "wanted": 5}
+
+
+def test_reading_passes_again(against, job):
+    """What a rerun costs: twelve postprocessors with every pass on disk."""
+    folder = by_us(job)
+
+    def rerun() -> None:
+        for name in NAMES:
+            pipelines.test(job.config(name, folder))
+
+    against(rerun, lambda: by_us(job), "the first run", rounds=3, reference_rounds=1, warmup=False)
+
+
+def test_metrics(benchmark):
+    """METRICS of 10,000 ID and 10,000 OOD images."""
+    rng = np.random.default_rng(0)
+    conf = np.concatenate([rng.normal(1, 1, 10_000), rng.normal(0, 1, 10_000)])
+    label = np.repeat([0, -1], 10_000)
+    benchmark(evaluate.compute_metrics, conf, label, np.zeros(20_000, int))
+    benchmark.extra_info["images"] = 20_000

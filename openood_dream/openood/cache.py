@@ -1,0 +1,161 @@
+"""OpenOOD's postprocessors, unmodified, served from passes on disk: a stand-in takes the place of the network.
+
+Loaders hand out keys (set, row) instead of images, and the stand-in answers them with the logits and features of that
+row. So each image is decoded and passes the network once per checkpoint, whatever scores it and however often.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from openood_dream import data, store
+from openood_dream.config import InputError, plain
+from openood_dream.evaluate import TRANSFORM, forward_pass, passes_dir, stored_pass
+from openood_dream.openood import compat
+from openood_dream.postprocessors import Pass
+
+# What needs logits, penultimate features and the classifier alone. All others, for gradients with respect to pixels, inner
+# layers or a network of their own, run the real network on the real images.
+SERVED = frozenset(
+    "ash dice ebo fdbd gen gradnorm klm knn mds mls msp nci nnguide react relation residual rmds scale she "
+    "temperature_scaling vim vra".split()
+)
+NOT_THE_NETWORK = ("checkpoint", "pretrained", "num_gpus")
+
+
+def serves(config: Any) -> bool:
+    """Whether a config's pipeline scores a checkpoint, in one process, with a postprocessor that passes are enough for."""
+    alone = (config.get("num_gpus") or 0) * (config.get("num_machines") or 1) <= 1
+    network = config.network
+    scores = str(config.pipeline.name) in ("test_ood", "test_ood_aps") and config.postprocessor.name in SERVED
+    return alone and scores and bool(network.pretrained) and isinstance(network.checkpoint, str)
+
+
+@contextmanager
+def served(config: Any, pipeline: Any) -> Iterator[None]:
+    """The pipeline's run inside the block gets keys for images and a stand-in for the network."""
+    module = sys.modules[type(pipeline).__module__]
+    net = module.get_network(config.network)
+    if not hasattr(net, "get_fc_layer") or "return_feature" not in inspect.signature(net.forward).parameters:
+        yield  # a network of another protocol
+        return
+    cache = Cache(net, config)
+    id_loaders, ood_loaders = module.get_dataloader, module.get_ood_dataloader
+    keyed = {
+        "get_network": lambda network_config: StandIn(net, cache),
+        "get_dataloader": lambda host: cache.keyed(id_loaders(host), ("dataset",)),
+        "get_ood_dataloader": lambda host: cache.keyed(ood_loaders(host), ("ood_dataset",)),
+    }
+    with compat.replaced(module, **keyed):
+        yield
+
+
+class Cache:
+    """The passes of one run, made when first asked for."""
+
+    def __init__(self, net: nn.Module, config: Any) -> None:
+        self.net, self.config = net, config
+        checkpoint = Path(config.network.checkpoint)
+        self.folder, self.checkpoint = passes_dir(checkpoint, Path(config.output_dir)), store.sha256(checkpoint)
+        self.sets: list[tuple[tuple[str, ...], DataLoader]] = []
+        self.made: dict[int, Pass] = {}
+
+    def keyed(self, loaders: dict[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
+        """The same loaders, with keys for images; those that change their images at random stay as they are."""
+        return {
+            name: self.keyed(inner, (*where, name)) if isinstance(inner, dict) else self._keyed(inner, (*where, name))
+            for name, inner in loaders.items()
+        }
+
+    def _keyed(self, loader: DataLoader, which: tuple[str, ...]) -> DataLoader:
+        from openood.datasets.imglist_dataset import ImglistDataset
+        from openood.preprocessors import TestStandardPreProcessor
+
+        images = loader.dataset
+        if type(images) is not ImglistDataset or type(images.preprocessor) is not TestStandardPreProcessor:
+            return loader
+        self.sets.append((which, loader))
+        rows = Rows(self, len(self.sets) - 1, len(images))
+        shuffle = isinstance(loader.sampler, RandomSampler)
+        return DataLoader(rows, batch_size=loader.batch_size, shuffle=shuffle, collate_fn=data.as_is)
+
+    def of(self, number: int) -> Pass:
+        """The pass over a set; InputError names the postprocessor and the image whose output is not a number."""
+        if number not in self.made:
+            which, loader = self.sets[number]
+            section = self.config
+            for part in which:
+                section = section[part]
+            inputs = {
+                "host": "openood",
+                "checkpoint": self.checkpoint,
+                "network": {
+                    key: plain(value) for key, value in self.config.network.items() if key not in NOT_THE_NETWORK
+                },
+                "list": store.list_digest(section.imglist_pth, section.data_dir, f"{'.'.join(which)}.imglist_pth"),
+                "transform": {key: self.config.dataset.get(key) for key in TRANSFORM},
+            }
+            self.made[number] = stored_pass(self.folder, inputs, lambda: self._forward(loader))
+        of = self.made[number]
+        if of.broken is not None:
+            which, loader = self.sets[number]
+            file, name = loader.dataset.imglist[of.broken].split(" ", 1)[0], self.config.postprocessor.name
+            raise InputError(
+                f"{name}: the network's output for image {of.broken} of {which[-1]} ({file}) is not a number; "
+                "check the checkpoint"
+            )
+        return of
+
+    def _forward(self, loader: DataLoader) -> Pass:
+        images = DataLoader(loader.dataset, batch_size=loader.batch_size, num_workers=loader.num_workers)
+        return forward_pass(self.net, images, next(self.net.parameters()).device)
+
+
+class Rows(Dataset):
+    """Batches of keys (B, 2), the number of a set and a row of it, with the rows' labels."""
+
+    def __init__(self, cache: Cache, number: int, length: int) -> None:
+        self.cache, self.number, self.length = cache, number, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        rows = torch.tensor(indices)
+        # float32, which postprocessors turn images into, is exact up to 16 million rows
+        keys = torch.stack([torch.full_like(rows, self.number), rows], dim=1).float()
+        return {"data": keys, "label": self.cache.of(self.number).labels[rows], "index": rows}
+
+
+class StandIn(nn.Module):
+    """Answers keys from passes, and images by the network."""
+
+    def __init__(self, net: nn.Module, cache: Cache) -> None:
+        super().__init__()
+        self.net, self.cache, self.fc = net, cache, net.get_fc_layer()
+
+    def forward(self, x: torch.Tensor, return_feature: bool = False):
+        if x.ndim != 2:
+            return self.net(x, return_feature=return_feature)
+        of, rows = self.cache.of(int(x[0, 0])), x[:, 1].long().cpu()
+        logits = of.logits[rows].to(x.device)
+        return (logits, of.features[rows].to(x.device)) if return_feature else logits
+
+    def forward_threshold(self, x: torch.Tensor, threshold: float) -> torch.Tensor:
+        """Logits of the features clipped at `threshold` (ReAct)."""
+        return self.fc(self(x, return_feature=True)[1].clip(max=threshold))
+
+    def get_fc(self):
+        return self.net.get_fc()
+
+    def get_fc_layer(self) -> nn.Module:
+        return self.fc
