@@ -33,7 +33,9 @@ class Job:
         self.root, self.count = root, 0
         data.make_digits(root / "data")
         torch.manual_seed(0)
-        pipelines.save_weights(get_network(self.config("msp", root)), root / "best.ckpt")
+        config = self.config("msp", root)
+        config.network.pretrained = False
+        pipelines.save_weights(get_network(config), root / "best.ckpt")
 
     def config(self, name: str, folder: Path) -> Config:
         keys = {"data_root": self.root / "data", "output_dir": folder, "exp_name": name, "device": "cpu", "num_gpus": 0}
