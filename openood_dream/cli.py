@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -190,6 +191,26 @@ def leaderboard(
         writable(out.parent)
         write_text(out, text)
         finished(out)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Compare an image set with its table: sha256 of every image, missing and additional ones."""
+    if quiet:
+        hush()
+    from openood_dream import store
+
+    count, problems, delete = store.verify(folder)
+    for file, problem in problems.items():
+        typer.echo(f"{file}: {problem}")
+    if problems:
+        typer.echo("To repair, delete these and run the same synthesize again; it draws the shards named above alone:")
+        typer.echo(shlex.join(["rm", *map(str, delete)]))
+        raise typer.Exit(fail(f"{folder}: {len(problems)} problems with {count} images", 1))
+    typer.echo(f"{folder}: {count} images, all as recorded")
 
 
 @app.command()

@@ -398,3 +398,43 @@ def join_shards(folder: Path, count: int) -> pd.DataFrame:
     write_table(folder / "images.parquet", table)
     write_imglist(folder / "imglist.txt", zip(table["file"], table["label"], strict=True))
     return table
+
+
+def verify(folder: Path) -> tuple[int, dict[str, str], list[Path]]:
+    """Compares a finished image set with its `images.parquet`: its images' sha256, what is missing, what is not listed.
+
+    Returns how many images are listed, what is wrong: file -> problem, and the files to delete so that the next run
+    draws the shards of these images again, and nothing else. Raises InputError for a folder that is no image set.
+    """
+    manifest = complete(folder)
+    if manifest is None or manifest.get("stage") != "images":
+        raise InputError(f"{folder}: no finished image set; expected a folder images-* that synthesize has finished")
+    try:
+        table = read_table(folder / "images.parquet")
+    except InputError as error:
+        hint = f"delete {folder / MANIFEST} and run the same synthesize again, which joins the shards' tables anew"
+        raise InputError(f"{error}".partition("; ")[0] + f"; {hint}") from None
+    size = manifest["inputs"]["synthesis"]["shard_size"]
+    problems, delete = {}, set()
+    found = hashes([folder / file for file in table["file"]], "verify: reading images")
+    for file, expected, digest in zip(table["file"], table["sha256"], found, strict=True):
+        if digest == expected:
+            continue
+        shard = int(Path(file).stem) // size
+        what = (digest.strerror or "unreadable").lower() if isinstance(digest, OSError) else "altered"
+        problems[file] = f"{what} (shard {shard})"
+        delete.add(shard_table(folder, shard))
+    listed = set(table["file"])
+    for place, _, names in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        if inside.parts and inside.parts[0] != "shards":
+            for file in sorted(f"{inside.as_posix()}/{name}" for name in names):
+                if file not in listed:
+                    problems[file] = "not in images.parquet"
+                    delete.add(folder / file)
+    rows = None
+    with suppress(InputError):
+        rows = read_imglist(folder / "imglist.txt")
+    if rows != list(zip(table["file"], table["label"])):
+        problems["imglist.txt"] = "not the files and labels of images.parquet"
+    return len(table), problems, [folder / MANIFEST, *sorted(delete)]
