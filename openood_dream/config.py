@@ -379,6 +379,33 @@ class NPOS(_Section):
     implementation: _Implementation = "openood"
 
 
+class TeacherSettings(_Section):
+    """`trainer.teacher`: the network that OAL's student learns from."""
+
+    network: _Name = Field("timm:vit_base_patch16_224", description="the teacher")
+    args: dict[str, Any] = Field(
+        {}, description="further arguments of the teacher; pretrained: true fetches its weights"
+    )
+    checkpoint: _Name | None = Field(
+        None, description="its trained weights; null: trained first, by trainer base, and kept in dream.cache_dir"
+    )
+    epochs: int = Field(50, ge=1, description="epochs of its training")
+    lr: float = Field(0.01, gt=0, description="learning rate of its training")
+
+
+class OAL(_Section):
+    """`trainer.name: oal`: distillation from a teacher, and little information shared with outliers."""
+
+    name: Literal["oal"] = Field(description="the trainer")
+    logits: float = Field(4.0, ge=0, description="weight of the distillation of logits")
+    features: float = Field(8.0, ge=0, description="weight of the distillation of features")
+    knn: float = Field(0.1, ge=0, description="weight of the information shared with k-NN outliers")
+    latents: float = Field(0.2, ge=0, description="weight of the information shared with latents of outlier prompts")
+    translator_lr: float = Field(0.01, gt=0, description="learning rate of what translates the teacher's features")
+    club_lr: float = Field(1e-4, gt=0, description="learning rate of CLUB's q")
+    teacher: TeacherSettings = Field(default_factory=TeacherSettings, description="the teacher")
+
+
 TRAINER_SETTINGS: dict[str, type[BaseModel]] = {
     "base": BaseTrainer,
     "oe": OE,
@@ -386,6 +413,7 @@ TRAINER_SETTINGS: dict[str, type[BaseModel]] = {
     "dream_id": DreamID,
     "vos": VOS,
     "npos": NPOS,
+    "oal": OAL,
 }
 
 

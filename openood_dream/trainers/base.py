@@ -77,6 +77,7 @@ class BaseTrainer:
 
     auxiliary = False  # whether a loader of outliers comes after the training loader
     inliers = False  # whether that loader's images are inliers, labelled with their class
+    taught = False  # whether it takes `teacher`, `embeddings` and `latents` besides
     title = "cross-entropy"
 
     def __init__(self, net: nn.Module, train_loader: DataLoader, config: dict) -> None:
@@ -126,10 +127,10 @@ class BaseTrainer:
         with autocast(self.device, self.dtype):
             return self.net(self.images(*batches)).float()
 
-    def logits_and_features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, C) and the features (B, D) before the classifier, as `logits` makes them."""
+    def logits_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, C) and the features (B, D) before the classifier, of images as `logits` makes them."""
         with autocast(self.device, self.dtype):
-            logits, features = self.net(self.images(batch), return_feature=True)
+            logits, features = self.net(images, return_feature=True)
         return logits.float(), features.float()
 
     def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

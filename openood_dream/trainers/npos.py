@@ -51,7 +51,7 @@ class NPOSTrainer(BaseTrainer):
 
     def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         a, y, extra = self.settings.trainer_args, self.labels(batch), self.extra
-        _, features = self.logits_and_features(batch)
+        _, features = self.logits_and_features(self.images(batch))
         projected = F.normalize(extra["head"](features), dim=1)
         prototypes = moved_prototypes(extra["prototypes"].rows, projected, y, a.proto_m)
         extra["prototypes"].rows = prototypes.detach()

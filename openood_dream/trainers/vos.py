@@ -61,7 +61,7 @@ class VOSTrainer(BaseTrainer):
 
     def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         s, y, queue = self.settings, self.labels(batch), self.extra["queue"]
-        logits, features = self.logits_and_features(batch)
+        logits, features = self.logits_and_features(self.images(batch))
         terms = {"cross-entropy": F.cross_entropy(logits, y)}
         queue.push(features.detach(), y)
         if self.epoch >= s.start_epoch and queue.full():
