@@ -177,14 +177,21 @@ def id_loader(config: Config, split: str, *, augment: bool = False) -> DataLoade
 
 def ood_sets(config: Config) -> list[tuple[str, str]]:
     """(group, name) of every OOD test set: the groups nearood and farood of `ood_dataset`."""
-    found = []
-    for group in ("nearood", "farood"):
-        names = config.at(f"ood_dataset.{group}.datasets")
-        if not isinstance(names, list) or not names:
-            where, key = origin(config, "ood_dataset") or "config", f"ood_dataset.{group}.datasets"
-            raise InputError(f"{where}: {key}: expected a list of data set names, got {names!r}")
-        found += [(group, name) for name in names]
-    return found
+    return [(group, name) for group in ("nearood", "farood") for name in set_names(config, group)]
+
+
+def csid_sets(config: Config) -> list[str]:
+    """The names of the covariate-shifted ID sets, `ood_dataset.csid.datasets`; none where there is no such group."""
+    return set_names(config, "csid") if config.ood_dataset.csid else []
+
+
+def set_names(config: Config, group: str) -> list[str]:
+    key = f"ood_dataset.{group}.datasets"
+    names = config.at(key)
+    if not isinstance(names, list) or not names:
+        where = origin(config, key) or "config"
+        raise InputError(f"{where}: {key}: expected a list of data set names, got {names!r}")
+    return names
 
 
 def ood_loader(config: Config, *path: str) -> DataLoader:

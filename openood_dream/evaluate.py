@@ -174,6 +174,9 @@ def file_name(which: Set, config: Config) -> str:
 def evaluate(passes: Passes, config: Config, out: Path) -> np.ndarray:
     """Scores a network with `postprocessor`, writes `config.yml`, `scores/<set>.npz` and, last, `ood.csv` under `out`.
 
+    Where `ood_dataset` has a group csid (covariate-shifted images of ID classes), their accuracies go into `csid.csv`, and
+    the metrics with them counted as ID, the full spectrum, into `fsood.csv`; with `evaluator.ood_scheme: fsood`, into
+    `ood.csv` itself, as in OpenOOD.
     With `postprocessor.APS_mode` the hyperparameters are those of `postprocessor_sweep` with the best AUROC on the
     validation sets. Returns the near-OOD means (METRICS, as fractions). A network whose predictions are all -1 knows no
     classes, and its accuracy is NaN. Scores that are not numbers raise InputError, before anything is written.
@@ -186,12 +189,19 @@ def evaluate(passes: Passes, config: Config, out: Path) -> np.ndarray:
     inside, groups = verdicts(detector, passes, TEST), {}
     for group, name in data.ood_sets(config):
         groups.setdefault(group, {})[name] = verdicts(detector, passes, ("ood_dataset", group, name))
-    rows = metric_rows(inside, groups)
+    shifted = {name: verdicts(detector, passes, ("ood_dataset", "csid", name)) for name in data.csid_sets(config)}
+    spectrum = tuple(np.concatenate(parts) for parts in zip(inside, *shifted.values()))
+    full = (config.evaluator or {}).get("ood_scheme") == "fsood"
+    rows = metric_rows(spectrum if full else inside, groups)
     store.writable(out)
     store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    for name, (pred, conf, label) in ({config.dataset.name: inside} | flat(groups)).items():
+    for name, (pred, conf, label) in ({config.dataset.name: inside} | shifted | flat(groups)).items():
         with store.replacing(out / "scores" / f"{name}.npz") as work:
             np.savez(work, pred=pred, conf=conf, label=label)
+    if shifted:
+        write_rows(out / "csid.csv", accuracy_rows(shifted))
+    if shifted and not full:
+        write_rows(out / "fsood.csv", metric_rows(spectrum, groups))
     write_rows(out / "ood.csv", rows)
     return dict(rows)["nearood"]
 
@@ -214,12 +224,19 @@ def metric_rows(inside: Verdict, groups: dict[str, dict[str, Verdict]]) -> list[
     return rows
 
 
+def accuracy_rows(shifted: dict[str, Verdict]) -> list[tuple[str, np.ndarray]]:
+    """The rows of csid.csv: the accuracy on each covariate-shifted set, and their mean; the other METRICS are NaN."""
+    found = [np.nan if (pred == -1).all() else np.mean(pred == label) for pred, _, label in shifted.values()]
+    return [(name, np.array([np.nan] * 4 + [hits])) for name, hits in zip([*shifted, "csid"], [*found, np.mean(found)])]
+
+
 def write_rows(path: Path, rows: list[tuple[str, np.ndarray]]) -> None:
-    """Writes rows of METRICS in percent, two decimals, as OpenOOD does."""
+    """Writes rows of METRICS in percent, two decimals, as OpenOOD does; a dash where there is no number."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["dataset", *METRICS])
-    writer.writerows([name, *(f"{100 * value:.2f}" for value in values)] for name, values in rows)
+    for name, values in rows:
+        writer.writerow([name, *("-" if np.isnan(value) else f"{100 * value:.2f}" for value in values)])
     store.write_text(path, text.getvalue())
 
 

@@ -246,9 +246,9 @@ def score_run(folder: Path, configs: list[Config]) -> None:
 
 
 def ood_identity(config: Config) -> dict[str, str]:
-    """A fingerprint of each OOD test list, by group/name; InputError for a list or an image that is not there."""
+    """A fingerprint of each OOD and csid test list, by group/name; InputError for a list or an image that is not there."""
     digests = {}
-    for group, name in data.ood_sets(config):
+    for group, name in [*data.ood_sets(config), *(("csid", name) for name in data.csid_sets(config))]:
         section, key = data.section_of(config, ("ood_dataset", group, name)), f"ood_dataset.{group}.{name}.imglist_pth"
         digests[f"{group}/{name}"] = store.list_digest(section.imglist_pth, section.data_dir, key)
     return digests

@@ -255,6 +255,61 @@ def test_each_image_passes_the_network_once_for_all_postprocessors(net, tiny, tm
     assert sum(seen) == sum(counts)
 
 
+# -------------------------------------------------------------------------------------------------- full spectrum
+
+
+@pytest.fixture
+def shifted(tiny, tmp_path):
+    """Builds configs with two covariate-shifted sets: ID validation and training images stand for them."""
+    section = tiny.config().dataset
+    sets = {"first": section.val.imglist_pth, "second": section.train.imglist_pth}
+    lists = {name: {"data_dir": section.test.data_dir, "imglist_pth": path} for name, path in sets.items()}
+    file = tmp_path / "csid.yml"
+    file.write_text(yaml.safe_dump({"ood_dataset": {"csid": {"datasets": [*lists], **lists}}}))
+    return lambda name, *overrides: tiny.config(*overrides, layers=[f"postprocessors/{name}.yml", str(file)])
+
+
+def table(path: Path) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in csv.reader(path.read_text().splitlines())}
+
+
+def test_the_accuracy_on_shifted_sets_and_its_mean_are_beside_the_scores(net, tiny, shifted, tmp_path):
+    evaluate.evaluate(evaluate.Passes(net, shifted("ebo")), shifted("ebo"), tmp_path)
+    found, hits = table(tmp_path / "csid.csv"), []
+    for name, split in (("first", "val"), ("second", "train")):
+        logits, _, labels = outputs(net, tiny, split)
+        hits.append((logits.argmax(1) == labels).float().mean().item())
+        assert found[name] == ["-", "-", "-", "-", f"{100 * hits[-1]:.2f}"]
+        assert (npz(tmp_path / "scores" / f"{name}.npz")["label"] == labels.numpy()).all()
+    assert found["csid"][-1] == f"{50 * sum(hits):.2f}"
+
+
+def test_the_full_spectrum_counts_shifted_images_as_known(net, shifted, folder, tmp_path):
+    evaluate.evaluate(evaluate.Passes(net, shifted("ebo")), shifted("ebo"), tmp_path)
+    inside = np.concatenate(
+        [npz(tmp_path / "scores" / f"{name}.npz")["conf"] for name in ("digits", "first", "second")]
+    )
+    outside = npz(tmp_path / "scores" / "near_digits.npz")["conf"]
+    truth = np.repeat([1, 0], [len(inside), len(outside)])
+    auroc = roc_auc_score(truth, np.concatenate([inside, outside]))
+    assert table(tmp_path / "fsood.csv")["near_digits"][1] == f"{100 * auroc:.2f}"
+    assert (tmp_path / "ood.csv").read_text() == (folder / "ebo" / "ood.csv").read_text()  # and nothing else changes
+
+
+def test_the_scheme_fsood_puts_the_full_spectrum_into_ood_csv(net, shifted, tmp_path):
+    for scheme in ("ood", "fsood"):
+        config = shifted("ebo")
+        config.evaluator = {"ood_scheme": scheme}
+        evaluate.evaluate(evaluate.Passes(net, config), config, tmp_path / scheme)
+    assert (tmp_path / "fsood" / "ood.csv").read_text() == (tmp_path / "ood" / "fsood.csv").read_text()
+
+
+def test_a_shifted_set_with_labels_of_no_class_is_named(net, shifted, tiny, tmp_path):
+    config = shifted("ebo", "--ood_dataset.csid.first.imglist_pth", tiny.config().ood_dataset.val.imglist_pth)
+    with pytest.raises(InputError, match=r"val_turned\.txt: label -1 does not fit; expected labels 0 to 5"):
+        evaluate.evaluate(evaluate.Passes(net, config), config, tmp_path / "out")
+
+
 # ------------------------------------------------------------------------------------------------- passes on disk
 
 
@@ -334,7 +389,7 @@ def test_a_detector_that_runs_the_network_gets_it_with_the_images_of_the_list(ne
     values = evaluate.evaluate(evaluate.Passes(net, tiny.config()), scored(tiny, "msp"), tmp_path)
     expected = data.id_loader(tiny.config(), "test").dataset.__getitems__(range(100))["data"].mean((1, 2, 3))
     assert np.allclose(npz(tmp_path / "scores" / "digits.npz")["conf"][:100], expected)
-    assert np.isnan(values[-1]) and (tmp_path / "ood.csv").read_text().splitlines()[1].endswith(",nan")
+    assert np.isnan(values[-1]) and (tmp_path / "ood.csv").read_text().splitlines()[1].endswith(",-")
 
 
 def test_evaluation_mode_and_order_do_not_depend_on_the_loader(net, tiny):

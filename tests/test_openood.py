@@ -146,6 +146,23 @@ def test_the_next_postprocessor_and_the_next_run_find_the_passes(job, trained, t
         openood.run(job(f"passes/{name}", one(name, tmp_path), *keys))
 
 
+def test_both_hosts_agree_on_the_full_spectrum(job, trained, tmp_path):
+    section = job("lists", one("msp", tmp_path)).dataset.val
+    lists = f"data_dir: {section.data_dir}, imglist_pth: {section.imglist_pth}"
+    text = (
+        f"ood_dataset: {{split_names: [val, nearood, farood, csid], csid: {{datasets: [again], again: {{{lists}}}}}}}"
+    )
+    layers = [*one("ebo", tmp_path), write(tmp_path / "csid.yml", text)]
+    keys = ["--network.checkpoint", str(trained), "--evaluator.ood_scheme", "fsood"]
+    ours, theirs = (
+        scores(pipelines.hosted(job(f"full/{backend}", layers, *keys, backend=backend), pipelines.test))
+        for backend in ("standalone", "openood")
+    )
+    assert list(ours) == list(theirs)
+    for row, values in ours.items():
+        np.testing.assert_allclose(values, theirs[row], atol=0.0101, err_msg=row)
+
+
 def test_a_postprocessor_that_needs_gradients_runs_the_real_network(job, trained, tmp_path):
     folder = openood.run(job("odin", one("odin", tmp_path), "--network.checkpoint", str(trained)))
     assert scores(folder)["nearood"][1] > 40
