@@ -89,8 +89,8 @@ def quickstart(
         hush()
     from openood_dream import pipelines
 
-    chosen = [name.strip() for name in methods.split(",") if name.strip()]
-    show(pipelines.benchmark(["benchmarks/digits.yml"], ["--root", json.dumps(str(out))], chosen, seeds))
+    root = ["--root", json.dumps(str(out))]
+    show(pipelines.benchmark(["benchmarks/digits.yml"], root, separated(methods), seeds))
 
 
 @app.command(**CONFIGURED)
@@ -147,6 +147,63 @@ def evaluate(context: typer.Context) -> None:
     from openood_dream.config import load_config
 
     finished(pipelines.hosted(load_config(files, overrides), pipelines.test))
+
+
+plot = typer.Typer(
+    help="Draw what was imagined to a PNG, making first what is missing.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(plot, name="plot")
+Classes = Annotated[
+    list[str] | None, typer.Option("--class", help="Name of a class to show; may be given several times.")
+]
+Outliers = Annotated[
+    str,
+    typer.Option(
+        help="What to draw beside each other, separated by commas: knn, boundary, inlier (the config with that "
+        "dream.outliers.method), or config files to lay over the config; the config alone if not given."
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="PNG to write; in the config's root if not given.")]
+
+
+class Method(str, Enum):
+    pca = "pca"
+    umap = "umap"
+
+
+@plot.command(**CONFIGURED)
+def embeddings(
+    context: typer.Context,
+    class_: Classes = None,
+    method: Annotated[Method, typer.Option(help="How the space becomes a plane.")] = Method.pca,
+    outliers: Outliers = "",
+    out: Out = None,
+) -> None:
+    """Draw ID embeddings, anchors, boundary points, outliers and inliers in a plane, and their k-NN distances."""
+    draw(context, "embeddings", class_, out, outliers=separated(outliers), method=method.value)
+
+
+@plot.command(**CONFIGURED)
+def grid(context: typer.Context, class_: Classes = None, outliers: Outliers = "", out: Out = None) -> None:
+    """Draw the images of each class, or of each way of sampling, from near to far with their k-NN distances."""
+    draw(context, "grid", class_, out, outliers=separated(outliers))
+
+
+@plot.command(**CONFIGURED)
+def line(context: typer.Context, class_: Classes = None, out: Out = None) -> None:
+    """Draw a class along the line from its anchor to an outlier, in the same noise."""
+    draw(context, "line", class_, out)
+
+
+def draw(context: typer.Context, kind: str, classes: list[str] | None, out: Path | None, **options) -> None:
+    files, overrides = configured(context)
+    from openood_dream import pipelines
+
+    finished(pipelines.plot(kind, files, overrides, classes or [], out, **options))
+
+
+def separated(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
 
 
 class Format(str, Enum):

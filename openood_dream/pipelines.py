@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tqdm import trange
 
 import openood_dream.openood
 from openood_dream import data, store
-from openood_dream.config import Config, InputError, load_config, origin, settings
+from openood_dream.config import Config, InputError, OutlierSettings, load_config, origin, settings
 from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor, passes_dir
 from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
 from openood_dream.trainers import get_trainer
@@ -313,10 +314,7 @@ def command_line(files: list[str], overrides: list[str]) -> str:
 
 def stage(name: str, files: list[str], overrides: list[str]) -> Any:
     """Runs one stage of the imagination with all that it needs, and returns its artifact."""
-    config = load_config(files, overrides)
-    check_dataset(config)
-    require(config, "dream")
-    data.ensure(config)
+    config = imagining(files, overrides)
     if name == "anchors":
         from openood_dream import anchors as room
     elif name == "space":
@@ -326,3 +324,46 @@ def stage(name: str, files: list[str], overrides: list[str]) -> Any:
     else:
         from openood_dream import imagine as room
     return room.run(config)
+
+
+def imagining(files: list[str], overrides: list[str]) -> Config:
+    """A config that the stages of the imagination can run with; makes the data of the digits benchmark."""
+    config = load_config(files, overrides)
+    check_dataset(config)
+    require(config, "dream")
+    data.ensure(config)
+    return config
+
+
+def plot(
+    kind: str,
+    files: list[str],
+    overrides: list[str],
+    classes: list[str],
+    out: Path | None,
+    outliers: list[str] | None = None,
+    **options: Any,
+) -> Path:
+    """Draws the figure `kind` of gallery.py with all the stages that it needs, and returns the path of the PNG.
+
+    Each of `outliers` is a dream.outliers.method, or a config file that is laid over the others, and none means the
+    config as it is. Raises InputError where `out` does not end in .png or cannot be written.
+    """
+    if out is not None and out.suffix != ".png":
+        raise InputError(f"--out: expected a file name that ends in .png, got {str(out)!r}")
+    methods = get_args(OutlierSettings.model_fields["method"].annotation)
+    configs = {}
+    for name in outliers or [""]:
+        keys = ["--dream.outliers.method", name] if name in methods else []
+        configs[name] = imagining([*files, *([name] if name and not keys else [])], [*overrides, *keys])
+    config = next(iter(configs.values()))
+    if out is None:
+        words = [kind, *classes, *(value for value in options.values() if value != "pca")]
+        out = Path(config.root or "results") / ("-".join(re.sub(r"[^\w.]+", "_", word) for word in words) + ".png")
+    store.writable(out.parent)
+    from openood_dream import gallery
+
+    png = getattr(gallery, kind)(configs if kind != "line" else config, classes, **options)
+    with store.replacing(out) as work:
+        work.write_bytes(png)
+    return out

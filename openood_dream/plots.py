@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib import patheffects
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 from sklearn.metrics import auc, roc_curve
 
@@ -31,8 +34,15 @@ STYLE = {
     "legend.fontsize": 9,
     "text.parse_math": False,  # names come from users: a dollar sign is a dollar sign
 }
+Row = tuple[str, list[np.ndarray], list[str] | None]  # label, images (H, W, 3) uint8, captions
 MAX_POINTS = 3000  # of each kind in a scatter plot
-MAX_NAMED = 20  # classes in a legend
+MAX_NAMED = 20  # classes whose names and anchors are drawn large
+ID, OTHER, EDGE, ANCHOR = (
+    "ID image",
+    "ID image of another class",
+    "boundary point",
+    "anchor T(y), joined to its class's mean",
+)
 
 
 def score_histograms(
@@ -94,23 +104,30 @@ def roc_curves(methods: dict[str, dict[str, np.ndarray]], title: str = "ROC curv
         return _png(fig)
 
 
-def image_grid(rows: list[tuple[str, list[np.ndarray], list[str] | None]], title: str) -> bytes:
+def image_grid(rows: Sequence[Row], title: str, columns: Sequence[str] = ()) -> bytes:
     """Rows of thumbnails, each row (label, images (H, W, 3) uint8, captions or None), as PNG.
 
-    Raises ValueError for a row that has not as many captions as images.
+    A row without images is a heading of those below; `columns` are headings of the columns. Raises ValueError for a row
+    that has not as many captions as images.
     """
-    columns = max(len(images) for _, images, _ in rows)
-    heights = [1.30 if captions else 1.08 for _, _, captions in rows]
-    labels = ["\n".join(textwrap.wrap(label, 18)) for label, _, _ in rows]
-    margin = 0.3 + 0.13 * max(len(line) for label in labels for line in label.split("\n"))
+    width = max(len(images) for _, images, _ in rows)
+    heights = [0.5 if not images else 1.30 if captions else 1.08 for _, images, captions in rows]
+    labels = ["\n".join(line for part in label.split("\n") for line in textwrap.wrap(part, 22)) for label, _, _ in rows]
+    margin = 0.3 + 0.13 * max(len(line) for label, row in zip(labels, rows) for line in label.split("\n") if row[1])
+    above = 0.25 * (1 + max(heading.count("\n") for heading in columns)) if columns else 0.0
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        fig, (ax,) = _panels(1, title, (0.85 * (columns + margin), 0.85 * sum(heights) + 0.5))
+        fig, (ax,) = _panels(1, title, (0.85 * (width + margin), 0.85 * (sum(heights) + above) + 0.5))
         ax.axis("off")
+        for column, heading in enumerate(columns):
+            ax.text(column + 0.5, -0.05, heading, ha="center", va="bottom", fontsize=8)
         top = 0.0
         for (label, images, captions), text, height in zip(rows, labels, heights):
             if captions is not None and len(captions) != len(images):
                 raise ValueError(f"row {label!r} has {len(images)} images and {len(captions)} captions")
-            ax.text(-0.12, top + 0.5, text, ha="right", va="center", fontsize=9.5)
+            if images:
+                ax.text(-0.12, top + 0.5, text, ha="right", va="center", fontsize=9.5)
+            else:
+                ax.text(-margin, top + 0.45, label, va="bottom", fontsize=10.5, fontweight="bold")
             for column, image in enumerate(images):
                 rise, run = (np.array(image.shape[:2]) / max(image.shape[:2])) / 2
                 centre = column + 0.5
@@ -121,54 +138,141 @@ def image_grid(rows: list[tuple[str, list[np.ndarray], list[str] | None]], title
                     caption = _short(captions[column], 15)
                     ax.text(centre, top + 1.03, caption, ha="center", va="top", fontsize=7, color="#555555")
             top += height
-        ax.set(xlim=(-margin, columns), ylim=(top, 0), aspect="equal")
+        ax.set(xlim=(-margin, width), ylim=(top, -above), aspect="equal")
         return _png(fig)
 
 
-def embedding_pca(
+def image_lines(rows: Sequence[Row], title: str, steps: Sequence[float]) -> bytes:
+    """Rows of images as in image_grid, each the plain prompt's and then those along a line from anchor to outlier, at
+    `steps` from 0 to 1, as PNG."""
+    between = [f"{step:.2f}".rstrip("0") for step in steps[1:-1]]
+    return image_grid(rows, title, ["plain\nprompt", "anchor\n0", *between, "outlier\n1"])
+
+
+class Sampled(NamedTuple):
+    """What one method found: `embeddings` (M, m), their `distances` (M,), the ID embeddings that they come from, as
+    `boundary` (B, m), and whether they are `inliers`."""
+
+    name: str
+    embeddings: np.ndarray
+    distances: np.ndarray
+    boundary: np.ndarray
+    inliers: bool
+
+
+def embedding_map(
     id_embeddings: np.ndarray,
     labels: np.ndarray,
+    id_distances: np.ndarray,
     class_names: Sequence[str],
     anchors: np.ndarray,
-    boundary: np.ndarray | None,
-    outliers: np.ndarray | None,
-    outlier_labels: np.ndarray | None,
+    sampled: Sequence[Sampled] = (),
+    others: np.ndarray | None = None,
+    method: str = "pca",
     title: str = "Text-conditioned latent space",
 ) -> bytes:
-    """The plane of most variance of the unit-normalised ID embeddings (N, m) and anchors (C, m), with outliers, as PNG.
+    """The unit-normalised ID embeddings (N, m), anchors (C, m) and what was `sampled` in a plane, beside the densities
+    of their k-NN distances, as PNG.
 
-    `labels` (N,) and `outlier_labels` (O,) index `class_names`; `boundary` (B, m) and `outliers` (O, m) may be None.
+    The plane is that of most variance of ID embeddings and anchors, or with `method` umap one that keeps neighbours
+    together. `labels` (N,) index `class_names`; `others` (O, m) are ID embeddings of classes that are not named, for
+    context. Distances are over the 99th percentile of the ID distances of their class. Raises ImportError for umap
+    where umap-learn is not installed.
     """
-    inside, stars = _unit(id_embeddings), _unit(anchors)
-    pca = PCA(2, random_state=0).fit(np.concatenate([inside, stars]))
-    colours = _class_colours(len(class_names))
-    kinds = [_marker("o", "#777777", "ID image"), _marker("*", "#777777", "anchor T(y)", size=13)]
+    edges = [one.boundary for one in sampled if not one.inliers and len(one.boundary)]
+    kinds = {OTHER: others, ID: id_embeddings} | {one.name: one.embeddings for one in sampled}
+    kinds[EDGE] = np.unique(np.concatenate(edges), axis=0) if edges else None
+    kinds = {kind: _unit(rows) for kind, rows in kinds.items() if rows is not None and len(rows)}
+    means = np.stack([kinds[ID][np.asarray(labels) == label].mean(0) for label in range(len(class_names))])
+    thinned = {kind: rows[_subsample(len(rows))] for kind, rows in kinds.items()}
+    spots = _in_plane(thinned | {ANCHOR: _unit(anchors), "mean": means}, method)
+    few = len(class_names) <= MAX_NAMED
+    looks = _looks(sampled, few)
     with matplotlib.rc_context(STYLE):
-        fig, (ax,) = _panels(1, title, (8.4, 6.0))
-        shown = _subsample(len(inside))
-        ax.scatter(*pca.transform(inside[shown]).T, c=colours[np.asarray(labels)[shown]], s=11, alpha=0.55, lw=0)
-        if boundary is not None and len(boundary):
-            points = pca.transform(_unit(boundary)[_subsample(len(boundary))])
-            ax.scatter(*points.T, s=42, facecolors="none", edgecolors=BLACK, linewidths=0.9)
-            kinds.append(_marker("o", BLACK, "boundary point", hollow=True))
-        if outliers is not None and len(outliers):
-            shown = _subsample(len(outliers))
-            paint = "#777777" if outlier_labels is None else colours[np.asarray(outlier_labels)[shown]]
-            ax.scatter(*pca.transform(_unit(outliers)[shown]).T, c=paint, s=26, marker="x", linewidths=1.0)
-            kinds.append(_marker("x", "#777777", "outlier embedding"))
-        spots, few = pca.transform(stars), len(class_names) <= MAX_NAMED
-        ax.scatter(*spots.T, c=colours, s=330 if few else 110, marker="*", edgecolors="white", linewidths=1, zorder=4)
-        halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
-        for spot, name in zip(spots, class_names):
-            text = ax.annotate(_short(name, 24), spot, (0, 11 if few else 6), textcoords="offset points")
-            text.set(ha="center", fontsize=10 if few else 5.5, zorder=5, path_effects=halo)
-        share = 100 * pca.explained_variance_ratio_
-        ax.set(xlabel=f"component 1 ({share[0]:.0f} % of the variance)", ylabel=f"component 2 ({share[1]:.0f} %)")
-        ax.margins(0.08)
-        if few:
-            kinds += [_marker("s", colour, _short(name, 24)) for colour, name in zip(colours, class_names)]
-        _legend_outside(ax, handles=kinds)
+        fig = Figure(figsize=(11, 6.4), layout="constrained")
+        _title(fig, title)
+        axes = fig.subplot_mosaic([["map", "side"], ["map", "words"]], width_ratios=(2, 1), height_ratios=(1.2, 1))
+        for kind, look in looks.items():
+            if kind in spots:
+                count = f" ({len(kinds[kind]):,})" if kind in kinds else ""
+                axes["map"].plot(*spots[kind].T, label=kind + count, **look)
+        spokes = np.stack([spots[ANCHOR], spots["mean"]])
+        axes["map"].plot(*spokes.transpose(2, 0, 1), color=BLACK, linewidth=0.8 if few else 0.4, zorder=3)
+        axes["map"].set(xticks=[], yticks=[])
+        axes["map"].margins(0.04)
+        distances = {ID: id_distances} | {one.name: one.distances for one in sampled}
+        _ridges(axes["side"], distances, [looks[kind]["color"] for kind in distances])
+        axes["side"].set(title="k-NN distance", xlabel="times the 99th percentile of the class's ID images")
+        axes["words"].axis("off")
+        axes["words"].legend(*axes["map"].get_legend_handles_labels(), loc="upper left", borderaxespad=0)
+        _write_names(axes["map"], spots[ANCHOR], class_names, 10 if few else 6.5)
         return _png(fig)
+
+
+def _looks(sampled: Sequence[Sampled], few: bool) -> dict[str, dict[str, Any]]:
+    """How each kind of point is drawn, in the order of drawing; with many classes there are more and smaller points."""
+
+    def look(shape: str, colour: str, size: float, filled: bool = False) -> dict[str, Any]:
+        face = {"markerfacecolor": colour, "markeredgewidth": 0} if filled else {"markerfacecolor": "none"}
+        shrink = 1 if few else 0.6
+        line = {"markeredgewidth": 0.9 * shrink, "markeredgecolor": colour, "linestyle": "none", "color": colour}
+        return {"marker": shape, "markersize": size * shrink, "alpha": 0.7} | line | face
+
+    shapes = itertools.cycle(zip("x^sDv", (RED, "#CC79A7", ORANGE, "#56B4E9", BLACK)))
+    looks = {OTHER: look("o", "#d4d4d4", 3, True), ID: look("o", BLUE, 4, True)}
+    looks |= {one.name: look("+", GREEN, 5) if one.inliers else look(*next(shapes), 4.5) for one in sampled}
+    looks[EDGE] = look("o", BLACK, 6)
+    looks[ANCHOR] = look("*", BLACK, 14) | {"markerfacecolor": "#F0E442", "alpha": 1, "zorder": 4}
+    return looks
+
+
+def _in_plane(kinds: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
+    """Each kind's rows (N, m) as points (N, 2)."""
+    rows = np.concatenate([*kinds.values()])
+    if method == "umap":
+        from umap import UMAP
+
+        points = UMAP(metric="cosine", min_dist=0.3, random_state=0, n_jobs=1).fit_transform(rows)
+    else:
+        points = PCA(2, random_state=0).fit(np.concatenate([kinds[ID], kinds[ANCHOR]])).transform(rows)
+    return dict(zip(kinds, np.split(points, np.cumsum([len(part) for part in kinds.values()])[:-1])))
+
+
+def _ridges(ax, sets: dict[str, np.ndarray], colours: Sequence[str]) -> None:
+    """Histograms one below the other, all of the same height; values beyond the range are counted at its ends."""
+    bins = np.linspace(*np.percentile(np.concatenate([*sets.values()]), (0.1, 99.9)), 81)
+    for row, values, colour in zip(range(len(sets))[::-1], sets.values(), colours):
+        counts = np.histogram(np.clip(values, bins[0], bins[-1]), bins)[0]
+        heights, look = row + 0.85 * counts / max(1, counts.max()), {"baseline": row, "color": colour}
+        ax.stairs(heights, bins, fill=True, alpha=0.35, **look)
+        ax.stairs(heights, bins, linewidth=1.2, **look)
+    ax.axvline(1, color="#888888", linewidth=1, linestyle=":")
+    ax.set(yticks=np.arange(len(sets))[::-1] + 0.1, yticklabels=[*sets], ylim=(0, len(sets)))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+
+
+def _write_names(ax, spots: np.ndarray, names: Sequence[str], size: float) -> None:
+    """Writes each name as near to its spot as other names and spots leave room, or leaves it out."""
+    renderer = FigureCanvasAgg(ax.figure).get_renderer()
+    ax.figure.draw_without_rendering()
+    look = {"ha": "center", "va": "center", "fontsize": size, "zorder": 5, "in_layout": False}
+    look["path_effects"] = [patheffects.withStroke(linewidth=2, foreground="white")]
+    frame, pixels = ax.get_window_extent(renderer), ax.figure.dpi / 72
+    taken = [Bbox([spot - 0.5 * size * pixels, spot + 0.5 * size * pixels]) for spot in ax.transData.transform(spots)]
+    for spot, name in zip(spots, names):
+        text = ax.annotate(_short(name, 24), spot, (0, 0), textcoords="offset points", **look)
+        box = text.get_window_extent(renderer)
+        for gap, turn in itertools.product((0.7, 1.6, 2.8, 4.2), (90, 270, 0, 180, 45, 135, 225, 315)):
+            reach = np.array([box.width, box.height]) / 2 + gap * size * pixels
+            shift = reach * (np.cos(np.radians(turn)), np.sin(np.radians(turn)))
+            place = box.translated(*shift)
+            if frame.count_contains(place.get_points()) == 2 and not place.count_overlaps(taken):
+                text.set_position(shift / pixels)
+                taken.append(place)
+                break
+        else:
+            text.remove()
 
 
 def training_curves(histories: dict[str, list[dict]], title: str = "Training") -> bytes:
@@ -190,8 +294,12 @@ def _panels(count: int, title: str, size: tuple[float, float]) -> tuple[Figure, 
     """A figure with its own canvas, so that no window system and no global state of pyplot is involved."""
     fig = Figure(figsize=size, layout="constrained")
     axes = list(fig.subplots(1, count, squeeze=False)[0])
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    _title(fig, title)
     return fig, axes
+
+
+def _title(fig: Figure, title: str) -> None:
+    fig.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
 
 
 def _png(fig: Figure) -> bytes:
@@ -225,20 +333,8 @@ def _subsample(count: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(count)[:MAX_POINTS]
 
 
-def _class_colours(count: int) -> np.ndarray:
-    """Colours (count, 4): the palette while it lasts, then evenly spaced ones of a map made for colour blindness."""
-    if count <= len(PALETTE):
-        return matplotlib.colors.to_rgba_array(PALETTE[:count])
-    return matplotlib.colormaps["viridis"](np.linspace(0, 0.95, count))
-
-
 def _line(index: int) -> dict[str, str]:
     return {"color": PALETTE[index % len(PALETTE)], "linestyle": DASHES[index // len(PALETTE) % len(DASHES)]}
-
-
-def _marker(shape: str, colour, label: str, size: float = 7, hollow: bool = False) -> Line2D:
-    face = {"markerfacecolor": "none" if hollow else colour, "markeredgecolor": colour}
-    return Line2D([], [], linestyle="none", marker=shape, markersize=size, label=label, **face)
 
 
 def _legend_outside(ax, **handles) -> None:

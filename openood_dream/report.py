@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from openood_dream import data, leaderboard, plots, store
 from openood_dream.config import Config, settings
@@ -30,9 +29,9 @@ def write(out: Path, runs: list[Path], configs: list[Config], seconds: float, co
     for fmt in ("md", "csv", "json"):
         store.write_text(out / f"leaderboard.{fmt}", leaderboard.render(table, fmt))
     stages, figures, notes = training_stages(runs, configs), {}, []
-    dreaming = next((config for config in configs if config.outlier_data), None)
-    if dreaming is not None:
-        stages = dream_figures(dreaming, runs[0], configs[0], figures, notes) + stages
+    dreams = imagined(configs)
+    if dreams:
+        stages = dream_figures(dreams, runs[0], configs[0], figures, notes) + stages
     figures |= score_figures(runs, configs)
     stages.append({"name": "everything, this time", "seconds": round(seconds, 1), "reused": False, "hash": ""})
     return leaderboard.report(
@@ -117,12 +116,28 @@ def scores(run: Path, postprocessor: str, name: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- what was dreamt
 
 
-def dream_figures(
-    config: Config, run: Path, run_config: Config, figures: dict[str, bytes], notes: list[str]
-) -> list[dict[str, Any]]:
-    """Adds the figures and findings on the imagined set of `config`, judged by the network of `run`; returns its stages."""
-    from openood_dream import anchors, generator, imagine, outliers, space
+def imagined(configs: list[Config]) -> dict[str, Config]:
+    """The config of each method that learns from imagined images, one for each image set; all share the first's space."""
+    from openood_dream import space
 
+    found: dict[str, Config] = {}
+    for config in configs:
+        if config.outlier_data and config.dream not in [other.dream for other in found.values()]:
+            found.setdefault(config.method, config)
+    spaces = {method: space.run(config).hash for method, config in found.items()}
+    return {method: config for method, config in found.items() if spaces[method] == next(iter(spaces.values()))}
+
+
+def dream_figures(
+    dreams: dict[str, Config], run: Path, run_config: Config, figures: dict[str, bytes], notes: list[str]
+) -> list[dict[str, Any]]:
+    """Adds the figures of all `dreams`, and findings on the images of the first, judged by the network of `run`.
+
+    Returns the stages of the first.
+    """
+    from openood_dream import anchors, gallery, generator, imagine, outliers, space
+
+    config = next(iter(dreams.values()))
     names = data.class_names(config)
     artifacts = [anchors.run(config), space.run(config)]
     source = generator.run(config)
@@ -145,7 +160,9 @@ def dream_figures(
 
     images_dir = artifacts[-2].path
     rows = pd.read_parquet(images_dir / "images.parquet")
-    drawn = torch.stack([pixels(images_dir / file) for file in rows["file"]])
+    drawn = torch.from_numpy(np.stack([gallery.picture(images_dir / file) for file in rows["file"]])).permute(
+        0, 3, 1, 2
+    )
     confidence, guess = classify(net, drawn, run_config).softmax(1).max(1)
     own = torch.tensor(rows["class"].to_numpy()) == guess
     close = (own & (confidence > SURE)).float().mean().item()
@@ -153,46 +170,14 @@ def dream_figures(
         f"Imagined outliers: the same classifier gives {100 * own.float().mean().item():.1f} % of {len(rows)} images their own class, "
         f"{100 * close:.1f} % with a confidence over {SURE} (too close to ID). Its mean confidence is {confidence.mean().item():.2f}."
     )
-    figures["image_grid: imagined outliers"] = outlier_grid(config, rows, drawn, names)
+    figures["image_grid: imagined"] = gallery.grid(dreams)
+    figures["image_lines"] = gallery.line(config)
     figures["image_grid: plain prompts"] = plots.image_grid(
         [(name, list(images[:COLUMNS].permute(0, 2, 3, 1).numpy()), None) for name, images in zip(names, plain)],
         "Plain prompts: what the generator draws of each class name",
     )
-    inside = space.load(artifacts[1])
-    table, embeddings = outliers.load(artifacts[-3])
-    boundary = inside["embeddings"][torch.tensor(table["boundary"].unique())] if "boundary" in table else None
-    figures["embedding_pca"] = plots.embedding_pca(
-        inside["embeddings"].numpy(),
-        inside["labels"].numpy(),
-        names,
-        anchors.load(artifacts[0]).numpy(),
-        None if boundary is None else boundary.numpy(),
-        embeddings.numpy(),
-        table["class"].to_numpy(),
-    )
+    figures["embedding_map"] = gallery.embeddings(dreams)
     return [{"name": a.stage, "seconds": a.manifest["seconds"], "reused": a.reused, "hash": a.hash} for a in artifacts]
-
-
-def outlier_grid(config: Config, rows: pd.DataFrame, drawn: torch.Tensor, names: list[str]) -> bytes:
-    """Per class a row of ID images and a row of imagined outliers from near to far, with their k-NN distances."""
-    train = data.id_loader(config, "train").dataset
-    grid = []
-    for label, name in enumerate(names):
-        known = (train.labels == label).nonzero()[:COLUMNS, 0].tolist()
-        grid.append((f"{name}: ID", [np.asarray(train.image(i)) for i in known], None))
-        order = rows.index[rows["class"] == label][
-            np.argsort(rows["distance"][rows["class"] == label].to_numpy(), kind="stable")
-        ]
-        shown = order[np.linspace(0, len(order) - 1, min(COLUMNS, len(order))).round().astype(int)]
-        captions = [f"{distance:.3f}" for distance in rows["distance"][shown]]
-        grid.append((f"{name}: imagined", [drawn[i].permute(1, 2, 0).numpy() for i in shown], captions))
-    return plots.image_grid(grid, "Imagined outliers of each class from near to far, with k-NN distances")
-
-
-def pixels(path: Path) -> torch.Tensor:
-    """An image file as uint8 (3, S, S)."""
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 @torch.inference_mode()

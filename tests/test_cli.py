@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -37,7 +38,9 @@ COMMANDS = [
     "benchmark",
     "leaderboard",
     "doctor",
+    "plot",
 ]
+FIGURES = ["embeddings", "grid", "line"]
 
 
 def python(code: str, *words: str) -> subprocess.CompletedProcess:
@@ -75,8 +78,15 @@ except SystemExit as end:
 def test_every_command_has_help(command, name):
     done = command(name, "--help")
     assert done.code == 0 and name in done.out and not done.err
-    takes_configs = name not in ("quickstart", "leaderboard", "doctor")
+    takes_configs = name not in ("quickstart", "leaderboard", "doctor", "plot")
     assert ("--config A.yml B.yml ... [--key value ...]" in " ".join(done.out.split())) == takes_configs
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_help(command, name):
+    assert f"  {name} " in command("plot", "--help").out
+    done = command("plot", name, "--help")
+    assert done.code == 0 and "--config A.yml B.yml ... [--key value ...]" in " ".join(done.out.split())
 
 
 def test_the_version_is_the_packages(command):
@@ -159,6 +169,27 @@ def test_train_and_evaluate_print_their_folders(command, tiny, tmp_path):
     done = command("evaluate", "--config", *layers, *where)
     assert (done.code, done.out, done.err) == (0, f"{tmp_path / 'scores'}\n", [])
     assert (tmp_path / "scores" / "ood.csv").exists()
+
+
+def test_figures_are_drawn_of_what_is_there_and_their_path_is_printed(command, tiny, chain, tmp_path):
+    done = command("plot", "embeddings", "--config", tiny.file, "--class", "two", "--out", tmp_path / "a b.png")
+    assert (done.code, done.out, done.err) == (0, f"{tmp_path / 'a b.png'}\n", [])
+    assert (tmp_path / "a b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_of_a_figure_may_stand_between_configs_and_overrides(command, monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(pipelines, "plot", lambda *args, **options: given.append((args, options)))
+    words = ["--config", "a.yml", "--class", "great tit", "--k", "1", "--class", "cat", "--outliers", "knn, b.yml"]
+    assert command("plot", "embeddings", *words, "--method", "umap").code == 0
+    assert command("plot", "line", "--out", "a.png", "--config", "a.yml", "b.yml").code == 0
+    assert given == [
+        (
+            ("embeddings", ["a.yml"], ["--k", "1"], ["great tit", "cat"], None),
+            {"outliers": ["knn", "b.yml"], "method": "umap"},
+        ),
+        (("line", ["a.yml", "b.yml"], [], [], Path("a.png")), {}),
+    ]
 
 
 def test_a_benchmark_ends_with_the_leaderboard_and_the_path_of_the_report(command, tiny, benchmarked):

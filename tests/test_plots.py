@@ -24,16 +24,23 @@ def amount(png: bytes, colour: str) -> int:
 
 
 def space(n: int = 300, classes: int = 3, m: int = 16):
+    """ID embeddings, their labels and distances, class names, and anchors."""
     anchors = 0.4 * np.eye(m)[:classes]
-    labels = RNG.integers(0, classes, n)
-    return anchors[labels] / 0.4 + 0.1 * RNG.normal(size=(n, m)), labels, [f"c{i}" for i in range(classes)], anchors
+    labels = np.arange(n) % classes
+    embeddings = anchors[labels] / 0.4 + 0.1 * RNG.normal(size=(n, m))
+    return embeddings, labels, RNG.uniform(size=n), [f"c{i}" for i in range(classes)], anchors
+
+
+def sampled(n: int = 9, m: int = 16, name: str = "outlier", inliers: bool = False) -> plots.Sampled:
+    return plots.Sampled(name, RNG.normal(size=(n, m)), 2 * RNG.uniform(size=n), RNG.normal(size=(n // 2, m)), inliers)
 
 
 FIGURES = {
     "histograms": lambda: plots.score_histograms(RNG.normal(size=50), {"a": RNG.normal(size=9)}, {"b": [0.0]}, "t"),
     "roc": lambda: plots.roc_curves({"m": {"id": RNG.normal(size=50), "near": RNG.normal(size=9), "far": [0.0]}}),
     "grid": lambda: plots.image_grid([("row", [np.zeros((8, 6, 3), np.uint8)], ["one"])], "t"),
-    "pca": lambda: plots.embedding_pca(*space(), None, None, None),
+    "lines": lambda: plots.image_lines([("row", [np.zeros((8, 8, 3), np.uint8)] * 4, None)], "t", [0, 0.5, 1]),
+    "map": lambda: plots.embedding_map(*space()),
     "training": lambda: plots.training_curves({"m": [{"epoch": 1, "loss": 1.0, "val_acc": None}], "none": []}),
 }
 
@@ -53,8 +60,8 @@ def test_figures_do_not_touch_the_users_matplotlib_state():
 
 
 def test_the_same_data_give_the_same_bytes():
-    data = (*space(4000), RNG.normal(size=(5, 16)), RNG.normal(size=(4000, 16)), RNG.integers(0, 3, 4000))
-    assert plots.embedding_pca(*data) == plots.embedding_pca(*data)
+    data = (*space(4000), [sampled(4000)], RNG.normal(size=(40, 16)))
+    assert plots.embedding_map(*data) == plots.embedding_map(*data)
 
 
 def axes_of(monkeypatch, draw) -> list:
@@ -108,12 +115,95 @@ def test_captions_that_do_not_match_the_images_are_refused():
         plots.image_grid([("row", [np.zeros((8, 8, 3), np.uint8)], ["a", "b"])], "t")
 
 
-def test_embeddings_are_compared_by_direction_alone():
-    embeddings, labels, names, anchors = space()
-    scaled = embeddings * RNG.uniform(0.1, 9, (len(embeddings), 1))
-    one = pixels(plots.embedding_pca(embeddings, labels, names, anchors, None, None, None))
-    other = pixels(plots.embedding_pca(scaled, labels, names, 7 * anchors, None, None, None))
-    assert one.shape == other.shape and (one != other).any(-1).mean() < 1e-3
+def test_a_row_without_images_is_a_heading(monkeypatch):
+    images = [np.zeros((8, 8, 3), np.uint8)] * 2
+    rows = [("above", [], None), ("a", images, None), ("below", [], None), ("b", images, ["1", "2"])]
+    (axes,) = axes_of(monkeypatch, lambda: plots.image_grid(rows, "t"))
+    places = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert places["above"] < places["a"] < places["below"] < places["b"] < places["1"] and len(axes.images) == 4
+
+
+def test_lines_are_marked_from_the_plain_prompt_to_the_outlier(monkeypatch):
+    rows = [("row", [np.zeros((8, 8, 3), np.uint8)] * 6, None)]
+    (axes,) = axes_of(monkeypatch, lambda: plots.image_lines(rows, "t", [0, 0.25, 0.5, 0.75, 1]))
+    headings = sorted((text.get_position()[0], text.get_text()) for text in axes.texts if text.get_text() != "row")
+    assert [" ".join(text.split()) for _, text in headings] == "plain prompt/anchor 0/0.25/0.5/0.75/outlier 1".split(
+        "/"
+    )
+
+
+def points_of(axes) -> dict[str, np.ndarray]:
+    """The points of each kind in an embedding map, by their label in the legend, which counts them."""
+    return {line.get_label(): np.stack(line.get_data(), 1) for line in axes[0].lines if line.get_marker() != "None"}
+
+
+def test_the_map_shows_and_counts_every_kind_of_point(monkeypatch):
+    kinds = [sampled(9, name="outlier"), sampled(7, name="inlier", inliers=True)]
+    axes = axes_of(monkeypatch, lambda: plots.embedding_map(*space(30), kinds, RNG.normal(size=(5, 16))))
+    counts = {label: len(points) for label, points in points_of(axes).items()}
+    assert counts == {
+        "ID image (30)": 30,
+        "ID image of another class (5)": 5,
+        "outlier (9)": 9,
+        "inlier (7)": 7,
+        "boundary point (4)": 4,  # those of outliers: an inlier's lie in the midst of the class
+        "anchor T(y), joined to its class's mean": 3,
+    }
+    assert {text.get_text() for text in axes[2].get_legend().get_texts()} == set(counts)
+    assert [tick.get_text() for tick in axes[1].get_yticklabels()] == ["ID image", "outlier", "inlier"]
+
+
+def test_a_boundary_point_of_two_methods_is_drawn_once(monkeypatch):
+    one, other = sampled(9), sampled(7, name="other")
+    axes = axes_of(monkeypatch, lambda: plots.embedding_map(*space(30), [one, other._replace(boundary=one.boundary)]))
+    assert "boundary point (4)" in points_of(axes)
+
+
+def test_the_map_is_the_plane_of_most_variance_of_directions(monkeypatch):
+    embeddings, labels, distances, names, anchors = space(60)
+    unit = np.concatenate([embeddings, anchors])
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    axes = axes_of(monkeypatch, lambda: plots.embedding_map(3 * embeddings, labels, distances, names, anchors))
+    drawn = np.concatenate([*points_of(axes).values()])
+    variances = np.linalg.eigvalsh(np.cov(unit.T))[-2:]
+    assert np.allclose(np.linalg.eigvalsh(np.cov(drawn.T)), variances)
+
+
+def test_each_anchor_is_joined_to_the_mean_of_its_class(monkeypatch):
+    axes = axes_of(monkeypatch, lambda: plots.embedding_map(*space(3000)))
+    points = points_of(axes)
+    lines = [np.stack(line.get_data(), 1) for line in axes[0].lines if line.get_marker() == "None"]
+    shown = points["ID image (3,000)"][np.argsort(plots._subsample(3000))]
+    for label, (start, end) in enumerate(lines):
+        assert np.allclose(start, points["anchor T(y), joined to its class's mean"][label])
+        assert np.allclose(end, shown[label::3].mean(0))
+
+
+def test_distances_beyond_the_range_are_counted_at_its_end(monkeypatch):
+    far = sampled(2000)._replace(distances=np.append(np.ones(1999), 1e9))
+    axes = axes_of(monkeypatch, lambda: plots.embedding_map(*space(30), [far]))
+    assert axes[1].get_xlim()[1] < 2
+
+
+@pytest.mark.parametrize("classes", [1, 3, 60])
+def test_names_of_classes_do_not_overlap(monkeypatch, classes):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    axes = axes_of(monkeypatch, lambda: plots.embedding_map(*space(400, classes, 64)))
+    renderer = FigureCanvasAgg(axes[0].figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axes[0].texts]
+    assert classes * 0.8 <= len(boxes) <= classes
+    assert not any(box.count_overlaps(boxes[:index]) for index, box in enumerate(boxes))
+
+
+@pytest.mark.slow
+def test_umap_keeps_classes_apart(monkeypatch):
+    pytest.importorskip("umap", reason="umap-learn is not installed")
+    axes = axes_of(monkeypatch, lambda: plots.embedding_map(*space(60), [sampled()], method="umap"))
+    points = points_of(axes)["ID image (60)"][np.argsort(plots._subsample(60))]
+    means = np.stack([points[label::3].mean(0) for label in range(3)])
+    nearest = np.linalg.norm(points[:, None] - means, axis=-1).argmin(1)
+    assert (nearest == np.arange(60) % 3).mean() > 0.9
 
 
 def test_big_sets_are_thinned():
@@ -123,7 +213,3 @@ def test_big_sets_are_thinned():
 
 def test_names_with_dollar_signs_are_plain_text():
     plots.roc_curves({"$\\frac{": {"id": [1.0], "near": [0.0], "far": [0.0]}}, title="$x")
-
-
-def test_more_classes_than_colours_can_be_drawn():
-    plots.embedding_pca(*space(400, 40, 64), None, RNG.normal(size=(9, 64)), None)

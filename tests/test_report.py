@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from openood_dream import data, imagine, leaderboard, pipelines, report, store
 from openood_dream.networks import get_network, load_weights
@@ -60,12 +59,12 @@ def test_the_report_says_what_each_method_learned_from(benchmarked):
 def test_the_report_is_one_file_that_loads_nothing(page):
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "<link" not in page and not re.search(r"url\((?!data:)", page)
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 9
 
 
 def test_the_report_has_every_figure_and_fact_that_it_promises(page):
     text = text_of(page)
-    for figure in ("score_histograms", "roc_curves", "training_curves", "image_grid", "embedding_pca"):
+    for figure in ("score_histograms", "roc_curves", "training_curves", "image_grid", "image_lines", "embedding_map"):
         assert figure in page or figure.replace("_", " ") in text.lower(), figure
     for stage in (
         "anchors",
@@ -116,10 +115,13 @@ def test_scores_in_the_figures_are_the_saved_ones(benchmarked):
         assert np.array_equal(report.scores(run, "knn", "noise"), file["conf"])
 
 
-def test_pixels_are_those_of_the_file(tmp_path):
-    image = np.random.default_rng().integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    Image.fromarray(image).save(tmp_path / "a.png")
-    assert np.array_equal(report.pixels(tmp_path / "a.png").permute(1, 2, 0).numpy(), image)
+def test_methods_with_the_same_images_are_drawn_once_and_those_of_another_space_not_at_all(chain, tiny):
+    sampling, space = ["--dream.outliers.method", "inlier"], ["--dream.space.epochs", "1"]
+    runs = {"a": [], "other trainer": [], "inliers": sampling, "other space": space, "plain": []}
+    configs = [tiny.config("--method", method, *overrides) for method, overrides in runs.items()]
+    for config in configs[:-1]:
+        config.outlier_data = "imagined"
+    assert list(report.imagined([*configs, *configs])) == ["a", "inliers"]
 
 
 def test_a_benchmark_without_imagination_has_a_report_too(benchmarked, tiny, tmp_path):
