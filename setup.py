@@ -1,4 +1,4 @@
-"""Packaging of openood-dream: `pip install .`, with extras gpu, ray and dev."""
+"""Packaging of openood-dream: `pip install .`, with extras gpu, ray, umap and dev."""
 
 import re
 from pathlib import Path
@@ -49,6 +49,7 @@ setup(
     extras_require={
         "gpu": ["faiss-gpu-cu12>=1.8"],
         "ray": ["ray>=2.40"],
+        "umap": ["umap-learn>=0.5.12"],
         "dev": ["hypothesis>=6.168", "pytest>=9", "pytest-benchmark>=5.2", "ruff>=0.16"],
     },
     entry_points={"console_scripts": ["openood-dream = openood_dream.cli:main"]},
