@@ -8,12 +8,15 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openood_dream import __version__
 from openood_dream.config import InputError
+
+if TYPE_CHECKING:
+    from openood_dream.store import Artifact
 
 app = typer.Typer(
     name="openood-dream",
@@ -111,22 +114,55 @@ def benchmark(context: typer.Context) -> None:
     show(pipelines.benchmark(files, overrides))
 
 
+def made(artifact: Artifact) -> None:
+    """Prints where an artifact lies, and how long it took."""
+    typer.echo(f"{artifact.path} ({'reused' if artifact.reused else 'made'} in {artifact.manifest['seconds']:.1f} s)")
+
+
 def _stage(name: str, text: str) -> None:
     @app.command(name=name, help=text, **CONFIGURED)
     def command(context: typer.Context) -> None:
         files, overrides = configured(context)
         from openood_dream import pipelines
 
-        artifact = pipelines.stage(name, files, overrides)
-        typer.echo(
-            f"{artifact.path} ({'reused' if artifact.reused else 'made'} in {artifact.manifest['seconds']:.1f} s)"
-        )
+        made(pipelines.stage(name, files, overrides))
 
 
 _stage("anchors", "Read the token embeddings T(y) of the class names.")
 _stage("space", "Train the text-conditioned latent space (phase 1).")
 _stage("sample", "Sample outlier embeddings (phase 2a).")
-_stage("synthesize", "Draw the images of the outlier embeddings (phase 2b).")
+
+
+@app.command(**CONFIGURED)
+def generator(context: typer.Context) -> None:
+    """Train the small pipeline that `dream.generator` asks for, or check that the one it names is there."""
+    files, overrides = configured(context)
+    from openood_dream import pipelines
+
+    finished(pipelines.stage("generator", files, overrides).path)
+
+
+@app.command(**CONFIGURED)
+def synthesize(
+    context: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much and how long it will be; draw nothing.")
+    ] = False,
+) -> None:
+    """Draw the images of the outlier embeddings (phase 2b), and judge them."""
+    files, overrides = configured(context)
+    from openood_dream import pipelines
+
+    if dry_run:
+        typer.echo(pipelines.dry_run(files, overrides))
+        return
+    artifact = pipelines.stage("synthesize", files, overrides)
+    from openood_dream import quality
+
+    judged = pipelines.stage("quality", files, overrides)
+    made(artifact)
+    made(judged)
+    typer.echo(quality.render(judged), nl=False)
 
 
 @app.command(**CONFIGURED)
@@ -289,7 +325,7 @@ def show(report: Path) -> None:
     typer.echo(f"Report: {report}")
 
 
-def finished(path: Path | None) -> None:
+def finished(path: Path | str | None) -> None:
     if path is not None:
         typer.echo(str(path))
 

@@ -258,6 +258,32 @@ class SynthesisSettings(_Section):
     shard_size: int = Field(256, ge=1, description="images per shard, the unit of resuming and distributing")
 
 
+class QualitySettings(_Section):
+    """`dream.quality`: how imagined images are judged."""
+
+    checkpoint: _Name | None = Field(
+        None, description="a checkpoint of `network` as the judge; null: the cosine classifier of the space"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="from which confidence in its own class an image counts")
+    k: int = Field(5, ge=1, description="which nearest ID training feature measures the distance")
+
+
+class FilterSettings(_Section):
+    """`dream.filter`: which imagined images are not trained with; null and false: none for that reason."""
+
+    confidence: float | None = Field(
+        None, gt=0, lt=1, description="outliers whose class is surer than this, inliers whose class is less sure"
+    )
+    distance: float | None = Field(
+        None, gt=0, description="outliers whose feature is nearer to ID than this, inliers whose feature is farther"
+    )
+    duplicates: bool = Field(False, description="images that look like an earlier one")
+
+    @property
+    def active(self) -> bool:
+        return self.confidence is not None or self.distance is not None or self.duplicates
+
+
 def _training(generator: Any) -> Any:
     return GeneratorTraining.model_validate(generator) if isinstance(generator, dict) else generator
 
@@ -278,6 +304,8 @@ class DreamSettings(_Section):
     space: SpaceSettings = Field(default_factory=SpaceSettings, description="phase 1")
     outliers: OutlierSettings = Field(default_factory=OutlierSettings, description="phase 2a")
     synthesis: SynthesisSettings = Field(default_factory=SynthesisSettings, description="phase 2b")
+    quality: QualitySettings = Field(default_factory=QualitySettings, description="how the images are judged")
+    filter: FilterSettings = Field(default_factory=FilterSettings, description="which images are dropped")
     cache_dir: _Name = Field("results/dream", description="where the stages keep their artifacts")
 
     @field_validator("class_names")

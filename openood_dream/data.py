@@ -84,6 +84,16 @@ class ImageList(Dataset):
             "image_name": [self.rows[i][0] for i in index.tolist()],
         }
 
+    def raw(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """All images in order, resized and cropped but neither augmented nor normalised, as uint8 (B, 3, S, S)."""
+        for start in range(0, len(self), batch_size):
+            some = range(start, min(start + batch_size, len(self)))
+            yield (
+                self.pixels[some.start : some.stop]
+                if self.pixels is not None
+                else torch.stack([self._pixels(i) for i in some])
+            )
+
     def image(self, index: int) -> Image.Image:
         """The decoded RGB image; InputError names one that is missing or broken."""
         path = self.data_dir / self.rows[index][0]

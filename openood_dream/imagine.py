@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -202,6 +203,18 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def set_inputs(
+    source: Source, upstream: store.Artifact, names: list[str], synthesis: SynthesisSettings
+) -> dict[str, Any]:
+    """What decides about an image set."""
+    return {
+        "generator": source.identity,
+        "outliers": upstream.hash,
+        "class_names": names,
+        "synthesis": synthesis.model_dump(),
+    }
+
+
 def run(config: Config) -> store.Artifact:
     """The imagine stage: `<class>/<id>.png`, `imglist.txt` (label -1 for outliers, the class for inliers) and
     `images.parquet` with a row per image."""
@@ -209,12 +222,7 @@ def run(config: Config) -> store.Artifact:
     synthesis = dream.synthesis
     upstream = outliers_stage.run(config)
     source = generator.run(config)
-    inputs = {
-        "generator": source.identity,
-        "outliers": upstream.hash,
-        "class_names": names,
-        "synthesis": synthesis.model_dump(),
-    }
+    inputs = set_inputs(source, upstream, names, synthesis)
 
     def make(folder: Path) -> dict[str, Any]:
         wanted = store.shards(synthesis.per_class * len(names), synthesis.shard_size)
@@ -367,3 +375,83 @@ def latents(config: Config) -> store.Artifact:
     artifact = store.build(dream.cache_dir, "latents", inputs, make)
     shutil.rmtree(artifact.path / "shards", ignore_errors=True)
     return artifact
+
+
+# ------------------------------------------------------------------------------------------------------- before the run
+
+PROBE_SECONDS = 10.0
+
+
+def forecast(config: Config) -> str:
+    """What `run` would draw, in lines: images, shards, disk, and the time by a probe of PROBE_SECONDS. Writes nothing.
+
+    The probe draws random embeddings, which take as long as any.
+    """
+    dream, names = settings(config, "dream"), data.class_names(config)
+    synthesis = dream.synthesis
+    wanted = store.shards(synthesis.per_class * len(names), synthesis.shard_size)
+    total, missing = wanted[-1].stop, []
+
+    def made(stage: Callable[[Config], Any]) -> Any:
+        try:
+            with store.reusing_only():
+                return stage(config)
+        except store.Missing as stage_name:
+            if str(stage_name) not in missing:
+                missing.append(str(stage_name))
+
+    source, upstream = made(generator.run), made(outliers_stage.run)
+    todo = range(len(wanted))
+    if source and upstream:
+        folder = store.folder_of(dream.cache_dir, "images", set_inputs(source, upstream, names, synthesis))
+        todo = store.missing_shards(folder, wanted)
+    left = sum(len(wanted[number]) for number in todo)
+    lines = [
+        f"images  {total:,} ({len(names)} classes of {synthesis.per_class:,})",
+        f"shards  {len(wanted):,} of {synthesis.shard_size:,} images, {len(wanted) - len(todo):,} of them done",
+    ]
+    if source is None:
+        lines.append("disk    unknown until the generator is trained")
+        lines.append("time    unknown until the generator is trained: openood-dream generator --config ...")
+    else:
+        pipeline = load_pipeline(source, config)
+        rate, size = probe(Imaginer(pipeline, names, synthesis), PROBE_SECONDS)
+        lines.append(f"disk    {amount(total * size)} ({amount(size)} an image)")
+        lines.append(
+            f"time    {duration(left / rate)} for the {left:,} images to draw: {rate:.3g} images/s on {pipeline.device}"
+            f" in batches of {synthesis.batch_size}, by a probe of {PROBE_SECONDS:g} s"
+        )
+    if missing:
+        lines.append(f"before  not made yet, and not in the time: {', '.join(missing)}, and what they need")
+    return "\n".join(lines)
+
+
+def probe(imaginer: Imaginer, seconds: float) -> tuple[float, float]:
+    """Images per second, and bytes of an image as PNG, over whole batches for about so long, after one to warm up."""
+    batch = imaginer.synthesis.batch_size
+    labels = torch.arange(batch) % len(imaginer.prompts[0])
+    table = torch.cat([encoder.get_input_embeddings().weight[-1] for _, encoder in imaginer.texts])
+    tokens = F.normalize(torch.randn(batch, sum(imaginer.widths)), dim=1) * table.float().norm().cpu()
+    images = imaginer(labels, tokens, list(range(batch)))
+    batches, start = 0, time.perf_counter()
+    while batches == 0 or time.perf_counter() - start < seconds:
+        images = imaginer(labels, tokens, list(range(batch)))
+        sizes = [len(png(image)) for image in images.permute(0, 2, 3, 1).numpy()]
+        batches += 1
+    return batches * batch / (time.perf_counter() - start), sum(sizes) / len(sizes)
+
+
+def amount(size: float) -> str:
+    """Bytes in words."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

@@ -186,12 +186,11 @@ def outlier_set(config: Config) -> tuple[torch.utils.data.DataLoader, str]:
     require(config, "dataset.oe.imglist_pth", "dataset.oe.batch_size")
     if config.dataset.oe.imglist_pth == data.IMAGINED:
         require(config, "dream")
-        from openood_dream import imagine
+        from openood_dream import quality
 
-        images = imagine.run(config)
-        config.dataset.oe.update(imglist_pth=str(images.path / "imglist.txt"), data_dir=str(images.path))
+        imglist, folder, identity = quality.chosen(config)
+        config.dataset.oe.update(imglist_pth=str(imglist), data_dir=str(folder))
         config.outlier_data = f"imagined ({settings(config, 'dream').outliers.method})"
-        identity = images.hash
     else:
         identity = list_identity(config, "oe")
     return data.id_loader(config, "oe", augment=True), identity
@@ -313,7 +312,7 @@ def command_line(files: list[str], overrides: list[str]) -> str:
 
 
 def stage(name: str, files: list[str], overrides: list[str]) -> Any:
-    """Runs one stage of the imagination with all that it needs, and returns its artifact."""
+    """Runs one stage of the imagination with all that it needs; returns its artifact, or the generator's Source."""
     config = imagining(files, overrides)
     if name == "anchors":
         from openood_dream import anchors as room
@@ -321,6 +320,10 @@ def stage(name: str, files: list[str], overrides: list[str]) -> Any:
         from openood_dream import space as room
     elif name == "sample":
         from openood_dream import outliers as room
+    elif name == "generator":
+        from openood_dream import generator as room
+    elif name == "quality":
+        from openood_dream import quality as room
     else:
         from openood_dream import imagine as room
     return room.run(config)
@@ -367,3 +370,10 @@ def plot(
     with store.replacing(out) as work:
         work.write_bytes(png)
     return out
+
+
+def dry_run(files: list[str], overrides: list[str]) -> str:
+    """What `synthesize` would draw, and how long it would take here, in words."""
+    from openood_dream import imagine
+
+    return imagine.forecast(imagining(files, overrides))

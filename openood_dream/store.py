@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,6 +228,28 @@ def complete(folder: Path) -> dict[str, Any] | None:
         ) from None
 
 
+class Missing(Exception):
+    """An artifact that would have to be made; the message is its stage."""
+
+
+_reusing: ContextVar[bool] = ContextVar("reusing", default=False)
+
+
+@contextmanager
+def reusing_only() -> Iterator[None]:
+    """Within the block, `build` raises Missing where it would have to make an artifact; nothing is written."""
+    token = _reusing.set(True)
+    try:
+        yield
+    finally:
+        _reusing.reset(token)
+
+
+def folder_of(cache_dir: str | Path, stage: str, inputs: dict[str, Any]) -> Path:
+    """Where the artifact of `stage` for `inputs` lies, complete or not."""
+    return Path(cache_dir) / f"{stage}-{fingerprint(inputs)}"
+
+
 def build(
     cache_dir: str | Path, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any] | None]
 ) -> Artifact:
@@ -236,10 +259,12 @@ def build(
     Two processes that want the same artifact wait for each other. Raises InputError where `cache_dir` is not writable,
     and an OSError of one line where a disk fills up or fails; what was finished stays for the next run.
     """
-    folder = Path(cache_dir) / f"{stage}-{fingerprint(inputs)}"
+    folder = folder_of(cache_dir, stage, inputs)
     manifest = complete(folder)
     if manifest is not None:
         return Artifact(folder, manifest, reused=True)
+    if _reusing.get():
+        raise Missing(stage)
     writable(folder.parent)
     with locked(folder):
         manifest = complete(folder)  # another process may have finished it while this one waited

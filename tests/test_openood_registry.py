@@ -231,7 +231,7 @@ def get_preprocessor(host):
 def drawn(monkeypatch):
     """Counts how often images would be drawn."""
     calls = []
-    monkeypatch.setattr(registry, "_imagine", lambda config: calls.append(1) or "/images")
+    monkeypatch.setattr(registry, "_imagine", lambda config: calls.append(1) or ("/images/imglist.txt", "/images"))
     return calls
 
 

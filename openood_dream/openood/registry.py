@@ -217,18 +217,17 @@ def fill_imagined(config: Any) -> None:
         return
     if config.get("trainer"):
         check_trainer(config)  # before anything is drawn
-    folder = first_process_only(lambda: _imagine(config))
-    section.imglist_pth, section.data_dir = f"{folder}/imglist.txt", folder
+    section.imglist_pth, section.data_dir = first_process_only(lambda: _imagine(config))
     config.outlier_data = f"imagined ({settings(config, 'dream').outliers.method})"
 
 
-def first_process_only(work: Callable[[], str]) -> str:
+def first_process_only(work: Callable[[], Any]) -> Any:
     """What `work` returns in the first process, in all of them; where it fails there, InputError in the others."""
     if not torch.distributed.is_initialized():
         return work()
     # a group of its own, made before the waiting begins, since the default one gives up after 30 minutes
     group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
-    found: list[str | None] = [None, None]  # what it returned, what went wrong
+    found: list[Any] = [None, None]  # what it returned, what went wrong
     try:
         if torch.distributed.get_rank() == 0:
             found[0] = work()
@@ -243,12 +242,13 @@ def first_process_only(work: Callable[[], str]) -> str:
     return found[0]
 
 
-def _imagine(config: Any) -> str:
+def _imagine(config: Any) -> tuple[str, str]:
     if not config.get("dream"):
         raise InputError("config: dream: missing; add a file that sets it, such as synthesis/cifar10.yml")
-    from openood_dream import imagine
+    from openood_dream import quality
 
-    return str(imagine.run(Config(plain(config))).path)
+    imglist, folder, _ = quality.chosen(Config(plain(config)))
+    return str(imglist), str(folder)
 
 
 # --------------------------------------------------------------------------------------------------------- networks
