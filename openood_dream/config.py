@@ -131,6 +131,9 @@ class RunSettings(_Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="number format of training")
     seed: _Seed = Field(0, description="seed of training")
+    executor: Literal["local", "ray"] = Field(
+        "local", description="who draws images: this process, or Ray workers on many GPUs and machines"
+    )
 
 
 class GeneratorTraining(_Section):

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,8 @@ def run(config: Config) -> store.Artifact:
     `images.parquet` with a row per image."""
     dream, names = settings(config, "dream"), data.class_names(config)
     synthesis = dream.synthesis
+    if settings(config, "").executor == "ray":
+        from openood_dream import distributed  # first of all, since it may not be installed
     upstream = outliers_stage.run(config)
     source = generator.run(config)
     inputs = set_inputs(source, upstream, names, synthesis)
@@ -228,15 +231,34 @@ def run(config: Config) -> store.Artifact:
         wanted = store.shards(synthesis.per_class * len(names), synthesis.shard_size)
         todo = store.missing_shards(folder, wanted)
         if todo:
-            work = Shards(config, source, upstream, folder)
             total = sum(len(wanted[number]) for number in todo)
-            with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar, ThreadPoolExecutor(4) as pool:
-                for number in todo:
-                    work.draw(number, wanted[number], pool, bar)
+            with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
+                if settings(config, "").executor == "ray":
+                    build = partial(drawer, config, source, upstream, folder, None)
+                    for number in distributed.each(build, todo, config.device or "auto"):
+                        bar.update(len(wanted[number]))
+                else:
+                    draw = drawer(config, source, upstream, folder, bar)
+                    for number in todo:
+                        draw(number)
         table = store.join_shards(folder, len(wanted))
         return {"images": len(table), "generator": source.path}
 
     return store.build(dream.cache_dir, "images", inputs, make)
+
+
+def drawer(
+    config: Config, source: Source, outliers: store.Artifact, folder: Path, bar: tqdm | None
+) -> Callable[[int], None]:
+    """Loads the pipeline, and returns what draws the shard of a number and moves the `bar`, if there is one."""
+    work = Shards(config, source, outliers, folder)
+    wanted = store.shards(len(work.rows), work.synthesis.shard_size)
+
+    def draw(number: int) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            work.draw(number, wanted[number], pool, bar)
+
+    return draw
 
 
 class Shards:
@@ -252,9 +274,9 @@ class Shards:
         self.keeps_class = dream.outliers.method == "inlier"
         pipeline = load_pipeline(source, config)
         self.imaginer = Imaginer(pipeline, self.names, self.synthesis)
-        check_anchors(self.imaginer, anchors_stage.load(anchors_stage.run(config)))
+        check_anchors(self.imaginer, self.embeddings)
 
-    def draw(self, number: int, images: range, pool: ThreadPoolExecutor, bar: tqdm) -> None:
+    def draw(self, number: int, images: range, pool: ThreadPoolExecutor, bar: tqdm | None) -> None:
         """Draws and writes one shard; its table comes last, when all its images are on disk."""
         written = []
         for batch in self.batches(images):
@@ -263,7 +285,8 @@ class Shards:
             rows = self.rows[batch]
             for i, row, label, seed, image in zip(batch, rows, labels.tolist(), seeds, pixels, strict=True):
                 written.append(pool.submit(self.write, i, int(row), label, seed, image))
-            bar.update(len(batch))
+            if bar is not None:
+                bar.update(len(batch))
         store.write_table(store.shard_table(self.folder, number), pd.DataFrame([row.result() for row in written]))
 
     def inputs(self, images: range) -> tuple[torch.Tensor, torch.Tensor, list[int]]:

@@ -1,0 +1,109 @@
+"""Ray: the items of a long list, each worked on by one of many workers, on a cluster or on this machine.
+
+Workers are actors, so that what is slow to make (a pipeline on a GPU) is made once in each.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from openood_dream import __version__
+from openood_dream.config import InputError
+
+try:
+    import ray
+except ImportError:
+    raise InputError("executor: ray is not installed; pip install 'openood-dream[ray]'") from None
+
+PATIENCE = 3  # deaths in a row for each worker, with no item finished between them, after which the run ends
+
+
+class Worker:
+    """An actor that calls what `build` makes."""
+
+    def start(self, build: Callable[[], Callable[[Any], None]], folder: str, version: str) -> None:
+        """Makes what works on items, in the folder that the run was started in."""
+        if version != __version__:
+            raise InputError(
+                f"executor: {platform.node()} has openood-dream {__version__}, the run {version}; expected the same"
+            )
+        try:
+            os.chdir(folder)
+        except OSError:
+            raise InputError(
+                f"executor: {platform.node()} has no folder {folder}; expected a file system that all machines share"
+            ) from None
+        self.do = build()
+
+    def work(self, item: Any) -> None:
+        self.do(item)
+
+
+def each(build: Callable[[], Callable[[Any], None]], items: Sequence[Any], device: str = "auto") -> Iterator[Any]:
+    """Yields each item when a worker has done it: `build()` makes, once in every worker, the function that takes items.
+
+    Workers have a GPU each where the cluster has any and `device` is not cpu, else a CPU core. The item of a worker
+    that dies goes to another one. Connects to a running cluster, or starts one on this machine. Raises what `build` or
+    its function raised, InputError for a device that no worker has, and OSError where workers die one after another.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        yield from _each(build, items, device)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _each(build: Callable, items: Sequence[Any], device: str) -> Iterator[Any]:
+    count, needs = places(device, ray.cluster_resources())
+    actor = ray.remote(**needs)(Worker)
+    waiting, left, deaths = deque(items), len(items), 0
+    busy: dict[ray.ObjectRef, tuple[Any, Any]] = {}  # call -> worker, and its item once it has started
+
+    def hire() -> None:
+        worker = actor.remote()
+        busy[worker.start.remote(build, os.getcwd(), __version__)] = (worker, None)
+
+    count = min(count, left)
+    for _ in range(count):
+        hire()
+    while left:
+        (call,), _ = ray.wait(list(busy), num_returns=1)
+        worker, item = busy.pop(call)
+        try:
+            ray.get(call)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:  # the worker or its machine died
+            deaths += 1
+            if deaths > PATIENCE * count:
+                reason = str(error).strip().partition("\n")[0]
+                raise OSError(f"executor: {deaths} Ray workers died one after another ({reason})") from error
+            waiting.extend([] if item is None else [item])
+            hire()
+            continue
+        if item is not None:
+            left, deaths = left - 1, 0
+            yield item
+        if waiting:  # else the worker goes, with its GPU
+            item = waiting.popleft()
+            busy[worker.work.remote(item)] = (worker, item)
+
+
+def places(device: str, resources: dict[str, float]) -> tuple[int, dict[str, float]]:
+    """How many workers a cluster's resources are good for, and what each of them needs."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device: expected auto, cpu or cuda with executor ray, which picks the GPUs, got {device!r}")
+    gpus = int(resources.get("GPU", 0))
+    if device == "cuda" and not gpus:
+        raise InputError("device: the Ray cluster has no GPU; set device to cpu, or add machines that have one")
+    if device == "cpu" or not gpus:
+        return max(1, int(resources.get("CPU", 1))), {"num_cpus": 1}
+    return gpus, {"num_gpus": 1}

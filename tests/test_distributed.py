@@ -1,0 +1,142 @@
+"""Ray workers: every item once, whoever dies, and the same bytes as in one process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from openood_dream import imagine, store
+from openood_dream.config import InputError
+
+ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'openood-dream[ray]'")
+psutil = pytest.importorskip("psutil")
+
+from openood_dream import distributed  # noqa: E402
+
+MANY = ("--dream.synthesis.per_class", "10", "--dream.synthesis.shard_size", "4", "--dream.synthesis.batch_size", "2")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray of this machine with two workers."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def test_every_item_is_done_once_and_each_worker_is_made_once(cluster, tmp_path):
+    def build():
+        (tmp_path / f"built-{os.getpid()}").touch()
+        return lambda item: (tmp_path / f"{item}").write_text(str(os.getpid()))
+
+    items = [f"item {i}" for i in range(20)]
+    assert sorted(distributed.each(build, items)) == sorted(items)
+    assert {(tmp_path / item).read_text() for item in items} <= {
+        path.name.removeprefix("built-") for path in tmp_path.glob("built-*")
+    }
+    assert len(list(tmp_path.glob("built-*"))) <= 2
+
+
+def test_the_item_of_a_worker_that_dies_is_done_by_another(cluster, tmp_path):
+    def build():
+        def work(item):
+            if item == 3 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            (tmp_path / f"{item}").touch()
+
+        return work
+
+    assert sorted(distributed.each(build, range(6))) == list(range(6))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*map(str, range(6)), "died"]
+
+
+def test_an_item_that_kills_every_worker_ends_the_run_in_one_line(cluster, monkeypatch):
+    monkeypatch.setattr(distributed, "PATIENCE", 0)
+    with pytest.raises(OSError, match="executor: 1 Ray workers died one after another") as caught:
+        list(distributed.each(lambda: lambda item: os._exit(1), [0]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["build", "work"])
+def test_what_a_worker_raises_is_raised_here(cluster, where):
+    def fail(*args):
+        raise InputError("dream.generator: no such pipeline")
+
+    build = fail if where == "build" else lambda: fail
+    with pytest.raises(InputError) as caught:
+        list(distributed.each(build, [1]))
+    assert type(caught.value) is InputError and str(caught.value) == "dream.generator: no such pipeline"
+
+
+def test_workers_work_in_the_folder_of_the_run(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(distributed.each(lambda: lambda item: Path(item).touch(), ["here"])) == ["here"]
+    assert (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize(
+    "device, resources, expected",
+    [
+        ("auto", {"CPU": 8.0}, (8, {"num_cpus": 1})),
+        ("auto", {"CPU": 8.0, "GPU": 2.0}, (2, {"num_gpus": 1})),
+        ("cuda", {"CPU": 8.0, "GPU": 2.0}, (2, {"num_gpus": 1})),
+        ("cpu", {"CPU": 8.0, "GPU": 2.0}, (8, {"num_cpus": 1})),
+    ],
+)
+def test_workers_have_a_gpu_each_where_there_are_any(device, resources, expected):
+    assert distributed.places(device, resources) == expected
+
+
+@pytest.mark.parametrize("device, problem", [("cuda", "has no GPU"), ("cuda:1", "expected auto, cpu or cuda")])
+def test_a_device_that_no_worker_has_is_named(device, problem):
+    with pytest.raises(InputError, match=problem):
+        distributed.places(device, {"CPU": 8.0})
+
+
+def test_without_ray_the_executor_says_how_to_get_it(command, tiny, chain, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "openood_dream.distributed")
+    monkeypatch.delattr("openood_dream.distributed")
+    done = command("synthesize", "--config", tiny.file, "--executor", "ray", "--dream.cache_dir", tmp_path / "new")
+    assert done.code == 2 and not (tmp_path / "new").exists()
+    assert done.err == ["openood-dream: error: executor: ray is not installed; pip install 'openood-dream[ray]'"]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [*folder.rglob("*.png"), folder / "imglist.txt"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_them_killed_while_drawing_draw_the_set_of_one_process(cluster, tiny, chain):
+    """Workers are killed by their process: Ray names them after what they do."""
+    expected = imagine.run(tiny.config(*MANY, "--dream.synthesis.seed", "5"))
+    kept = expected.path.rename(expected.path.with_name("local"))
+    killed = []
+
+    def kill() -> None:
+        while not killed:
+            for process in psutil.process_iter():
+                tables = list(expected.path.glob("shards/0*.parquet"))
+                if tables and process.name().startswith("ray::Worker.work") and process.is_running():
+                    process.kill()
+                    killed.append((process.pid, len(tables)))
+                    return
+            time.sleep(0.002)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    found = imagine.run(tiny.config(*MANY, "--dream.synthesis.seed", "5", "--executor", "ray"))
+    assert killed and killed[0][1] < 15, "no worker was killed while it drew"
+    assert found.path == expected.path and not found.reused
+    assert digests(found.path) == digests(kept)
+    assert store.verify(found.path)[1] == {}
