@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from openood_dream import __version__
 from openood_dream.config import InputError
 
@@ -25,7 +27,7 @@ PATIENCE = 3  # deaths in a row for each worker, with no item finished between t
 class Worker:
     """An actor that calls what `build` makes."""
 
-    def start(self, build: Callable[[], Callable[[Any], None]], folder: str, version: str) -> None:
+    def start(self, build: Callable[[], Callable[[Any], None]], folder: str, version: str, threads: int) -> None:
         """Makes what works on items, in the folder that the run was started in."""
         if version != __version__:
             raise InputError(
@@ -37,6 +39,7 @@ class Worker:
             raise InputError(
                 f"executor: {platform.node()} has no folder {folder}; expected a file system that all machines share"
             ) from None
+        torch.set_num_threads(threads)
         self.do = build()
 
     def work(self, item: Any) -> None:
@@ -46,9 +49,10 @@ class Worker:
 def each(build: Callable[[], Callable[[Any], None]], items: Sequence[Any], device: str = "auto") -> Iterator[Any]:
     """Yields each item when a worker has done it: `build()` makes, once in every worker, the function that takes items.
 
-    Workers have a GPU each where the cluster has any and `device` is not cpu, else a CPU core. The item of a worker
-    that dies goes to another one. Connects to a running cluster, or starts one on this machine. Raises what `build` or
-    its function raised, InputError for a device that no worker has, and OSError where workers die one after another.
+    Workers have a GPU each where the cluster has any and `device` is not cpu, else as many CPU cores as torch uses
+    threads in this process: sums depend on it in their last digits. The item of a worker that dies goes to another one.
+    Connects to a running cluster, or starts one on this machine. Raises what `build` or its function raised, InputError
+    for a device that no worker has, and OSError where workers die one after another.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -62,14 +66,15 @@ def each(build: Callable[[], Callable[[Any], None]], items: Sequence[Any], devic
 
 
 def _each(build: Callable, items: Sequence[Any], device: str) -> Iterator[Any]:
-    count, needs = places(device, ray.cluster_resources())
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    count, needs = places(device, machines, torch.get_num_threads())
     actor = ray.remote(**needs)(Worker)
     waiting, left, deaths = deque(items), len(items), 0
     busy: dict[ray.ObjectRef, tuple[Any, Any]] = {}  # call -> worker, and its item once it has started
 
     def hire() -> None:
         worker = actor.remote()
-        busy[worker.start.remote(build, os.getcwd(), __version__)] = (worker, None)
+        busy[worker.start.remote(build, os.getcwd(), __version__, needs.get("num_cpus", 1))] = (worker, None)
 
     count = min(count, left)
     for _ in range(count):
@@ -97,13 +102,17 @@ def _each(build: Callable, items: Sequence[Any], device: str) -> Iterator[Any]:
             busy[worker.work.remote(item)] = (worker, item)
 
 
-def places(device: str, resources: dict[str, float]) -> tuple[int, dict[str, float]]:
-    """How many workers a cluster's resources are good for, and what each of them needs."""
+def places(device: str, machines: list[dict[str, float]], threads: int) -> tuple[int, dict[str, int]]:
+    """How many workers the machines of a cluster hold, and what each worker needs: a GPU, or as many cores as threads."""
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device: expected auto, cpu or cuda with executor ray, which picks the GPUs, got {device!r}")
-    gpus = int(resources.get("GPU", 0))
-    if device == "cuda" and not gpus:
+    gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+    if gpus and device != "cpu":
+        return gpus, {"num_gpus": 1}
+    if device == "cuda":
         raise InputError("device: the Ray cluster has no GPU; set device to cpu, or add machines that have one")
-    if device == "cpu" or not gpus:
-        return max(1, int(resources.get("CPU", 1))), {"num_cpus": 1}
-    return gpus, {"num_gpus": 1}
+    count = sum(int(machine.get("CPU", 0)) // threads for machine in machines)
+    if not count:
+        most = max(int(machine.get("CPU", 0)) for machine in machines)
+        raise InputError(f"executor: no machine of the Ray cluster has {threads} CPU cores; set OMP_NUM_THREADS={most}")
+    return count, {"num_cpus": threads}

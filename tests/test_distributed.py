@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from openood_dream import imagine, store
 from openood_dream.config import InputError
@@ -25,11 +26,14 @@ MANY = ("--dream.synthesis.per_class", "10", "--dream.synthesis.shard_size", "4"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A Ray of this machine with two workers."""
+    """A Ray of this machine with two workers of one thread, as this process has."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+    torch.set_num_threads(threads)
 
 
 def test_every_item_is_done_once_and_each_worker_is_made_once(cluster, tmp_path):
@@ -60,9 +64,9 @@ def test_the_item_of_a_worker_that_dies_is_done_by_another(cluster, tmp_path):
 
 
 def test_an_item_that_kills_every_worker_ends_the_run_in_one_line(cluster, monkeypatch):
-    monkeypatch.setattr(distributed, "PATIENCE", 0)
-    with pytest.raises(OSError, match="executor: 1 Ray workers died one after another") as caught:
-        list(distributed.each(lambda: lambda item: os._exit(1), [0]))
+    monkeypatch.setattr(distributed, "PATIENCE", 1)
+    with pytest.raises(OSError, match="executor: 2 Ray workers died one after another") as caught:
+        list(distributed.each(lambda: lambda item: os.kill(os.getpid(), signal.SIGKILL), [0]))
     assert "\n" not in str(caught.value)
 
 
@@ -84,22 +88,30 @@ def test_workers_work_in_the_folder_of_the_run(cluster, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "device, resources, expected",
+    "device, machines, threads, expected",
     [
-        ("auto", {"CPU": 8.0}, (8, {"num_cpus": 1})),
-        ("auto", {"CPU": 8.0, "GPU": 2.0}, (2, {"num_gpus": 1})),
-        ("cuda", {"CPU": 8.0, "GPU": 2.0}, (2, {"num_gpus": 1})),
-        ("cpu", {"CPU": 8.0, "GPU": 2.0}, (8, {"num_cpus": 1})),
+        ("auto", [{"CPU": 8.0}], 1, (8, {"num_cpus": 1})),
+        ("auto", [{"CPU": 8.0}, {"CPU": 3.0}], 2, (5, {"num_cpus": 2})),
+        ("auto", [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0}], 4, (2, {"num_gpus": 1})),
+        ("cuda", [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}], 8, (3, {"num_gpus": 1})),
+        ("cpu", [{"CPU": 8.0, "GPU": 2.0}], 8, (1, {"num_cpus": 8})),
     ],
 )
-def test_workers_have_a_gpu_each_where_there_are_any(device, resources, expected):
-    assert distributed.places(device, resources) == expected
+def test_workers_have_a_gpu_each_or_as_many_cores_as_threads(device, machines, threads, expected):
+    assert distributed.places(device, machines, threads) == expected
 
 
-@pytest.mark.parametrize("device, problem", [("cuda", "has no GPU"), ("cuda:1", "expected auto, cpu or cuda")])
-def test_a_device_that_no_worker_has_is_named(device, problem):
+@pytest.mark.parametrize(
+    "device, threads, problem",
+    [
+        ("cuda", 1, "device: the Ray cluster has no GPU"),
+        ("cuda:1", 1, "device: expected auto, cpu or cuda"),
+        ("auto", 16, "no machine of the Ray cluster has 16 CPU cores; set OMP_NUM_THREADS=8"),
+    ],
+)
+def test_what_no_machine_has_is_named(device, threads, problem):
     with pytest.raises(InputError, match=problem):
-        distributed.places(device, {"CPU": 8.0})
+        distributed.places(device, [{"CPU": 8.0}, {"CPU": 2.0}], threads)
 
 
 def test_without_ray_the_executor_says_how_to_get_it(command, tiny, chain, monkeypatch, tmp_path):
