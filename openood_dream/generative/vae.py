@@ -1,0 +1,96 @@
+"""A variational autoencoder with a 256-way output for each subpixel, of DCGAN's shape (Likelihood Regret, Sec. 5)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+
+class VAE(nn.Module):
+    """p(x|z) of 256 classes a subpixel, q(z|x) a Gaussian of diagonal covariance, p(z) a standard one.
+
+    For images (B, channels, size, size), size a power of two from 8 on. With importance samples 1 the bound is the ELBO.
+    """
+
+    samples = 20  # importance samples of log_prob
+
+    def __init__(self, channels: int, size: int, *, latent: int = 200, width: int = 64) -> None:
+        super().__init__()
+        self.channels, self.size, self.latent = channels, size, latent
+        widths = [width * 2**i for i in range(int(math.log2(size)) - 2)]  # the last one at 4x4
+        down = [block(nn.Conv2d(a, b, 4, 2, 1, bias=False)) for a, b in zip([channels, *widths], widths)]
+        up = [block(nn.ConvTranspose2d(b, a, 4, 2, 1, bias=False)) for a, b in zip(widths, widths[1:])]
+        self.encoder = nn.Sequential(*down, nn.Conv2d(widths[-1], 2 * latent, 4))
+        self.decoder = nn.Sequential(
+            block(nn.ConvTranspose2d(latent, widths[-1], 4, bias=False)),
+            *reversed(up),
+            nn.ConvTranspose2d(widths[0], channels * 256, 4, 2, 1, bias=False),
+        )
+        self.apply(initialise)
+        self.to(memory_format=torch.channels_last)  # the 256 logits of a subpixel lie side by side
+
+    def posterior(self, x: torch.Tensor) -> Normal:
+        """q(z|x): mean and deviation (B, latent)."""
+        mean, log_variance = self.encoder(scaled(x)).flatten(1).float().chunk(2, dim=1)
+        return Normal(mean, (log_variance / 2).exp(), validate_args=False)
+
+    def logits(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, S, S, channels, 256) of latents (B, latent)."""
+        return self.decoder(z[:, :, None, None]).permute(0, 2, 3, 1).unflatten(3, (self.channels, 256))
+
+    def likelihood(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """log p(x|z) in nats, (B,)."""
+        target = x.permute(0, 2, 3, 1).reshape(-1).long()
+        losses = F.cross_entropy(self.logits(z).reshape(-1, 256), target, reduction="none")
+        return -losses.float().view(len(x), -1).sum(1)
+
+    def bound(self, x: torch.Tensor) -> torch.Tensor:
+        """The ELBO with one draw of z."""
+        q = self.posterior(x)
+        return self.likelihood(x, q.rsample()) - kl_divergence(q, prior(q)).sum(1)
+
+    def draw_noise(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(self.samples, self.latent, generator=generator)
+
+    def log_prob(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """log p(x) from below by importance weighting with the draws `noise` (K, latent), all in one pass (IWAE, Eq. 8)."""
+        return self.importance_bound(x, self.posterior(x), noise)
+
+    def importance_bound(self, x: torch.Tensor, q: Normal, noise: torch.Tensor) -> torch.Tensor:
+        """log mean_k p(x, z_k) / q(z_k) with z_k = mean + deviation * noise_k, for a posterior of each image."""
+        z = q.mean + q.stddev * noise.unsqueeze(1)  # (K, B, latent)
+        repeated = x.repeat(len(noise), 1, 1, 1)
+        given_z = self.likelihood(repeated, z.flatten(0, 1)).view(len(noise), -1)
+        weights = given_z + (prior(q).log_prob(z) - q.log_prob(z)).sum(2)
+        return torch.logsumexp(weights, dim=0) - math.log(len(noise))
+
+    @torch.no_grad()
+    def sample(self, count: int) -> torch.Tensor:
+        """Images (count, channels, size, size), uint8, drawn from the model; call it in eval mode."""
+        z = torch.randn(count, self.latent, device=next(self.parameters()).device)
+        return torch.distributions.Categorical(logits=self.logits(z)).sample().permute(0, 3, 1, 2).to(torch.uint8)
+
+
+def prior(q: Normal) -> Normal:
+    return Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean), validate_args=False)
+
+
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    """Integers 0 to 255 as floats in [-1, 1]."""
+    return x / 127.5 - 1
+
+
+def block(convolution: nn.Module) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True))
+
+
+def initialise(module: nn.Module) -> None:
+    """DCGAN's start: small Gaussian weights."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)
