@@ -437,6 +437,13 @@ class OAL(_Section):
     teacher: TeacherSettings = Field(default_factory=TeacherSettings, description="the teacher")
 
 
+class FRL(_Section):
+    """`trainer.name: frl`: maximum likelihood of a generative network."""
+
+    name: Literal["frl"] = Field(description="the trainer")
+    frequency: bool = Field(True, description="whether the network also models the images' high-frequency channel")
+
+
 TRAINER_SETTINGS: dict[str, type[BaseModel]] = {
     "base": BaseTrainer,
     "oe": OE,
@@ -445,6 +452,72 @@ TRAINER_SETTINGS: dict[str, type[BaseModel]] = {
     "vos": VOS,
     "npos": NPOS,
     "oal": OAL,
+    "frl": FRL,
+}
+
+
+class GenerativeNetwork(_Section):
+    """`network` where it is a generative model: what the three have in common. Their defaults are the papers' sizes."""
+
+    name: _Name = Field(description="the model")
+    image_size: int = Field(ge=8, description="pixels a side")
+    channels: Literal[1, 3] = Field(3, description="3: colours, 1: grey")
+    frequency: bool = Field(False, description="whether the high-frequency channel is modelled too")
+    normalization_type: str | None = Field(None, description="the data set's, to be undone")
+    num_classes: int | None = Field(None, description="not used; classifiers need it")
+    num_gpus: int | None = Field(None, description="OpenOOD's number of processes")
+    pretrained: bool = Field(False, description="whether to load the checkpoint")
+    checkpoint: str | None = Field(None, description="file of the weights")
+
+    def _needs_multiple(self, of: int, why: str) -> None:
+        text = f"expected a multiple of {of} ({why}), got {self.image_size}"
+        _rule(self.image_size % of == 0, text, "image_size")
+
+
+class VAENetwork(GenerativeNetwork):
+    """`network.name: vae`."""
+
+    latent: int = Field(200, ge=1, description="numbers in the latent vector z")
+    width: int = Field(64, ge=1, description="channels at half of the size; double at each further halving")
+
+    @model_validator(mode="after")
+    def _size(self) -> VAENetwork:
+        text = f"expected a power of two, got {self.image_size}"
+        _rule(self.image_size & (self.image_size - 1) == 0, text, "image_size")
+        return self
+
+
+class GlowNetwork(GenerativeNetwork):
+    """`network.name: glow`."""
+
+    levels: int = Field(3, ge=1, description="scales, each of half the size of the one before")
+    steps: int = Field(32, ge=1, description="steps of flow a level")
+    width: int = Field(512, ge=1, description="channels of the coupling networks")
+
+    @model_validator(mode="after")
+    def _size(self) -> GlowNetwork:
+        self._needs_multiple(2**self.levels, f"{self.levels} levels")
+        return self
+
+
+class PixelCNNppNetwork(GenerativeNetwork):
+    """`network.name: pixelcnnpp`."""
+
+    resnets: int = Field(5, ge=1, description="gated blocks at each size, down and up")
+    filters: int = Field(160, ge=1, description="channels")
+    mixtures: int = Field(10, ge=1, description="logistics in the mixture of a pixel")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout in the gated blocks")
+
+    @model_validator(mode="after")
+    def _size(self) -> PixelCNNppNetwork:
+        self._needs_multiple(4, "three sizes")
+        return self
+
+
+GENERATIVE_SETTINGS: dict[str, type[GenerativeNetwork]] = {
+    "vae": VAENetwork,
+    "glow": GlowNetwork,
+    "pixelcnnpp": PixelCNNppNetwork,
 }
 
 
@@ -741,7 +814,8 @@ def _override_pairs(tokens: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _override(config: Config, origins: _Origins, tokens: Iterable[str]) -> None:
-    pairs = sorted(_override_pairs(tokens), key=lambda pair: pair[0] != "trainer.name")  # it decides which keys exist
+    # those two decide which keys exist
+    pairs = sorted(_override_pairs(tokens), key=lambda pair: pair[0] not in ("trainer.name", "network.name"))
     for key, value in pairs:
         path = _split(key, _COMMAND_LINE)
         ours = dict(_schema_keys(config))
@@ -832,9 +906,10 @@ def _trainer_model(config: dict) -> type[BaseModel] | None:
 
 
 def _sections(config: dict) -> dict[str, type[BaseModel]]:
-    """Our top-level sections; OpenOOD's trainers keep their own settings."""
-    trainer = _trainer_model(config)
-    return {"dream": DreamSettings, "benchmark": BenchmarkSettings} | ({"trainer": trainer} if trainer else {})
+    """Our top-level sections; OpenOOD's trainers and networks keep their own settings."""
+    network = GENERATIVE_SETTINGS.get(str(_lookup(config, ("network", "name"))))
+    models = {"dream": DreamSettings, "benchmark": BenchmarkSettings, "trainer": _trainer_model(config)}
+    return {name: model for name, model in {**models, "network": network}.items() if model}
 
 
 def _schema_keys(config: dict) -> Iterator[tuple[str, bool]]:

@@ -32,7 +32,7 @@ class ImageList(Dataset):
     """The images of an imglist as OpenOOD's batches: `data` (B, 3, S, S) normalised float32, `label`, `index`, `image_name`.
 
     Transforms are those of OpenOOD's `base` preprocessor, applied to a whole batch at once: resize, centre crop, and
-    for training a horizontal flip (`flip`) and a random crop with 4 pixels of padding, or with `resized_crop`
+    for training a horizontal flip (`flip`) and a random crop with 4 pixels of padding (`crop`), or with `resized_crop`
     (OpenOOD's rule for ImageNet) a random resized crop. Raises InputError that names a missing or broken image.
     """
 
@@ -47,6 +47,7 @@ class ImageList(Dataset):
         interpolation: str = "bilinear",
         augment: bool = False,
         flip: bool = True,
+        crop: bool = True,
         resized_crop: bool = False,
         key: str = "imglist_pth",
     ) -> None:
@@ -55,7 +56,7 @@ class ImageList(Dataset):
         self.labels = torch.tensor([label for _, label in self.rows])
         self.pre_size, self.image_size = pre_size, image_size
         self.interpolation = InterpolationMode(interpolation)
-        self.augment, self.flip, self.resized_crop = augment, flip, augment and resized_crop
+        self.augment, self.flip, self.crop, self.resized_crop = augment, flip, crop, augment and resized_crop
         mean, std = NORMALIZATION.get(normalization, ((0.5,) * 3, (0.5,) * 3))
         self.mean, self.std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
         cached = len(self.rows) * 3 * image_size**2 <= CACHE_BYTES and not self.resized_crop
@@ -73,7 +74,7 @@ class ImageList(Dataset):
             pixels = self.pixels[index]
         else:
             pixels = torch.stack([self._pixels(i) for i in index.tolist()])
-        if self.augment and not self.resized_crop:
+        if self.augment and self.crop and not self.resized_crop:
             pixels = random_crop(pixels, padding=4)
         if self.augment and (self.flip or self.resized_crop):
             pixels = random_flip(pixels)
@@ -163,6 +164,7 @@ def image_list(
         interpolation=interpolation,
         augment=augment,
         flip=(config.preprocessor or {}).get("horizontal_flip", True),
+        crop=(config.preprocessor or {}).get("random_crop", True),
         resized_crop="imagenet" in dataset.name,
         key=f"{key}.imglist_pth",
     )
@@ -343,7 +345,40 @@ def _patches(photo: np.ndarray, count: int, rng: np.random.Generator) -> list[np
     return patches
 
 
-BUILT_IN = {"digits": make_digits}
+# ------------------------------------------------------------------------------------------- the benchmark of likelihoods
+
+REAL = Path("data/benchmark_imglist/cifar10")  # where OpenOOD's configs expect the lists
+
+
+def make_frl_cifar10(root: str | Path, seed: int = 0, count: int = 500) -> None:
+    """Writes what the benchmark of likelihoods needs besides real images under `root`, once; the same for the same seed.
+
+    Uniform noise and images of one constant colour, 32x32 RGB PNG, and lists of `count` images: those, and evenly
+    spaced ones of OpenOOD's CIFAR-10 test and OOD lists.
+    """
+    root = Path(root)
+    lists = root / "benchmark_imglist" / "frl_cifar10"
+    if store.complete(lists) is not None:
+        return
+    names = ("test_cifar10", "test_tin", "test_mnist", "test_texture")
+    sets = {name: store.read_imglist(REAL / f"{name}.txt", "dataset.make") for name in names}
+    store.writable(root)
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    colours = rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8).repeat(32, axis=1).repeat(32, axis=2)
+    for name, images in {"noise": noise, "constant": colours}.items():
+        sets[name] = [(f"frl_cifar10/{name}/{number:04d}.png", -1) for number in range(count)]
+        for (file, _), image in zip(sets[name], images):
+            path = root / "images_classic" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    for name, rows in sets.items():
+        chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+        store.write_imglist(lists / f"{name}.txt", [rows[i] for i in chosen])
+    store.write_json(lists / store.MANIFEST, {"seed": seed, "count": count})
+
+
+BUILT_IN = {"digits": make_digits, "frl_cifar10": make_frl_cifar10}
 
 
 def ensure(config: Config) -> None:

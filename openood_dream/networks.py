@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from openood_dream.config import Config, InputError, origin
+from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, origin, settings
 
 SMALL_IMAGE = 64  # up to this size a 7x7 stride-2 stem with pooling would leave too few pixels
 
@@ -86,15 +86,19 @@ def backbone_name(name: str, where: str) -> str:
     return model
 
 
-def get_network(config: Config) -> TimmNetwork:
-    """The network of a config's `network` section (`name: timm:<model>`, `args`), with the weights of `checkpoint` where
-    `pretrained`."""
+def get_network(config: Config) -> nn.Module:
+    """The network of a config's `network` section (`name: timm:<model>`, `args`, or a generative one), with the weights
+    of `checkpoint` where `pretrained`."""
     network = config.network or Config()
-    where = f"{origin(config, 'network.name') or 'config'}: network.name"
-    model = backbone_name(str(network.name), where)
-    net = TimmNetwork(
-        model, config.dataset.num_classes, small=config.dataset.image_size <= SMALL_IMAGE, args=network.args
-    )
+    if network.name in GENERATIVE_SETTINGS:
+        from openood_dream.generative.network import Generative
+
+        net = Generative(settings(config, "network"))
+    else:
+        where = f"{origin(config, 'network.name') or 'config'}: network.name"
+        model = backbone_name(str(network.name), where)
+        small = config.dataset.image_size <= SMALL_IMAGE
+        net = TimmNetwork(model, config.dataset.num_classes, small=small, args=network.args)
     if network.pretrained:
         load_weights(net, network.checkpoint)
     return net

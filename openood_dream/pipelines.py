@@ -21,6 +21,7 @@ import openood_dream.openood
 from openood_dream import data, store
 from openood_dream.config import Config, InputError, OutlierSettings, load_config, origin, settings
 from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor, passes_dir
+from openood_dream.generative.network import Generative, pixel_probability
 from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
 from openood_dream.trainers import get_trainer
 
@@ -116,7 +117,7 @@ def train(config: Config) -> Path:
         "batch_size": [loader.batch_size for loader in (train_loader, outlier_loader) if loader],
         "data": [list_identity(config, "train"), list_identity(config, "val")],
         "outliers": outliers,
-        "network": {key: config.network.get(key) for key in ("name", "args", "pretrained", "checkpoint")},
+        "network": {key: value for key, value in config.network.to_dict().items() if key != "num_gpus"},
         "trainer": settings(config, "trainer").model_dump(),
         "optimizer": config.optimizer.to_dict(),
         "preprocessor": (config.preprocessor or Config()).to_dict(),
@@ -145,7 +146,7 @@ def train(config: Config) -> Path:
     ) as epochs:
         for epoch in epochs:
             net, metrics = trainer.train_epoch(epoch)
-            val = accuracy(net, val_loader, device, pick_dtype(config.precision, device))
+            val = validate(net, val_loader, device, pick_dtype(config.precision, device))
             history.append({"epoch": epoch, "loss": metrics["loss"], "val_acc": 100 * val})
             epochs.set_postfix(loss=f"{metrics['loss']:.3f}", val_acc=f"{100 * val:.1f}")
             if val >= best:
@@ -166,6 +167,11 @@ def train(config: Config) -> Path:
         },
     )
     return out
+
+
+def validate(net: nn.Module, *args: Any) -> float:
+    """What the best checkpoint is chosen by: accuracy, or a generative network's mean probability of a subpixel."""
+    return pixel_probability(net, *args) if isinstance(net, Generative) else accuracy(net, *args)
 
 
 def label_of(config: Config) -> str:

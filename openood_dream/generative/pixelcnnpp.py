@@ -123,7 +123,9 @@ def draw_pixel(numbers: torch.Tensor, channels: int) -> torch.Tensor:
     """One pixel (B, C) of integers 0 to 255 from its mixture (B, M, ...), one channel after the other."""
     weights, means, log_scales, coefficients = split_numbers(numbers, channels)
     chosen = torch.distributions.Categorical(logits=weights).sample()
-    mean, log_scale, coefficient = (part[torch.arange(len(chosen)), chosen] for part in (means, log_scales, coefficients))
+    mean, log_scale, coefficient = (
+        part[torch.arange(len(chosen)), chosen] for part in (means, log_scales, coefficients)
+    )
     x = torch.zeros_like(mean)
     noise = torch.rand_like(mean).clamp(1e-5, 1 - 1e-5).logit()
     for c in range(channels):

@@ -192,19 +192,20 @@ def _preprocessors(original: Callable) -> Callable:
             preprocessor = (BasePreprocessor if augment else TestStandardPreProcessor)(config)
         else:
             preprocessor = original(config, split)
-        if config.preprocessor.horizontal_flip is False:
-            _drop_flips(preprocessor)
+        for key, step in (("horizontal_flip", "RandomHorizontalFlip"), ("random_crop", "RandomCrop")):
+            if config.preprocessor.get(key) is False:
+                _drop(preprocessor, step)
         return preprocessor
 
     return get_preprocessor
 
 
-def _drop_flips(preprocessor: Any) -> None:
-    from torchvision.transforms import Compose, RandomHorizontalFlip
+def _drop(preprocessor: Any, name: str) -> None:
+    from torchvision.transforms import Compose
 
     if isinstance(getattr(preprocessor, "transform", None), Compose):
         steps = preprocessor.transform.transforms
-        preprocessor.transform = Compose([step for step in steps if not isinstance(step, RandomHorizontalFlip)])
+        preprocessor.transform = Compose([step for step in steps if type(step).__name__ != name])
 
 
 def fill_imagined(config: Any) -> None:

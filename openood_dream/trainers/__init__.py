@@ -5,7 +5,7 @@ or with keywords `teacher`, `embeddings` and `latents` where `taught` is set, ha
 the network and `{"epoch_idx", "loss", "terms"}`.
 """
 
-from openood_dream.trainers import base, dream_id, dream_ood, npos, oal, oe, vos  # noqa: F401  (they register)
+from openood_dream.trainers import base, dream_id, dream_ood, frl, npos, oal, oe, vos  # noqa: F401  (they register)
 from openood_dream.trainers.base import TRAINERS, BaseTrainer, OutlierTrainer, get_trainer
 
 __all__ = ["TRAINERS", "BaseTrainer", "OutlierTrainer", "get_trainer"]
