@@ -63,10 +63,15 @@ class VAE(nn.Module):
     def importance_bound(self, x: torch.Tensor, q: Normal, noise: torch.Tensor) -> torch.Tensor:
         """log mean_k p(x, z_k) / q(z_k) with z_k = mean + deviation * noise_k, for a posterior of each image."""
         z = q.mean + q.stddev * noise.unsqueeze(1)  # (K, B, latent)
-        repeated = x.repeat(len(noise), 1, 1, 1)
-        given_z = self.likelihood(repeated, z.flatten(0, 1)).view(len(noise), -1)
+        pairs = zip(x.repeat(len(noise), 1, 1, 1).split(self.at_once(x.device)), z.flatten(0, 1).split(self.at_once(x.device)))
+        given_z = torch.cat([self.likelihood(*pair) for pair in pairs]).view(len(noise), -1)
         weights = given_z + (prior(q).log_prob(z) - q.log_prob(z)).sum(2)
         return torch.logsumexp(weights, dim=0) - math.log(len(noise))
+
+    def at_once(self, device: torch.device) -> int:
+        """How many images to decode together: as many as fit in a processor's cache, on a GPU in its memory."""
+        limit = 16 * 2**20 if device.type == "cpu" else 4 * 2**30
+        return max(1, limit // (4 * 256 * self.channels * self.size**2))
 
     @torch.no_grad()
     def sample(self, count: int) -> torch.Tensor:

@@ -1,0 +1,167 @@
+"""OOD scores of generative models: FRL's, and the likelihood, input complexity and likelihood regret it is compared with.
+
+Confidence is larger for in-distribution images, in bits an image. Scores do not depend on how images are batched: all
+images share their draws, from a fixed seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+from torchvision.io import encode_png
+from tqdm import tqdm
+
+from openood_dream import store
+from openood_dream.config import InputError
+from openood_dream.generative.frequency import with_high_frequency
+from openood_dream.generative.network import Generative
+from openood_dream.generative.vae import VAE, prior
+from openood_dream.postprocessors import Images, Postprocessor, postprocessor
+
+BATCH = 128
+COMPRESSION = 9
+
+
+def code_lengths(images: torch.Tensor) -> torch.Tensor:
+    """L(x): the bits of each image (N, C, S, S), uint8, as a PNG of the highest compression; in parallel, (N,) float64."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sizes = pool.map(lambda image: len(encode_png(image, COMPRESSION)), images)
+        return 8.0 * torch.tensor(list(sizes), dtype=torch.float64)
+
+
+def cached_code_lengths(images: torch.Tensor, cache_dir: str | Path) -> torch.Tensor:
+    """`code_lengths`, computed once for the same images and kept in `cache_dir`."""
+    inputs = {
+        "images": hashlib.sha256(images.contiguous().numpy().data).hexdigest(),
+        "shape": list(images.shape),
+        "code": f"png {COMPRESSION}",
+    }
+
+    def make(folder: Path) -> None:
+        store.write_tensors(folder / "lengths.safetensors", bits=code_lengths(images))
+
+    return store.read_tensors(store.build(cache_dir, "code-lengths", inputs, make).path / "lengths.safetensors")["bits"]
+
+
+def batched(
+    score: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, device: torch.device, size: int = BATCH
+) -> torch.Tensor:
+    """`score`, in nats, of images (N, C, S, S), `size` at once, in bits (N,) float64 on the CPU."""
+    parts = tqdm(images.split(size), desc="score", unit="batch", leave=False, delay=2)
+    return torch.cat([score(part.to(device)).double().cpu() for part in parts]) / math.log(2)
+
+
+@torch.inference_mode()
+def log_likelihood(net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """log2 p of uint8 images (N, C, S, S), or of (x, x_H) where the network was trained with that, (N,) float64."""
+    model = net.to(device).eval().model
+    noise = draws(model, device)
+    return batched(lambda x: model.log_prob(with_high_frequency(x) if net.frequency else x, noise), images, device)
+
+
+def draws(model: nn.Module, device: torch.device) -> torch.Tensor | None:
+    """The noise of `model.log_prob`, the same each time."""
+    noise = model.draw_noise(torch.Generator().manual_seed(0))
+    return None if noise is None else noise.to(device)
+
+
+def regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
+    """How much a posterior of its own raises the bound of each image of x (B, C, S, S), in nats (B,).
+
+    The encoder's mean and log variance are improved by `steps` steps of Adam, for all images together; the gain is that
+    of the importance-weighted bound with the draws `noise` (Likelihood Regret, Eq. 6).
+    """
+    with torch.no_grad():
+        q = model.posterior(x)
+        before = model.importance_bound(x, q, noise)
+    numbers = [q.mean.clone().requires_grad_(), (2 * q.stddev.log()).requires_grad_()]
+    optimizer = torch.optim.Adam(numbers, lr)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        q = Normal(numbers[0], (numbers[1] / 2).exp(), validate_args=False)
+        z = q.mean + q.stddev * torch.randn(1, model.latent, generator=generator).to(x.device)
+        bound = model.likelihood(x, z) - kl_divergence(q, prior(q)).sum(1)
+        for number, gradient in zip(numbers, torch.autograd.grad(-bound.sum(), numbers)):
+            number.grad = gradient
+        optimizer.step()
+    with torch.no_grad():
+        q = Normal(numbers[0], (numbers[1] / 2).exp(), validate_args=False)
+        return model.importance_bound(x, q, noise) - before
+
+
+# -------------------------------------------------------------------------------------------------------- detectors
+
+
+class Likelihood(Postprocessor):
+    """What the detectors of generative networks share; they predict no class."""
+
+    runs_network = True
+    generative = True
+
+    def confidence(self, images: Images) -> torch.Tensor:
+        return self.score(images.net, read(images.net, images.loader, images.device), images.device)
+
+    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """One number for each uint8 image (N, C, S, S)."""
+        return log_likelihood(net, images, device)
+
+    def prediction(self, images: Images) -> torch.Tensor:
+        return torch.full((len(images.labels),), -1)
+
+    def code_lengths(self, images: torch.Tensor) -> torch.Tensor:
+        return cached_code_lengths(images, self.args.get("cache_dir", "results/code_lengths"))
+
+
+postprocessor("likelihood")(Likelihood)
+
+
+@postprocessor("input_complexity")
+class InputComplexity(Likelihood):
+    """log2 p(x) + L(x) (Serra et al., ICLR 2020)."""
+
+    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return log_likelihood(net, images, device) + self.code_lengths(images)
+
+
+@postprocessor("frl")
+class FRL(InputComplexity):
+    """log2 p(x, x_H) + L(x) (Cai & Li, Sec. 3.3)."""
+
+    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if not net.frequency:
+            raise InputError(
+                "postprocessor.name: frl needs a network trained with trainer.frequency true; "
+                "this one was trained without the high-frequency channel, use input_complexity"
+            )
+        return super().score(net, images, device)
+
+
+@postprocessor("likelihood_regret")
+class LikelihoodRegret(Likelihood):
+    """Minus the regret, with `steps` of Adam at rate `lr` (Xiao et al., NeurIPS 2020)."""
+
+    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        model = net.to(device).eval().model
+        if not isinstance(model, VAE):
+            raise InputError("postprocessor.name: likelihood_regret needs network.name vae, which has a posterior")
+        noise, steps, lr = draws(model, device), self.args.get("steps", 100), self.args.get("lr", 0.05)
+
+        def score(x: torch.Tensor) -> torch.Tensor:
+            return -regret(model, with_high_frequency(x) if net.frequency else x, noise, steps, lr)
+
+        return batched(score, images, device, model.at_once(device))
+
+
+def read(net: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device) -> torch.Tensor:
+    """All images of a loader as the uint8 images (N, C, S, S) that `net` takes, on the CPU."""
+    net.to(device)
+    return torch.cat([net.image(batch["data"].to(device)).cpu() for batch in loader])
