@@ -350,7 +350,7 @@ def _patches(photo: np.ndarray, count: int, rng: np.random.Generator) -> list[np
 REAL = Path("data/benchmark_imglist/cifar10")  # where OpenOOD's configs expect the lists
 
 
-def make_frl_cifar10(root: str | Path, seed: int = 0, count: int = 500) -> None:
+def make_frl_cifar10(root: str | Path, seed: int = 0, count: int = 300) -> None:
     """Writes what the benchmark of likelihoods needs besides real images under `root`, once; the same for the same seed.
 
     Uniform noise and images of one constant colour, 32x32 RGB PNG, and lists of `count` images: those, and evenly

@@ -158,7 +158,7 @@ class LikelihoodRegret(Likelihood):
         def score(x: torch.Tensor) -> torch.Tensor:
             return -regret(model, with_high_frequency(x) if net.frequency else x, noise, steps, lr)
 
-        return batched(score, images, device, model.at_once(device))
+        return batched(score, images, device)
 
 
 def read(net: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device) -> torch.Tensor:

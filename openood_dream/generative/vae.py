@@ -7,7 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Categorical, Normal, kl_divergence
+from torch.utils.checkpoint import checkpoint
 
 
 class VAE(nn.Module):
@@ -25,11 +26,8 @@ class VAE(nn.Module):
         down = [block(nn.Conv2d(a, b, 4, 2, 1, bias=False)) for a, b in zip([channels, *widths], widths)]
         up = [block(nn.ConvTranspose2d(b, a, 4, 2, 1, bias=False)) for a, b in zip(widths, widths[1:])]
         self.encoder = nn.Sequential(*down, nn.Conv2d(widths[-1], 2 * latent, 4))
-        self.decoder = nn.Sequential(
-            block(nn.ConvTranspose2d(latent, widths[-1], 4, bias=False)),
-            *reversed(up),
-            nn.ConvTranspose2d(widths[0], channels * 256, 4, 2, 1, bias=False),
-        )
+        self.decoder = nn.Sequential(block(nn.ConvTranspose2d(latent, widths[-1], 4, bias=False)), *reversed(up))
+        self.last = nn.ConvTranspose2d(widths[0], channels * 256, 4, 2, 1, bias=False)
         self.apply(initialise)
         self.to(memory_format=torch.channels_last)  # the 256 logits of a subpixel lie side by side
 
@@ -38,15 +36,25 @@ class VAE(nn.Module):
         mean, log_variance = self.encoder(scaled(x)).flatten(1).float().chunk(2, dim=1)
         return Normal(mean, (log_variance / 2).exp(), validate_args=False)
 
-    def logits(self, z: torch.Tensor) -> torch.Tensor:
-        """(B, S, S, channels, 256) of latents (B, latent)."""
-        return self.decoder(z[:, :, None, None]).permute(0, 2, 3, 1).unflatten(3, (self.channels, 256))
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, S, S, channels, 256) of what the decoder makes of latents."""
+        return self.last(hidden).permute(0, 2, 3, 1).unflatten(3, (self.channels, 256))
 
     def likelihood(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """log p(x|z) in nats, (B,)."""
+        """log p(x|z) in nats, (B,). The logits, a thousand times the image, exist for few images at once."""
+        hidden, few = self.decoder(z[:, :, None, None]), self.at_once(x.device)
+        parts = zip(x.split(few), hidden.split(few))
+        return torch.cat([checkpoint(self.last_likelihood, *part, use_reentrant=False) for part in parts])
+
+    def last_likelihood(self, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         target = x.permute(0, 2, 3, 1).reshape(-1).long()
-        losses = F.cross_entropy(self.logits(z).reshape(-1, 256), target, reduction="none")
+        losses = F.cross_entropy(self.logits(hidden).reshape(-1, 256), target, reduction="none")
         return -losses.float().view(len(x), -1).sum(1)
+
+    def at_once(self, device: torch.device) -> int:
+        """Images whose logits fit in a processor's cache, or in a GPU's memory."""
+        limit = 16 * 2**20 if device.type == "cpu" else 4 * 2**30
+        return max(1, limit // (4 * 256 * self.channels * self.size**2))
 
     def bound(self, x: torch.Tensor) -> torch.Tensor:
         """The ELBO with one draw of z."""
@@ -63,21 +71,16 @@ class VAE(nn.Module):
     def importance_bound(self, x: torch.Tensor, q: Normal, noise: torch.Tensor) -> torch.Tensor:
         """log mean_k p(x, z_k) / q(z_k) with z_k = mean + deviation * noise_k, for a posterior of each image."""
         z = q.mean + q.stddev * noise.unsqueeze(1)  # (K, B, latent)
-        pairs = zip(x.repeat(len(noise), 1, 1, 1).split(self.at_once(x.device)), z.flatten(0, 1).split(self.at_once(x.device)))
-        given_z = torch.cat([self.likelihood(*pair) for pair in pairs]).view(len(noise), -1)
+        given_z = self.likelihood(x.repeat(len(noise), 1, 1, 1), z.flatten(0, 1)).view(len(noise), -1)
         weights = given_z + (prior(q).log_prob(z) - q.log_prob(z)).sum(2)
         return torch.logsumexp(weights, dim=0) - math.log(len(noise))
-
-    def at_once(self, device: torch.device) -> int:
-        """How many images to decode together: as many as fit in a processor's cache, on a GPU in its memory."""
-        limit = 16 * 2**20 if device.type == "cpu" else 4 * 2**30
-        return max(1, limit // (4 * 256 * self.channels * self.size**2))
 
     @torch.no_grad()
     def sample(self, count: int) -> torch.Tensor:
         """Images (count, channels, size, size), uint8, drawn from the model; call it in eval mode."""
-        z = torch.randn(count, self.latent, device=next(self.parameters()).device)
-        return torch.distributions.Categorical(logits=self.logits(z)).sample().permute(0, 3, 1, 2).to(torch.uint8)
+        z = torch.randn(count, self.latent, 1, 1, device=next(self.parameters()).device)
+        logits = self.logits(self.decoder(z))
+        return Categorical(logits=logits).sample().permute(0, 3, 1, 2).to(torch.uint8)
 
 
 def prior(q: Normal) -> Normal:
