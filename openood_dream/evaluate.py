@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from openood_dream import data, store
 from openood_dream.config import Config, InputError
+from openood_dream.generative import scores  # noqa: F401  (registers its detectors)
 from openood_dream.networks import autocast, pick_device
 from openood_dream.postprocessors import Images, Pass, Postprocessor, find_postprocessor
 

@@ -23,7 +23,7 @@ from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openood_dream.config import Config, InputError, check_name, origin
+from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, check_name, origin
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Postprocessor:
     name: str  # as registered
     sweep: tuple[str, ...] = ()
     runs_network = False
+    generative = False  # whether it scores generative networks, and no classifier
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.args = args
@@ -96,9 +97,13 @@ def postprocessor(name: str) -> Callable[[type[Postprocessor]], type[Postprocess
 
 
 def find_postprocessor(config: Config) -> type[Postprocessor]:
-    """The class of `postprocessor.name`; InputError lists the known names."""
-    name = (config.postprocessor or {}).get("name")
-    check_name("postprocessor.name", name, POSTPROCESSORS, origin(config, "postprocessor.name") or "config")
+    """The class of `postprocessor.name`; InputError lists the known names, or says that it is not for this network."""
+    name, where = (config.postprocessor or {}).get("name"), origin(config, "postprocessor.name") or "config"
+    check_name("postprocessor.name", name, POSTPROCESSORS, where)
+    network = str((config.network or {}).get("name"))
+    if POSTPROCESSORS[name].generative != (network in GENERATIVE_SETTINGS):
+        kind = "generative networks" if POSTPROCESSORS[name].generative else "classifiers"
+        raise InputError(f"{where}: postprocessor.name: {name} scores {kind}, and network.name is {network!r}")
     return POSTPROCESSORS[name]
 
 

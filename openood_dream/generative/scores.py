@@ -6,6 +6,7 @@ images share their draws, from a fixed seed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -23,7 +24,6 @@ from tqdm import tqdm
 from openood_dream import store
 from openood_dream.config import InputError
 from openood_dream.generative.frequency import with_high_frequency
-from openood_dream.generative.network import Generative
 from openood_dream.generative.vae import VAE, prior
 from openood_dream.postprocessors import Images, Postprocessor, postprocessor
 
@@ -38,18 +38,24 @@ def code_lengths(images: torch.Tensor) -> torch.Tensor:
         return 8.0 * torch.tensor(list(sizes), dtype=torch.float64)
 
 
-def cached_code_lengths(images: torch.Tensor, cache_dir: str | Path) -> torch.Tensor:
-    """`code_lengths`, computed once for the same images and kept in `cache_dir`."""
-    inputs = {
-        "images": hashlib.sha256(images.contiguous().numpy().data).hexdigest(),
-        "shape": list(images.shape),
-        "code": f"png {COMPRESSION}",
-    }
+def kept(
+    cache_dir: str | Path, stage: str, images: torch.Tensor, inputs: dict[str, Any], make: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """The numbers (N,) that `make` computes of uint8 images: computed once for the same images and inputs, then read."""
 
-    def make(folder: Path) -> None:
-        store.write_tensors(folder / "lengths.safetensors", bits=code_lengths(images))
+    def write(folder: Path) -> None:
+        store.write_tensors(folder / "bits.safetensors", bits=make())
 
-    return store.read_tensors(store.build(cache_dir, "code-lengths", inputs, make).path / "lengths.safetensors")["bits"]
+    whole = {"images": digest([images]), "shape": list(images.shape), **inputs}
+    return store.read_tensors(store.build(cache_dir, stage, whole, write).path / "bits.safetensors")["bits"]
+
+
+def digest(tensors: Iterable[torch.Tensor]) -> str:
+    """SHA-256 of tensors' bytes."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def batched(
@@ -61,7 +67,7 @@ def batched(
 
 
 @torch.inference_mode()
-def log_likelihood(net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+def log_likelihood(net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """log2 p of uint8 images (N, C, S, S), or of (x, x_H) where the network was trained with that, (N,) float64."""
     model = net.to(device).eval().model
     noise = draws(model, device)
@@ -101,8 +107,11 @@ def regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: flo
 # -------------------------------------------------------------------------------------------------------- detectors
 
 
-class Likelihood(Postprocessor):
-    """What the detectors of generative networks share; they predict no class."""
+class Generative(Postprocessor):
+    """What the detectors of generative networks share: they see images, and predict no class.
+
+    What takes long, likelihoods and code lengths, is kept in `cache_dir` for the same images and weights.
+    """
 
     runs_network = True
     generative = True
@@ -110,33 +119,44 @@ class Likelihood(Postprocessor):
     def confidence(self, images: Images) -> torch.Tensor:
         return self.score(images.net, read(images.net, images.loader, images.device), images.device)
 
-    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """One number for each uint8 image (N, C, S, S)."""
-        return log_likelihood(net, images, device)
-
     def prediction(self, images: Images) -> torch.Tensor:
         return torch.full((len(images.labels),), -1)
 
+    def score(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """One number for each of the uint8 images (N, C, S, S)."""
+        raise NotImplementedError
+
+    def log_likelihood(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        inputs = {"weights": digest(net.state_dict().values()), "model": type(net.model).__name__}
+        make = functools.partial(log_likelihood, net, images, device)
+        return kept(self.args["cache_dir"], "log-likelihood", images, inputs, make)
+
     def code_lengths(self, images: torch.Tensor) -> torch.Tensor:
-        return cached_code_lengths(images, self.args.get("cache_dir", "results/code_lengths"))
+        inputs = {"code": f"png {COMPRESSION}"}
+        return kept(self.args["cache_dir"], "code-length", images, inputs, lambda: code_lengths(images))
 
 
-postprocessor("likelihood")(Likelihood)
+@postprocessor("likelihood")
+class Likelihood(Generative):
+    """log2 p(x)."""
+
+    def score(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return self.log_likelihood(net, images, device)
 
 
 @postprocessor("input_complexity")
-class InputComplexity(Likelihood):
+class InputComplexity(Generative):
     """log2 p(x) + L(x) (Serra et al., ICLR 2020)."""
 
-    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
-        return log_likelihood(net, images, device) + self.code_lengths(images)
+    def score(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return self.log_likelihood(net, images, device) + self.code_lengths(images)
 
 
 @postprocessor("frl")
 class FRL(InputComplexity):
     """log2 p(x, x_H) + L(x) (Cai & Li, Sec. 3.3)."""
 
-    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def score(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
         if not net.frequency:
             raise InputError(
                 "postprocessor.name: frl needs a network trained with trainer.frequency true; "
@@ -146,10 +166,10 @@ class FRL(InputComplexity):
 
 
 @postprocessor("likelihood_regret")
-class LikelihoodRegret(Likelihood):
+class LikelihoodRegret(Generative):
     """Minus the regret, with `steps` of Adam at rate `lr` (Xiao et al., NeurIPS 2020)."""
 
-    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def score(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
         model = net.to(device).eval().model
         if not isinstance(model, VAE):
             raise InputError("postprocessor.name: likelihood_regret needs network.name vae, which has a posterior")
