@@ -100,11 +100,20 @@ def find_postprocessor(config: Config) -> type[Postprocessor]:
     """The class of `postprocessor.name`; InputError lists the known names, or says that it is not for this network."""
     name, where = (config.postprocessor or {}).get("name"), origin(config, "postprocessor.name") or "config"
     check_name("postprocessor.name", name, POSTPROCESSORS, where)
-    network = str((config.network or {}).get("name"))
-    if POSTPROCESSORS[name].generative != (network in GENERATIVE_SETTINGS):
-        kind = "generative networks" if POSTPROCESSORS[name].generative else "classifiers"
-        raise InputError(f"{where}: postprocessor.name: {name} scores {kind}, and network.name is {network!r}")
+    check_network(config)
     return POSTPROCESSORS[name]
+
+
+def check_network(config: Config) -> None:
+    """Raises InputError where the postprocessor is for generative networks and the network is none, or the reverse."""
+    name, network = config.postprocessor.name, str((config.network or {}).get("name"))
+    generative = name in POSTPROCESSORS and POSTPROCESSORS[name].generative
+    if generative != (network in GENERATIVE_SETTINGS):
+        where, kind = (
+            origin(config, "postprocessor.name") or "config",
+            "generative networks" if generative else "classifiers",
+        )
+        raise InputError(f"{where}: postprocessor.name: {name} scores {kind}, and network.name is {network!r}")
 
 
 # ----------------------------------------------------------------------------------------------------------- logits

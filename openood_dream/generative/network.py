@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from openood_dream import data
-from openood_dream.config import GENERATIVE_SETTINGS, GenerativeNetwork, InputError, settings
+from openood_dream.config import GenerativeNetwork, InputError
 from openood_dream.generative.frequency import grey, with_high_frequency
 from openood_dream.generative.glow import Glow
 from openood_dream.generative.pixelcnnpp import PixelCNNpp
@@ -66,16 +66,6 @@ class Generative(nn.Module):
             words = {True: "with the high-frequency channel", False: "without the high-frequency channel"}
             raise RuntimeError(f"it was trained {words[there]}, network.frequency is {str(not there).lower()}")
         return super().load_state_dict(state, *args, **kwargs)
-
-
-def is_generative(network: dict | None) -> bool:
-    """Whether a `network` section names one of these models."""
-    return str((network or {}).get("name")) in GENERATIVE_SETTINGS
-
-
-def build(network: dict) -> Generative:
-    """The network of a `network` section, untrained; InputError for what is wrong there."""
-    return Generative(settings({"network": network}, "network"))
 
 
 @torch.inference_mode()

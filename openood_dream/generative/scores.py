@@ -117,7 +117,8 @@ class Generative(Postprocessor):
     generative = True
 
     def confidence(self, images: Images) -> torch.Tensor:
-        return self.score(images.net, read(images.net, images.loader, images.device), images.device)
+        pixels, _ = read(images.net, images.loader, images.device)
+        return self.score(images.net, pixels, images.device)
 
     def prediction(self, images: Images) -> torch.Tensor:
         return torch.full((len(images.labels),), -1)
@@ -181,7 +182,8 @@ class LikelihoodRegret(Generative):
         return batched(score, images, device)
 
 
-def read(net: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device) -> torch.Tensor:
-    """All images of a loader as the uint8 images (N, C, S, S) that `net` takes, on the CPU."""
+def read(net: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images of a loader as the uint8 images (N, C, S, S) that `net` takes, and their labels (N,), on the CPU."""
     net.to(device)
-    return torch.cat([net.image(batch["data"].to(device)).cpu() for batch in loader])
+    pairs = [(net.image(batch["data"].to(device)).cpu(), batch["label"]) for batch in loader]
+    return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from openood_dream import data, store
-from openood_dream.config import Config, InputError, check_name, origin, plain
+from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, check_name, origin, plain
 from openood_dream.networks import backbone_name, pick_device
 from openood_dream.openood import compat, registry
 
@@ -77,8 +77,11 @@ def complete(config: Config) -> dict[str, Any]:
         dataset["split_names"] = [split for split in dataset["split_names"] if split != "oe"]  # nothing to draw for
     network = whole.get("network")
     while isinstance(network, dict):
-        if str(network.get("name")).startswith("timm:"):
+        generative = network.get("name") in GENERATIVE_SETTINGS
+        if generative or str(network.get("name")).startswith("timm:"):
             network.setdefault("image_size", dataset.get("image_size"))
+        if generative:
+            network.setdefault("normalization_type", dataset.get("normalization_type"))
         network = network.get("backbone")
     return whole
 
@@ -91,7 +94,7 @@ def check(config: dict[str, Any]) -> None:
     if network.startswith("timm:"):
         backbone_name(network, "config: network.name")
     else:
-        check_name("network.name", network, ["timm:<model>", *registry.known("networks.get_network")])
+        check_name("network.name", network, [*registry.OUR_NETWORKS, *registry.known("networks.get_network")])
     preprocessors = [registry.PREPROCESSOR, *registry.known("preprocessors.get_preprocessor")]
     check_name("preprocessor.name", name_of(config, "preprocessor"), preprocessors)
     if pipeline in ("train", "train_oe"):
@@ -197,7 +200,7 @@ def status() -> dict[str, Any]:
             works = {factory.partition(".")[0]: registry.known(factory) for factory in registry.FACTORIES}
             works["trainers"] = sorted({*works["trainers"], *registry.TRAINERS})
             works["preprocessors"] = sorted({*works["preprocessors"], registry.PREPROCESSOR})
-            works["networks"] = ["timm:<model>", *works["networks"]]
+            works["networks"] = [*registry.OUR_NETWORKS, *works["networks"]]
             works["postprocessors"] = registry.postprocessor_names()
             found["works"] = works
     except Exception as error:  # doctor reports whatever is wrong with an installation, and goes on

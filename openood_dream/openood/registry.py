@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -18,13 +19,18 @@ import torch
 from torch import nn
 
 from openood_dream import data
-from openood_dream.config import Config, InputError, check_name, plain, settings
+from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, check_name, plain, settings
+from openood_dream.generative.network import Generative, pixel_probability
+from openood_dream.generative.scores import read
 from openood_dream.networks import SMALL_IMAGE, TimmNetwork, backbone_name, load_weights
 from openood_dream.openood import cache, compat
+from openood_dream.postprocessors import POSTPROCESSORS, check_network
 from openood_dream.trainers import TRAINERS
 from openood_dream.trainers import get_trainer as find_trainer
+from openood_dream.trainers.base import bare
 
 PREPROCESSOR = "dream"
+OUR_NETWORKS = ["timm:<model>", *GENERATIVE_SETTINGS]
 INSTALL = "pip install --no-deps git+https://github.com/Jingkang50/OpenOOD"
 
 # factory -> the parameters that it has in OpenOOD 1.5
@@ -33,6 +39,7 @@ FACTORIES = {
     "preprocessors.get_preprocessor": ["config", "split"],
     "networks.get_network": ["network_config"],
     "postprocessors.get_postprocessor": ["config"],
+    "evaluators.get_evaluator": ["config"],
     "pipelines.get_pipeline": ["config"],
 }
 _registered: dict[str, tuple[Callable, Callable]] = {}  # factory -> (OpenOOD's, ours)
@@ -41,9 +48,9 @@ _registered: dict[str, tuple[Callable, Callable]] = {}  # factory -> (OpenOOD's,
 def register() -> None:
     """Adds what is ours to OpenOOD's factories, in every loaded module that has them; doing it twice changes nothing.
 
-    The trainers of TRAINERS that OpenOOD does not have, the preprocessor `dream`, networks `timm:<name>`, and the
-    postprocessors that only `evaluation_api` knows; unknown names are answered with the known ones. Its test pipelines
-    are served from passes on disk. Raises InputError where OpenOOD is not installed or its factories are not those of
+    The trainers of TRAINERS that OpenOOD does not have, the preprocessor `dream`, networks `timm:<name>` and generative
+    ones, their postprocessors, and those that only `evaluation_api` knows; unknown names are answered with the known
+    ones. Its test pipelines are served from passes on disk. Raises InputError where OpenOOD is not installed or its factories are not those of
     version 1.5; then nothing is changed.
     """
     wrappers = {
@@ -51,6 +58,7 @@ def register() -> None:
         "preprocessors.get_preprocessor": _preprocessors,
         "networks.get_network": _networks,
         "postprocessors.get_postprocessor": _postprocessors,
+        "evaluators.get_evaluator": _evaluators,
         "pipelines.get_pipeline": _pipelines,
     }
     if not _registered:
@@ -258,18 +266,13 @@ def _imagine(config: Any) -> tuple[str, str]:
 def _networks(original: Callable) -> Callable:
     def get_network(network_config: Any) -> Any:
         name = str(network_config.name)
-        if not name.startswith("timm:"):
-            check_name("network.name", name, ["timm:<model>", *known("networks.get_network")])
+        if name in GENERATIVE_SETTINGS:
+            net = Generative(settings({"network": network_config}, "network"))
+        elif name.startswith("timm:"):
+            net = _timm(network_config)
+        else:
+            check_name("network.name", name, [*OUR_NETWORKS, *known("networks.get_network")])
             return original(network_config)
-        size = network_config.image_size
-        if not isinstance(size, int):
-            raise InputError(
-                f"config: network.image_size: expected the images' pixels a side, got {size!r}; "
-                "set it to '@{dataset.image_size}'"
-            )
-        model = backbone_name(name, "config: network.name")
-        args = plain(network_config.get("args") or {})
-        net = TimmNetwork(model, network_config.num_classes, small=size <= SMALL_IMAGE, args=args)
         if network_config.pretrained:
             load_weights(net, network_config.checkpoint)
             net.eval()  # some of OpenOOD's postprocessors fit before anybody else does this
@@ -282,6 +285,18 @@ def _networks(original: Callable) -> Callable:
     return get_network
 
 
+def _timm(network_config: Any) -> TimmNetwork:
+    size = network_config.image_size
+    if not isinstance(size, int):
+        raise InputError(
+            f"config: network.image_size: expected the images' pixels a side, got {size!r}; "
+            "set it to '@{dataset.image_size}'"
+        )
+    model = backbone_name(str(network_config.name), "config: network.name")
+    args = plain(network_config.get("args") or {})
+    return TimmNetwork(model, network_config.num_classes, small=size <= SMALL_IMAGE, args=args)
+
+
 # --------------------------------------------------------------------------------------------------- postprocessors
 
 
@@ -290,12 +305,18 @@ NOT_IN_TABLE = {"scale": "ScalePostprocessor", "nnguide": "NNGuidePostprocessor"
 
 
 def postprocessor_names() -> list[str]:
-    return sorted({*known("postprocessors.get_postprocessor"), *NOT_IN_TABLE})
+    return sorted({*known("postprocessors.get_postprocessor"), *NOT_IN_TABLE, *generative_names()})
+
+
+def generative_names() -> list[str]:
+    """The postprocessors of generative networks, which are ours."""
+    return [name for name, cls in POSTPROCESSORS.items() if cls.generative]
 
 
 def check_postprocessor(config: dict) -> None:
-    """Raises InputError for a postprocessor that nobody knows."""
+    """Raises InputError for a postprocessor that nobody knows, and for one that is not for this network."""
     check_name("postprocessor.name", (config.get("postprocessor") or {}).get("name"), postprocessor_names())
+    check_network(Config(config))
 
 
 def _postprocessors(original: Callable) -> Callable:
@@ -307,6 +328,8 @@ def _postprocessors(original: Callable) -> Callable:
 
         check_postprocessor(config)
         name = config.postprocessor.name
+        if name in generative_names():
+            return HostDetector(POSTPROCESSORS[name](plain(config.postprocessor.postprocessor_args or {})))
         with mock.patch.dict(
             num_classes_dict, {config.dataset.name: config.dataset.num_classes}
         ):  # it knows four data sets
@@ -318,6 +341,44 @@ def _postprocessors(original: Callable) -> Callable:
         return post
 
     return get_postprocessor
+
+
+class HostDetector:
+    """One of our detectors of generative networks in OpenOOD's postprocessor protocol."""
+
+    def __init__(self, detector: Any) -> None:
+        self.detector = detector
+
+    def setup(self, net: nn.Module, id_loader_dict: Any, ood_loader_dict: Any) -> None:
+        """Nothing is fitted."""
+
+    def inference(self, net: nn.Module, data_loader: Any, progress: bool = True) -> tuple[Any, Any, Any]:
+        """Predictions, all -1, confidences and labels, as NumPy arrays (N,)."""
+        net = bare(net)
+        device = next(net.parameters()).device
+        images, labels = read(net, data_loader, device)
+        conf = self.detector.score(net, images, device)
+        return torch.full((len(labels),), -1).numpy(), conf.numpy(), labels.numpy()
+
+
+# ------------------------------------------------------------------------------------------------------- evaluators
+
+
+def _evaluators(original: Callable) -> Callable:
+    def get_evaluator(config: Any) -> Any:
+        evaluator = original(config)
+        if config.network.name in GENERATIVE_SETTINGS and not config.get("postprocessor"):
+            evaluator.eval_acc = _probability
+        return evaluator
+
+    return get_evaluator
+
+
+def _probability(net: nn.Module, data_loader: Any, postprocessor: Any = None, epoch_idx: int = -1) -> dict[str, float]:
+    """Stands for the accuracy, by which the best checkpoint is chosen; the loss is in bits per dimension."""
+    net = bare(net)
+    p = pixel_probability(net, data_loader, next(net.parameters()).device)
+    return {"epoch_idx": epoch_idx, "loss": -math.log2(p), "acc": p}
 
 
 # -------------------------------------------------------------------------------------------------------- pipelines
