@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_generative_network import SIZES, network
 from torch.distributions import Normal
 
 from openood_dream import pipelines
@@ -18,8 +19,6 @@ from openood_dream.generative import scores
 from openood_dream.generative.vae import VAE
 from openood_dream.networks import get_network
 from openood_dream.postprocessors import POSTPROCESSORS, find_postprocessor
-
-from .test_generative_network import SIZES, network
 
 CPU = torch.device("cpu")
 

@@ -50,8 +50,8 @@ def register() -> None:
 
     The trainers of TRAINERS that OpenOOD does not have, the preprocessor `dream`, networks `timm:<name>` and generative
     ones, their postprocessors, and those that only `evaluation_api` knows; unknown names are answered with the known
-    ones. Its test pipelines are served from passes on disk. Raises InputError where OpenOOD is not installed or its factories are not those of
-    version 1.5; then nothing is changed.
+    ones. Its test pipelines are served from passes on disk. Raises InputError where OpenOOD is not installed or its
+    factories are not those of version 1.5; then nothing is changed.
     """
     wrappers = {
         "trainers.get_trainer": _trainers,
