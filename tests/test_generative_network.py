@@ -101,7 +101,7 @@ def independent_bits(train: torch.Tensor, test: torch.Tensor) -> float:
     return -p[torch.arange(p.shape[0]), test.flatten(1).long()].log2().mean().item()
 
 
-@pytest.mark.parametrize("name, epochs", [("vae", 25), ("glow", 12), ("pixelcnnpp", 8)])
+@pytest.mark.parametrize("name, epochs", [("vae", 20), ("glow", 8), ("pixelcnnpp", 2)])
 def test_networks_learn_more_of_digits_than_each_pixel_alone_tells(tiny, name, epochs):
     config = job(tiny, name, False, "--optimizer.lr", "0.005")
     data.ensure(config)
@@ -121,11 +121,11 @@ def test_networks_learn_more_of_digits_than_each_pixel_alone_tells(tiny, name, e
 def test_the_trainer_refuses_classifiers_and_another_frequency_setting(tiny):
     classifier = tiny.config("--trainer.name", "frl", "--trainer.frequency", "false")
     with pytest.raises(InputError, match="frl needs a generative network"):
-        TRAINERS["frl"](get_network(classifier), [], classifier)
+        TRAINERS["frl"](get_network(classifier), [None], classifier)
     config = job(tiny, "vae", True)
     config.network.frequency = False
     with pytest.raises(InputError, match="network.frequency"):
-        TRAINERS["frl"](get_network(config), [], config)
+        TRAINERS["frl"](get_network(config), [None], config)
 
 
 def test_the_rate_halves_every_thirty_epochs(tiny):

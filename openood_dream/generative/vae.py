@@ -47,9 +47,8 @@ class VAE(nn.Module):
         return torch.cat([checkpoint(self.last_likelihood, *part, use_reentrant=False) for part in parts])
 
     def last_likelihood(self, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        target = x.permute(0, 2, 3, 1).reshape(-1).long()
-        losses = F.cross_entropy(self.logits(hidden).reshape(-1, 256), target, reduction="none")
-        return -losses.float().view(len(x), -1).sum(1)
+        target = x.permute(0, 2, 3, 1).reshape(-1, 1).long()
+        return log_categorical(self.logits(hidden).reshape(-1, 256), target).float().view(len(x), -1).sum(1)
 
     def at_once(self, device: torch.device) -> int:
         """Images whose logits fit in a processor's cache, or in a GPU's memory."""
@@ -81,6 +80,14 @@ class VAE(nn.Module):
         z = torch.randn(count, self.latent, 1, 1, device=next(self.parameters()).device)
         logits = self.logits(self.decoder(z))
         return Categorical(logits=logits).sample().permute(0, 3, 1, 2).to(torch.uint8)
+
+
+def log_categorical(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """log softmax(logits) (N, C) at the target (N, 1), as (N,). Where no gradient is wanted, the logits are used up."""
+    if logits.requires_grad:
+        return -F.cross_entropy(logits, target[:, 0], reduction="none")
+    chosen, top = logits.gather(1, target), logits.amax(1, keepdim=True)
+    return (chosen - top)[:, 0] - logits.sub_(top).exp_().sum(1).log()
 
 
 def prior(q: Normal) -> Normal:
