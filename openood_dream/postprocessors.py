@@ -106,9 +106,9 @@ def find_postprocessor(config: Config) -> type[Postprocessor]:
 
 def check_network(config: Config) -> None:
     """Raises InputError where the postprocessor is for generative networks and the network is none, or the reverse."""
-    name, network = config.postprocessor.name, str((config.network or {}).get("name"))
+    name, network = config.postprocessor.name, (config.network or {}).get("name")
     generative = name in POSTPROCESSORS and POSTPROCESSORS[name].generative
-    if generative != (network in GENERATIVE_SETTINGS):
+    if network is not None and generative != (network in GENERATIVE_SETTINGS):
         where, kind = (
             origin(config, "postprocessor.name") or "config",
             "generative networks" if generative else "classifiers",

@@ -93,6 +93,7 @@ def test_outlier_exposure_has_its_lists(dataset):
 def test_every_postprocessor_has_a_file_with_the_arguments_that_it_sweeps(name):
     config = load_config([f"postprocessors/{name}.yml"])
     cls = find_postprocessor(config)
+    assert cls is POSTPROCESSORS[name]
     assert set(cls.sweep) <= set(config.postprocessor.postprocessor_args)
     if cls.sweep:
         assert {f"{key}_list" for key in cls.sweep} == set(config.postprocessor.postprocessor_sweep)

@@ -55,6 +55,8 @@ FILES = {
     """,
     "postprocessors/__init__.py": "from .utils import get_postprocessor",
     "postprocessors/utils.py": "def get_postprocessor(config):\n    return {'msp': 1}[config.postprocessor.name]",
+    "evaluators/__init__.py": "from .utils import get_evaluator",
+    "evaluators/utils.py": "def get_evaluator(config):\n    return {'base': 1}[config.evaluator.name]",
     "datasets/__init__.py": "from openood.preprocessors.utils import get_preprocessor",
     "pipelines/__init__.py": """
         from .utils import get_pipeline
