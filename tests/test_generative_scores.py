@@ -140,7 +140,7 @@ def test_the_regret_of_many_images_together_is_that_of_each_alone(vae, images):
 def test_more_steps_find_a_better_posterior_and_none_finds_no_regret(vae, images):
     noise = torch.randn(10, vae.latent)
     regrets = [scores.regret(vae, images, noise, steps, 0.05).mean().item() for steps in (0, 5, 60)]
-    assert regrets[0] == 0 and 0 < regrets[1] < regrets[2]
+    assert abs(regrets[0]) < 0.01 and 0.01 < regrets[1] < regrets[2]
 
 
 def test_the_regret_needs_a_vae(images, tmp_path):

@@ -60,6 +60,7 @@ FILES = {
     "datasets/__init__.py": "from openood.preprocessors.utils import get_preprocessor",
     "pipelines/__init__.py": """
         from .utils import get_pipeline
+        from openood.evaluators import get_evaluator
         from openood.networks import get_network
         from openood.trainers import get_trainer
     """,
