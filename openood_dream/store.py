@@ -419,7 +419,8 @@ def join_shards(folder: Path, count: int) -> pd.DataFrame:
     import pandas as pd
 
     remove_unfinished(folder / "shards")
-    table = pd.concat([read_table(shard_table(folder, number)) for number in range(count)], ignore_index=True)
+    numbers = tqdm(range(count), desc="imagine: joining tables", unit="shard", delay=1)
+    table = pd.concat([read_table(shard_table(folder, number)) for number in numbers], ignore_index=True)
     write_table(folder / "images.parquet", table)
     write_imglist(folder / "imglist.txt", zip(table["file"], table["label"], strict=True))
     return table
