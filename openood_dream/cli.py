@@ -84,7 +84,9 @@ def common(
 def quickstart(
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("results/digits"),
     seeds: Annotated[int, typer.Option(help="How many training seeds, 1 to 3.")] = 3,
-    methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas.")] = "base,oe,dream_ood",
+    methods: Annotated[
+        str, typer.Option(help="Methods to compare, separated by commas, or all.")
+    ] = "base,oe,dream_ood",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Imagine outliers of scikit-learn's digits and compare base, OE and DREAM-OOD, from nothing, on a CPU."""
@@ -93,7 +95,8 @@ def quickstart(
     from openood_dream import pipelines
 
     root = ["--root", json.dumps(str(out))]
-    show(pipelines.benchmark(["benchmarks/digits.yml"], root, separated(methods), seeds))
+    chosen = None if methods == "all" else separated(methods)
+    show(pipelines.benchmark(["benchmarks/digits.yml"], root, chosen, seeds))
 
 
 @app.command(**CONFIGURED)

@@ -130,10 +130,17 @@ class RunSettings(_Section):
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: a GPU where there is one"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="number format of training")
+    compile: bool = Field(
+        False, description="standalone: whether torch.compile makes the network faster before it is trained"
+    )
+    resume: bool = Field(True, description="standalone: whether a training that was interrupted goes on")
     seed: _Seed = Field(0, description="seed of training")
     executor: Literal["local", "ray"] = Field(
         "local", description="who draws images: this process, or Ray workers on many GPUs and machines"
     )
+
+
+_SWITCHES = [name for name, field in RunSettings.model_fields.items() if field.annotation is bool]  # need no value
 
 
 class GeneratorTraining(_Section):
@@ -189,7 +196,9 @@ class SpaceSettings(_Section):
 class OutlierSettings(_Section):
     """`dream.outliers`: phase 2a, embeddings of outliers or inliers (DREAM-OOD Sec. 3.2; BOOD for `boundary`)."""
 
-    method: Literal["knn", "inlier", "boundary"] = Field("knn", description="how embeddings are found")
+    method: Literal["knn", "inlier", "boundary", "plain"] = Field(
+        "knn", description="how embeddings are found; plain: none are, the class's own anchor stands for them"
+    )
     k: int = Field(300, ge=1, description="which nearest neighbour measures the distance")
     sigma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         0.07, description="standard deviation of the Gaussian draws; auto: found for each class, by multiple"
@@ -532,6 +541,9 @@ class BenchmarkSettings(_Section):
         description="detectors that score every trained network; a method's own files may name others for it"
     )
 
+    vary: _Name | None = Field(None, description="a key that each method is trained with all `values` of")
+    values: list[float | int | str] = Field([], description="values of the key `vary`; the report plots against them")
+
     @field_validator("methods")
     @classmethod
     def _labels_name_folders(cls, methods: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -546,6 +558,11 @@ class BenchmarkSettings(_Section):
     def _distinct(cls, values: list) -> list:
         _each_once(values)
         return values
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> BenchmarkSettings:
+        _rule((self.vary is None) == (not self.values), "expected vary and values together", "vary", "values")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -804,6 +821,8 @@ def _override_pairs(tokens: Iterable[str]) -> Iterator[tuple[str, Any]]:
         key, equals, text = token[2:].partition("=")
         if not equals and tokens and not tokens[0].startswith("--"):
             text = tokens.pop(0)
+        if not text and key in _SWITCHES:
+            text = "true"
         if not text:
             raise InputError(f"{_COMMAND_LINE}: {key}: no value; write null for none and '\"\"' for empty text")
         try:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFilter, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from openood_dream import store
@@ -33,7 +33,8 @@ class ImageList(Dataset):
 
     Transforms are those of OpenOOD's `base` preprocessor, applied to a whole batch at once: resize, centre crop, and
     for training a horizontal flip (`flip`) and a random crop with 4 pixels of padding (`crop`), or with `resized_crop`
-    (OpenOOD's rule for ImageNet) a random resized crop. Raises InputError that names a missing or broken image.
+    (OpenOOD's rule for ImageNet) a random resized crop; before these RandAugment with `randaugment`, (n, m). Raises
+    InputError that names a missing or broken image.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ImageList(Dataset):
         flip: bool = True,
         crop: bool = True,
         resized_crop: bool = False,
+        randaugment: tuple[int, int] | None = None,
         key: str = "imglist_pth",
     ) -> None:
         self.imglist, self.data_dir, self.key = str(imglist), Path(data_dir), key
@@ -57,6 +59,11 @@ class ImageList(Dataset):
         self.pre_size, self.image_size = pre_size, image_size
         self.interpolation = InterpolationMode(interpolation)
         self.augment, self.flip, self.crop, self.resized_crop = augment, flip, crop, augment and resized_crop
+        self.randaugment = None
+        if augment and randaugment is not None:
+            nearest = self.interpolation is InterpolationMode.NEAREST
+            mode = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR  # it has no others
+            self.randaugment = RandAugment(*randaugment, interpolation=mode)
         mean, std = NORMALIZATION.get(normalization, ((0.5,) * 3, (0.5,) * 3))
         self.mean, self.std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
         cached = len(self.rows) * 3 * image_size**2 <= CACHE_BYTES and not self.resized_crop
@@ -74,6 +81,8 @@ class ImageList(Dataset):
             pixels = self.pixels[index]
         else:
             pixels = torch.stack([self._pixels(i) for i in index.tolist()])
+        if self.randaugment is not None:
+            pixels = torch.stack([self.randaugment(image) for image in pixels])
         if self.augment and self.crop and not self.resized_crop:
             pixels = random_crop(pixels, padding=4)
         if self.augment and (self.flip or self.resized_crop):
@@ -166,8 +175,20 @@ def image_list(
         flip=(config.preprocessor or {}).get("horizontal_flip", True),
         crop=(config.preprocessor or {}).get("random_crop", True),
         resized_crop="imagenet" in dataset.name,
+        randaugment=randaugment(config) if augment else None,
         key=f"{key}.imglist_pth",
     )
+
+
+def randaugment(config: Config) -> tuple[int, int] | None:
+    """n and m of `preprocessor: {name: randaugment, n: 1, m: 14}`, or None where the preprocessor is another."""
+    if (config.preprocessor or {}).get("name") != "randaugment":
+        return None
+    n, m = whole(config, "preprocessor.n"), whole(config, "preprocessor.m")
+    if m > 30:
+        where = origin(config, "preprocessor.m") or "config"
+        raise InputError(f"{where}: preprocessor.m: expected an integer from 1 to 30, got {m}")
+    return n, m
 
 
 def loader(images: ImageList, batch_size: int, *, shuffle: bool, workers: int = 0) -> DataLoader:
@@ -271,6 +292,9 @@ def class_names(config: Config) -> list[str]:
 # -------------------------------------------------------------------------------------------- the digits benchmark
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five")  # ID; six to nine are near-OOD
+SHIFTED = ("test_rotated", "test_blurred", "test_noisy", "test_contrast")  # covariate-shifted ID test digits
+DIGIT_SETS = ("train", "val", "test", "val_turned", "test_near_digits", "test_flower", "test_noise", "train_aux")
+DIGIT_SETS += (*SHIFTED, "train_pixel_noise")
 
 
 def make_digits(root: str | Path, seed: int = 0) -> None:
@@ -278,20 +302,38 @@ def make_digits(root: str | Path, seed: int = 0) -> None:
 
     ID digits zero to five (train 70 %, val 10 %, test 20 %), near-OOD six to nine, far-OOD patches of flower.jpg and
     noise, auxiliary outliers for OE of china.jpg patches and blends of two ID training digits, OOD validation ID
-    validation digits turned by a quarter. All 32x32 RGB PNG. No near-OOD class is in any set but its own.
+    validation digits turned by a quarter. ID test digits rotated, blurred, noisy and of low contrast are the
+    covariate-shifted sets, ID training digits under heavy noise a cheap kind of outliers. All 32x32 RGB PNG. No
+    near-OOD class is in any set but its own. A folder that an earlier version wrote gets the sets that it lacks.
     """
-    from sklearn.datasets import load_digits, load_sample_image
-
     root = Path(root)
     lists = root / "benchmark_imglist" / "digits"
-    manifest = store.complete(lists)
-    if manifest is not None:
-        if manifest["seed"] != seed:
-            raise InputError(
-                f"{root}: holds the digits of seed {manifest['seed']}, not {seed}; choose another data_root"
-            )
+    manifest = store.complete(lists) or {"seed": seed, "images": {}}
+    if manifest["seed"] != seed:
+        raise InputError(f"{root}: holds the digits of seed {manifest['seed']}, not {seed}; choose another data_root")
+    if set(DIGIT_SETS) <= set(manifest["images"]):
         return
     store.writable(root)
+    sets = _digit_sets(seed)
+    for name, members in sets.items():
+        if name in manifest["images"]:
+            continue
+        rows = []
+        for number, (image, label) in enumerate(members):
+            folder = DIGIT_NAMES[label] if label >= 0 else "ood"
+            file = Path("digits") / name / folder / f"{number:04d}.png"
+            path = root / "images_classic" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(image)).save(path)
+            rows.append((file.as_posix(), label))
+        store.write_imglist(lists / f"{name}.txt", rows)
+    store.write_json(lists / store.MANIFEST, {"seed": seed, "images": {name: len(rows) for name, rows in sets.items()}})
+
+
+def _digit_sets(seed: int) -> dict[str, list[tuple[np.ndarray, int]]]:
+    """The images (32, 32, 3) uint8 and labels of each of DIGIT_SETS."""
+    from sklearn.datasets import load_digits, load_sample_image
+
     rng = np.random.default_rng(seed)
     digits = load_digits()
     glyphs = np.stack([_upscale(image) for image in digits.images])
@@ -315,17 +357,34 @@ def make_digits(root: str | Path, seed: int = 0) -> None:
         "test_noise": [(noise, -1) for noise in rng.integers(0, 256, size=(400, 32, 32, 3), dtype=np.uint8)],
         "train_aux": [(image, -1) for image in (*_patches(load_sample_image("china.jpg"), 400, rng), *blends)],
     }
-    for name, members in sets.items():
-        rows = []
-        for number, (image, label) in enumerate(members):
-            folder = DIGIT_NAMES[label] if label >= 0 else "ood"
-            file = Path("digits") / name / folder / f"{number:04d}.png"
-            path = root / "images_classic" / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(image)).save(path)
-            rows.append((file.as_posix(), label))
-        store.write_imglist(lists / f"{name}.txt", rows)
-    store.write_json(lists / store.MANIFEST, {"seed": seed, "images": {name: len(rows) for name, rows in sets.items()}})
+    # numbers of their own, so that the sets above stay what they were before there were these
+    rng = np.random.default_rng([seed, 1])
+    for name, shift in zip(SHIFTED, (_rotated, _blurred, _noisy, _pale), strict=True):
+        sets[name] = [(shift(image, rng), label) for image, label in splits["test"]]
+    sets["train_pixel_noise"] = [(_noisy(image, rng, 120), -1) for image, _ in splits["train"]]
+    return sets
+
+
+def _rotated(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turned by 20 to 40 degrees to either side."""
+    angle = rng.uniform(20, 40) * rng.choice([-1, 1])
+    return np.asarray(Image.fromarray(image).rotate(angle, Image.Resampling.BICUBIC))
+
+
+def _blurred(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian blur with a radius of 2 to 4 pixels; 4 are one of the 8x8 real ones."""
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(rng.uniform(2, 4))))
+
+
+def _noisy(image: np.ndarray, rng: np.random.Generator, deviation: float = 60) -> np.ndarray:
+    """Gaussian noise on every channel of every pixel."""
+    return (image + rng.normal(0, deviation, image.shape)).clip(0, 255).round().astype(np.uint8)
+
+
+def _pale(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A fifth to two fifths of the contrast, around a random grey."""
+    factor, grey = rng.uniform(0.2, 0.4), rng.uniform(60, 195)
+    return (grey + factor * (image - 127.5)).clip(0, 255).round().astype(np.uint8)
 
 
 def _upscale(glyph: np.ndarray) -> np.ndarray:

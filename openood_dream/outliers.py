@@ -459,6 +459,22 @@ def cross_class(
     }
 
 
+def plain_class(
+    z: Tensor, label: int, anchors: Tensor, s: OutlierSettings, index: Index | None = None
+) -> dict[str, Tensor]:
+    """The anchor of class `label` in the place of outliers, as columns of one row: images without outlier embeddings.
+
+    `boundary` is the row of z (N, m) that is nearest to it.
+    """
+    towards = F.normalize(anchors[label : label + 1], dim=1)
+    return {
+        "embeddings": towards.clone(),
+        "boundary": (z @ towards[0]).argmax()[None],
+        "distance": knn_distance(towards, z if index is None else index, s.k),
+        "sigma": torch.tensor(0.0, dtype=torch.float64),
+    }
+
+
 # ----------------------------------------------------------------------------------------------------------- the stage
 
 WALK = {"step_size", "extra_steps", "max_steps", "fraction"}  # the settings of boundary crossing alone
@@ -466,6 +482,8 @@ WALK = {"step_size", "extra_steps", "max_steps", "fraction"}  # the settings of 
 
 def relevant(s: OutlierSettings) -> dict[str, Any]:
     """The settings that have a say in what is sampled."""
+    if s.method == "plain":
+        return s.model_dump(include={"method", "k", "neighbours"})
     if s.method == "boundary":
         return s.model_dump(include={"method", "k", "neighbours", *WALK})
     return s.model_dump(exclude=WALK if s.sigma == "auto" else {*WALK, "multiple"})
@@ -503,6 +521,8 @@ def run(config: Config) -> store.Artifact:
                 try:
                     if s.method == "boundary":
                         found = cross_class(z, label, anchors.to(device), dream.space.temperature, s, index)
+                    elif s.method == "plain":
+                        found = plain_class(z, label, anchors.to(device), s, index)
                     else:
                         found = sample_class(z, label, s, index)
                 except InputError as error:
@@ -565,7 +585,7 @@ def _check_counts(config: Config, s: OutlierSettings, counts: Sequence[int], nam
         raise InputError(
             f"{_where(config, 'k')}: {given} is not below {bank}, the number of embeddings of {whose}; lower k {remedy}"
         )
-    if s.method != "boundary" and s.select > counts[few]:
+    if s.method not in ("boundary", "plain") and s.select > counts[few]:
         raise InputError(
             f"{_where(config, 'select')}: {s.select} boundary points of class {names[few]!r}, which has {counts[few]} "
             f"embeddings; lower select {remedy}"

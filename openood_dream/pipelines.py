@@ -15,15 +15,14 @@ import numpy as np
 import torch
 import yaml
 from torch import nn
-from tqdm import trange
 
 import openood_dream.openood
 from openood_dream import data, store
-from openood_dream.config import Config, InputError, OutlierSettings, load_config, origin, settings
+from openood_dream.config import BenchmarkSettings, Config, InputError, OutlierSettings, load_config, origin, settings
 from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor, passes_dir
 from openood_dream.generative.network import Generative, pixel_probability
-from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
-from openood_dream.trainers import get_trainer
+from openood_dream.networks import get_network, load_weights, pick_dtype
+from openood_dream.trainers import get_trainer, loop, processes
 
 TRAINED, SCORED = "train.json", "evaluate.json"
 
@@ -89,6 +88,10 @@ def check_optimizer(config: Config) -> None:
         if not number or not (value > 0 or value == 0 and sign == ">="):
             where = origin(config, key) or "config"
             raise InputError(f"{where}: {key}: expected a number {sign} 0, got {value!r}")
+    clip = config.optimizer.clip_norm
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or clip <= 0):
+        where = origin(config, "optimizer.clip_norm") or "config"
+        raise InputError(f"{where}: optimizer.clip_norm: expected a number > 0 or null, got {clip!r}")
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -98,80 +101,123 @@ def train(config: Config) -> Path:
     """Trains `trainer` on `dataset` and returns the run's folder: config.yml, best.ckpt, last_epoch*.ckpt, train.json.
 
     Imagines the outliers first where `dataset.oe.imglist_pth` is `imagined`. A finished run of the same inputs is
-    reused; a folder of other inputs is refused unless `merge_option: merge`.
+    reused, and one that was interrupted goes on, unless `resume: false`; a folder of other inputs is refused unless
+    `merge_option: merge`. Processes that torchrun started train together, each with its share of every batch.
     """
     check_dataset(config)
     check_optimizer(config)
     require(config, "output_dir", "network.name")
     cls = get_trainer(config)
-    data.ensure(config)
-    train_loader, val_loader = data.id_loader(config, "train", augment=True), data.id_loader(config, "val")
-    outlier_loader, outliers = outlier_set(config) if cls.auxiliary else (None, None)
-    inputs = {
-        "dataset": [
-            config.dataset.name,
-            config.dataset.num_classes,
-            config.dataset.image_size,
-            config.dataset.pre_size,
-        ],
-        "batch_size": [loader.batch_size for loader in (train_loader, outlier_loader) if loader],
-        "data": [list_identity(config, "train"), list_identity(config, "val")],
-        "outliers": outliers,
-        "network": {key: value for key, value in config.network.to_dict().items() if key != "num_gpus"},
-        "trainer": settings(config, "trainer").model_dump(),
-        "optimizer": config.optimizer.to_dict(),
-        "preprocessor": (config.preprocessor or Config()).to_dict(),
-        "precision": config.precision,
-        "seed": config.seed,
-    }
-    out = Path(config.output_dir)
-    if (out / TRAINED).exists():
-        if json.loads((out / TRAINED).read_text())["hash"] == store.fingerprint(inputs):
-            return out
-        if config.merge_option != "merge":
-            raise InputError(
-                f"{out}: holds a run of another configuration; choose another output_dir or mark, or --merge_option merge"
+    with processes.joined(config.device) as device:
+        processes.first_process_only(lambda: prepare(config))
+        train_loader, val_loader = data.id_loader(config, "train", augment=True), data.id_loader(config, "val")
+        outlier_loader, outliers = outlier_set(config) if cls.auxiliary else (None, None)
+        loaders = [loader for loader in (train_loader, outlier_loader) if loader]
+        lessons, sources = taught(config) if cls.taught else ({}, None)
+        inputs = {
+            "dataset": [
+                config.dataset.name,
+                config.dataset.num_classes,
+                config.dataset.image_size,
+                config.dataset.pre_size,
+            ],
+            "batch_size": [loader.batch_size for loader in loaders],
+            "data": [list_identity(config, "train"), list_identity(config, "val")],
+            "outliers": outliers or sources,
+            "network": {key: value for key, value in config.network.to_dict().items() if key != "num_gpus"},
+            "trainer": settings(config, "trainer").model_dump(exclude={"implementation"}),
+            "optimizer": config.optimizer.to_dict(),
+            "preprocessor": (config.preprocessor or Config()).to_dict(),
+            "precision": config.precision,
+            "seed": config.seed,
+        }
+        identity, out = store.fingerprint(inputs), Path(config.output_dir)
+        if (out / TRAINED).exists():
+            if json.loads((out / TRAINED).read_text())["hash"] == identity:
+                return out
+            if config.merge_option != "merge":
+                raise InputError(
+                    f"{out}: holds a run of another configuration; choose another output_dir or mark, "
+                    "or --merge_option merge"
+                )
+        store.writable(out)
+        torch.manual_seed(config.seed)
+        np.random.seed(config.seed)
+        net = get_network(config).to(device)
+        if config.compile:
+            net.compile()
+        shares = [processes.share(loader, config.seed) for loader in loaders]
+        trainer = cls(processes.together(net), *shares, config, **lessons)
+        processes.share_gradients(trainer.net, trainer.optimizers())
+        dtype, start = pick_dtype(config.precision, device), time.perf_counter()
+        history = loop.fit(
+            trainer,
+            lambda net: validate(net, val_loader, device, dtype),
+            out,
+            epochs=config.optimizer.num_epochs,
+            seed=config.seed,
+            identity=identity,
+            resume=settings(config, "").resume,
+            title=f"train: {label_of(config)}, seed {config.seed}",
+        )
+        if processes.first():
+            store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            store.write_json(
+                out / TRAINED,
+                {
+                    "hash": identity,
+                    "inputs": inputs,
+                    "seconds": round(time.perf_counter() - start, 3),
+                    "epochs": history,
+                    "parameters": sum(p.numel() for p in net.parameters()),
+                },
             )
-    store.writable(out)
-    device = pick_device(config.device)
-    torch.manual_seed(config.seed)
-    np.random.seed(config.seed)
-    net = get_network(config).to(device)
-    loaders = (train_loader, outlier_loader) if cls.auxiliary else (train_loader,)
-    trainer = cls(net, *loaders, config)
-    start = time.perf_counter()
-    best, history, checkpoint = -1.0, [], out / "best.ckpt"
-    with trange(
-        1, config.optimizer.num_epochs + 1, desc=f"train: {label_of(config)}, seed {config.seed}", unit="epoch"
-    ) as epochs:
-        for epoch in epochs:
-            net, metrics = trainer.train_epoch(epoch)
-            val = validate(net, val_loader, device, pick_dtype(config.precision, device))
-            history.append({"epoch": epoch, "loss": metrics["loss"], "val_acc": 100 * val})
-            epochs.set_postfix(loss=f"{metrics['loss']:.3f}", val_acc=f"{100 * val:.1f}")
-            if val >= best:
-                best = val
-                save_weights(net, checkpoint)
-    for old in out.glob("last_epoch*.ckpt"):
-        old.unlink()
-    save_weights(net, out / f"last_epoch{len(history)}_acc{history[-1]['val_acc'] / 100:.4f}.ckpt")
-    store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    store.write_json(
-        out / TRAINED,
-        {
-            "hash": store.fingerprint(inputs),
-            "inputs": inputs,
-            "seconds": round(time.perf_counter() - start, 3),
-            "epochs": history,
-            "parameters": sum(p.numel() for p in net.parameters()),
-        },
-    )
+            (out / loop.TRAINING).unlink()
+        processes.first_process_only(lambda: None)  # the others wait until all is written
     return out
 
 
 def validate(net: nn.Module, *args: Any) -> float:
     """What the best checkpoint is chosen by: accuracy, or a generative network's mean probability of a subpixel."""
     return pixel_probability(net, *args) if isinstance(net, Generative) else accuracy(net, *args)
+
+
+def prepare(config: Config) -> None:
+    """Makes what training reads and what is not there yet: the built-in benchmark, the imagined images."""
+    data.ensure(config)
+    if get_trainer(config).auxiliary and config.at("dataset.oe.imglist_pth") == data.IMAGINED:
+        require(config, "dream")
+        from openood_dream import quality
+
+        quality.chosen(config)
+
+
+def taught(config: Config) -> tuple[dict[str, Any], list[str]]:
+    """What OAL learns from besides its images, as the keywords of its trainer, and what identifies it.
+
+    `embeddings` and `latents` are those of the dream section. `teacher` is trained first where it has no checkpoint.
+    """
+    require(config, "dream")
+    from openood_dream import imagine, outliers
+
+    sampled, drawn, teacher = outliers.run(config), imagine.latents(config), settings(config, "trainer").teacher
+    own = Config(config.to_dict())
+    own.network = {"name": teacher.network, "args": teacher.args}
+    checkpoint = teacher.checkpoint
+    if checkpoint is None:
+        own.trainer, own.method, own.seed, own.merge_option = {"name": "base"}, "teacher", 0, "merge"
+        own.optimizer.update(num_epochs=teacher.epochs, lr=teacher.lr)
+        about = [own.network, own.optimizer, own.dataset, own.preprocessor, own.precision]
+        own.output_dir = str(Path(settings(config, "dream").cache_dir, f"teacher-{store.fingerprint(about)}"))
+        checkpoint = train(own) / "best.ckpt"
+    net = get_network(own)
+    load_weights(net, checkpoint)
+    lessons = {
+        "teacher": net,
+        "embeddings": outliers.load(sampled)[1],
+        "latents": store.read_tensors(drawn.path / "latents.safetensors")["latents"],
+    }
+    return lessons, [sampled.hash, drawn.hash, store.sha256(Path(checkpoint))]
 
 
 def label_of(config: Config) -> str:
@@ -200,13 +246,6 @@ def outlier_set(config: Config) -> tuple[torch.utils.data.DataLoader, str]:
     else:
         identity = list_identity(config, "oe")
     return data.id_loader(config, "oe", augment=True), identity
-
-
-def save_weights(net: nn.Module, path: Path) -> None:
-    """Saves a network's tensors in OpenOOD's form (a state dict), by rename."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    with store.replacing(path) as work:
-        torch.save(state, work)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
@@ -292,8 +331,8 @@ def benchmark(
         raise InputError(f"--seeds: expected 1 to {len(plan.seeds)} (benchmark.seeds), got {seeds}")
     jobs = []
     for seed in plan.seeds[:seeds]:
-        for name in chosen:
-            layers, keys = [*files, *plan.methods[name]], ["--method", name, "--seed", str(seed)]
+        for name, label, varied in variants(plan, chosen):
+            layers, keys = [*files, *plan.methods[name]], ["--method", label, "--seed", str(seed), *varied]
             config = load_config(layers, [*overrides, *keys])
             own = settings(config, "benchmark").postprocessors
             scored = [load_config([*layers, f"postprocessors/{pp}.yml"], [*overrides, *keys]) for pp in own]
@@ -309,6 +348,18 @@ def benchmark(
     return report.write(
         out, runs, [config for config, _ in jobs], time.perf_counter() - start, command=command_line(files, overrides)
     )
+
+
+def variants(plan: BenchmarkSettings, methods: list[str]) -> list[tuple[str, str, list[str]]]:
+    """(method, label, overrides) of everything that is trained: each method, or with `vary` each with each value."""
+    if plan.vary is None:
+        return [(name, name, []) for name in methods]
+    word = plan.vary.rpartition(".")[2]
+    return [
+        (name, f"{name}, {word} {value}", [f"--{plan.vary}", json.dumps(value)])
+        for name in methods
+        for value in plan.values
+    ]
 
 
 def command_line(files: list[str], overrides: list[str]) -> str:

@@ -275,6 +275,38 @@ def _write_names(ax, spots: np.ndarray, names: Sequence[str], size: float) -> No
             text.remove()
 
 
+def comparison(
+    places: Sequence[str] | Sequence[float], series: dict[str, list[tuple[float, float]]], xlabel: str, title: str
+) -> bytes:
+    """Metrics in percent, a panel each, at every place: a line with error bars over numbers, or a row for each name.
+
+    `series` maps a metric to its (mean, standard deviation) at each place. Numbers more than a decade apart are laid
+    out logarithmically.
+    """
+    numbers = all(isinstance(place, (int, float)) for place in places)
+    with matplotlib.rc_context(STYLE):
+        height = 3.6 if numbers else 1.2 + 0.27 * len(places)
+        fig, axes = _panels(len(series), title, (3.6 * len(series), height))
+        for index, (ax, (metric, points)) in enumerate(zip(axes, series.items())):
+            mean, deviation = np.array(points, dtype=float).T
+            look = {"color": PALETTE[index], "marker": "o", "markersize": 4, "capsize": 3, "linewidth": 1.5}
+            if numbers:
+                order = np.argsort(places)
+                at = np.array(places, dtype=float)[order]
+                ax.errorbar(at, mean[order], deviation[order], **look)
+                ax.set(xlabel=xlabel, ylabel=f"{metric} (%)")
+                if at.min() > 0 and at.max() > 10 * at.min():
+                    ax.set_xscale("log")
+                    ax.set_xticks(at, [f"{value:g}" for value in at])
+                    ax.minorticks_off()
+            else:
+                rows = np.arange(len(places))[::-1]
+                ax.errorbar(mean, rows, xerr=deviation, **look | {"linestyle": "none"})
+                ax.set_yticks(rows, [_short(str(place), 24) for place in places] if index == 0 else [""] * len(places))
+                ax.set(xlabel=f"{metric} (%)", ylim=(-0.6, len(places) - 0.4))
+        return _png(fig)
+
+
 def training_curves(histories: dict[str, list[dict]], title: str = "Training") -> bytes:
     """Loss and validation accuracy per epoch, one line per method, as PNG; `histories` holds train.json's `epochs`."""
     with matplotlib.rc_context(STYLE):

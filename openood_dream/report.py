@@ -32,7 +32,7 @@ def write(out: Path, runs: list[Path], configs: list[Config], seconds: float, co
     dreams = imagined(configs)
     if dreams:
         stages = dream_figures(dreams, runs[0], configs[0], figures, notes) + stages
-    figures |= score_figures(runs, configs)
+    figures = {"comparison": comparison(frame, configs)} | figures | score_figures(runs, configs)
     stages.append({"name": "everything, this time", "seconds": round(seconds, 1), "reused": False, "hash": ""})
     return leaderboard.report(
         out,
@@ -73,6 +73,23 @@ def training_stages(runs: list[Path], configs: list[Config]) -> list[dict[str, A
         {"name": f"train: {method}", "seconds": round(total, 1), "reused": False, "hash": ""}
         for method, total in spent.items()
     ]
+
+
+def comparison(frame: pd.DataFrame, configs: list[Config]) -> bytes:
+    """Near- and far-OOD AUROC and ID accuracy of every method, or against the key that the benchmark varies."""
+    plan, first = settings(configs[0], "benchmark"), {}
+    for config in configs:
+        first.setdefault(config.method, config)
+    kept = frame[[row.postprocessor == shown(first[row.method]) for row in frame.itertuples()]]
+    groups = kept.groupby("method")
+    names = {"near_auroc": "near-OOD AUROC", "far_auroc": "far-OOD AUROC", "id_acc": "ID accuracy"}
+    series = {
+        title: [(groups[key].mean()[method], groups[key].std().fillna(0)[method]) for method in first]
+        for key, title in names.items()
+    }
+    places = list(first) if plan.vary is None else [config.at(plan.vary) for config in first.values()]
+    score = " and ".join(dict.fromkeys(map(shown, first.values())))
+    return plots.comparison(places, series, plan.vary or "", f"Mean and standard deviation over seeds, {score}")
 
 
 def shown(config: Config) -> str:

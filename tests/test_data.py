@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from torchvision import transforms
 from openood_dream import data, store
 from openood_dream.config import InputError
 
-SETS = ["train", "val", "test", "val_turned", "test_near_digits", "test_flower", "test_noise", "train_aux"]
+SETS = list(data.DIGIT_SETS)
 
 
 def members(root: Path, name: str) -> list[tuple[np.ndarray, int]]:
@@ -69,6 +71,37 @@ def test_an_interrupted_writing_is_done_again(tmp_path, digits):
     (tmp_path / "images_classic/digits/train/zero/0000.png").write_bytes(b"half an image")
     data.make_digits(tmp_path)
     assert tree(tmp_path) == tree(digits)
+
+
+def test_a_folder_of_an_earlier_version_gets_what_it_lacks_and_keeps_the_rest(tmp_path, digits):
+    old = tmp_path / "old"
+    shutil.copytree(digits, old)
+    lists = old / "benchmark_imglist" / "digits"
+    manifest = json.loads((lists / "manifest.json").read_text())
+    for name in (*data.SHIFTED, "train_pixel_noise"):
+        shutil.rmtree(old / "images_classic" / "digits" / name)
+        (lists / f"{name}.txt").unlink()
+        del manifest["images"][name]
+    store.write_json(lists / "manifest.json", manifest)
+    before = {path: path.stat().st_mtime_ns for path in old.rglob("*.png")}
+    data.make_digits(old)
+    assert tree(old) == tree(digits)
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in old.rglob("*.png")}.items()
+
+
+@pytest.mark.parametrize("name", data.SHIFTED)
+def test_shifted_sets_are_the_test_digits_with_their_labels_and_look_different(sets, name):
+    assert [label for _, label in sets[name]] == [label for _, label in sets["test"]]
+    for (image, _), (plain, _) in zip(sets[name], sets["test"], strict=True):
+        gap = np.abs(image.astype(float) - plain).mean()
+        assert 10 < gap < 130
+
+
+def test_pixel_noise_is_on_training_digits_and_labelled_as_outliers(sets):
+    assert {label for _, label in sets["train_pixel_noise"]} == {-1}
+    noisy = np.stack([image for image, _ in sets["train_pixel_noise"]]).astype(float)
+    plain = np.stack([image for image, _ in sets["train"]]).astype(float)
+    assert 30 < np.abs(noisy - plain).mean() < 120
 
 
 def test_all_images_are_small_rgb(sets):
@@ -126,7 +159,7 @@ def test_auxiliary_outliers_and_ood_validation_come_from_id_digits_and_photos_al
 
 
 def test_outliers_have_label_minus_one(sets):
-    for name in SETS[3:]:
+    for name in set(SETS) - {"train", "val", "test", *data.SHIFTED}:
         assert {label for _, label in sets[name]} == {-1}, name
 
 
@@ -324,3 +357,31 @@ def test_class_names_come_from_a_list_or_a_file_and_fit_the_labels(tmp_path, tin
         data.class_names(tiny.config("--dream.class_names", "[a, b]"))
     with pytest.raises(InputError, match=r"dream\.class_names: no such file '.*none\.txt'"):
         data.class_names(tiny.config("--dream.class_names", str(tmp_path / "none.txt")))
+
+
+# --------------------------------------------------------------------------------------------------------- RandAugment
+
+
+def randaugmented(tiny, *overrides: str) -> data.ImageList:
+    config = tiny.config(*overrides, layers=["preprocessors/randaugment.yml"])
+    return data.id_loader(config, "train", augment=True).dataset
+
+
+def test_randaugment_changes_each_training_image_in_its_own_way(tiny, monkeypatch):
+    monkeypatch.setattr(data, "random_crop", lambda pixels, padding: pixels)
+    images, plain = randaugmented(tiny, "--preprocessor.n", "2"), data.id_loader(tiny.config(), "train").dataset
+    torch.manual_seed(0)
+    one, other, still = (dataset.__getitems__([3] * 40)["data"] for dataset in (images, images, plain))
+    assert len({tuple(image.flatten().tolist()) for image in one}) > 10 and not torch.equal(one, other)
+    assert torch.equal(still[0], still[1]) and one.shape == still.shape
+
+
+def test_other_splits_are_never_changed_by_randaugment(tiny):
+    config = tiny.config(layers=["preprocessors/randaugment.yml"])
+    assert data.id_loader(config, "val").dataset.randaugment is None
+
+
+@pytest.mark.parametrize("key, value", [("n", "0"), ("n", "two"), ("m", "31"), ("m", "1.5")])
+def test_randaugment_with_impossible_numbers_is_named(tiny, key, value):
+    with pytest.raises(InputError, match=rf"preprocessor\.{key}: expected an integer"):
+        randaugmented(tiny, f"--preprocessor.{key}", value)

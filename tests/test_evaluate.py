@@ -13,10 +13,11 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from openood_dream import data, evaluate, pipelines, store
+from openood_dream import data, evaluate, store
 from openood_dream.config import Config, InputError
 from openood_dream.networks import get_network
 from openood_dream.openood import compat, registry
+from openood_dream.trainers import loop
 
 CPU = torch.device("cpu")
 
@@ -315,7 +316,7 @@ def test_a_shifted_set_with_labels_of_no_class_is_named(net, shifted, tiny, tmp_
 
 @pytest.fixture
 def checkpoint(net, tmp_path) -> Path:
-    pipelines.save_weights(net, tmp_path / "best.ckpt")
+    loop.save_weights(net, tmp_path / "best.ckpt")
     return tmp_path / "best.ckpt"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openood_dream import data
+from openood_dream import data, pipelines
 from openood_dream.config import TRAINER_SETTINGS, Config, load_config, origin, settings, shipped_configs
 from openood_dream.imagine import SCHEDULERS
 from openood_dream.networks import backbone_name
@@ -16,6 +16,7 @@ from openood_dream.trainers import get_trainer
 ROOT = shipped_configs()
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yml"))
 DATASETS = sorted(path.parent.name for path in ROOT.glob("datasets/*/*_ood.yml"))
+BENCHMARKS = [file for file in FILES if Path(file).parts[:-1] in (("benchmarks",), ("benchmarks", "ablations"))]
 CLASSES = {"cifar10": 10, "cifar100": 100, "cifar10_5k": 10, "tin100": 100, "digits": 6}
 CLASSES |= {"imagenet100": 100, "imagenet200": 200, "imagenet": 1000}
 # what a file may refer to without setting it itself
@@ -42,12 +43,13 @@ def test_every_file_parses_and_validates(file):
             settings(config, section)
 
 
-@pytest.mark.parametrize("common", [file for file in FILES if file.startswith("benchmarks/") and file.count("/") == 1])
+@pytest.mark.parametrize("common", BENCHMARKS)
 def test_every_method_of_a_benchmark_validates_with_every_postprocessor(common):
     plan = settings(load_config([common]), "benchmark")
-    for layers in plan.methods.values():
+    for method, _, keys in pipelines.variants(plan, list(plan.methods)):
         for name in plan.postprocessors:
-            config = load_config([common, *layers, f"postprocessors/{name}.yml"])
+            config = load_config([common, *plan.methods[method], f"postprocessors/{name}.yml"], keys)
+            settings(config, "dream")
             assert get_trainer(config) and find_postprocessor(config)
 
 

@@ -18,7 +18,7 @@ import openood_dream
 from openood_dream.config import Config, InputError
 from openood_dream.networks import TimmNetwork
 from openood_dream.openood import registry
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers import TRAINERS, processes
 
 # the modules that define factories and those that import them by name, as in OpenOOD 1.5
 FILES = {
@@ -310,9 +310,9 @@ def _in_each_process(rank: int, folder: str, port: int) -> None:
     def fail() -> str:
         raise ValueError("no disk")
 
-    said = [registry.first_process_only(draw)]
+    said = [processes.first_process_only(draw)]
     try:
-        registry.first_process_only(fail)
+        processes.first_process_only(fail)
     except (ValueError, InputError) as error:
         said.append(f"{type(error).__name__}: {error}")
     (Path(folder) / f"heard by {rank}").write_text("\n".join(said))

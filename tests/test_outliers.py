@@ -658,3 +658,15 @@ def test_outliers_of_the_tiny_chain_fit_its_space(chain):
     assert embeddings.shape == (6 * 5 * 2, 16) and len(table) == 60
     labels = space_stage.load(chain.space)["labels"]
     assert (labels[torch.tensor(table["boundary"])].numpy() == table["class"]).all()
+
+
+def test_plain_takes_the_anchor_of_each_class_in_the_place_of_outliers(tiny, chain):
+    artifact = outliers.run(tiny.config("--dream.outliers.method", "plain"))
+    table, embeddings = outliers.load(artifact)
+    anchors_of = anchors_stage.load(chain.anchors)
+    assert table["class"].tolist() == list(range(6)) and torch.allclose(embeddings, anchors_of, atol=1e-6)
+    z = space_stage.load(chain.space)
+    for row in table.itertuples():
+        own = z["embeddings"][z["labels"] == row[1]]
+        nearest = torch.cdist(F.normalize(anchors_of[row[1]][None], dim=1), own).sort().values[0, 4]
+        assert row.distance == pytest.approx(nearest.item(), abs=1e-5)

@@ -265,6 +265,22 @@ def test_a_benchmark_is_checked_before_anything_is_computed(tiny, tmp_path, meth
     assert not (tmp_path / "out").exists()
 
 
+def test_a_varied_key_makes_a_run_of_every_value_and_the_report_compares_them(tiny, chain, tmp_path):
+    keys = ["--benchmark.vary", "optimizer.lr", "--benchmark.values", "[0.01, 0.1]", "--root", str(tmp_path)]
+    report = pipelines.benchmark([tiny.file], [*keys, "--dream.cache_dir", str(tiny.root / "dream")], ["base"], 1)
+    found = {path.parent.name: yaml.safe_load((path / "config.yml").read_text()) for path in tmp_path.glob("runs/*/s0")}
+    assert {name: config["optimizer"]["lr"] for name, config in found.items()} == {
+        "base, lr 0.01": 0.01,
+        "base, lr 0.1": 0.1,
+    }
+    assert "How well known and unknown images are told apart" in report.read_text()
+
+
+def test_a_key_that_is_varied_needs_values(tiny):
+    with pytest.raises(InputError, match="benchmark.vary: expected vary and values together"):
+        tiny.config("--benchmark.vary", "optimizer.lr")
+
+
 # ----------------------------------------------------------------------------------------------------- run and stages
 
 

@@ -213,3 +213,10 @@ def test_big_sets_are_thinned():
 
 def test_names_with_dollar_signs_are_plain_text():
     plots.roc_curves({"$\\frac{": {"id": [1.0], "near": [0.0], "far": [0.0]}}, title="$x")
+
+
+@pytest.mark.parametrize("places", [[0.1, 1.0, 30.0], [0, 5, 20], ["base", "oe", "dream_ood"]])
+def test_a_comparison_has_a_panel_for_each_metric(places):
+    series = {name: [(90.0, 1.0), (92.5, 0.5), (91.0, 0.0)] for name in ("near-OOD AUROC", "ID accuracy")}
+    png = plots.comparison(places, series, "trainer.beta", "Comparison")
+    assert all(amount(png, colour) > 50 for colour in plots.PALETTE[:2])

@@ -10,7 +10,6 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -28,6 +27,7 @@ from openood_dream.postprocessors import POSTPROCESSORS, check_network
 from openood_dream.trainers import TRAINERS
 from openood_dream.trainers import get_trainer as find_trainer
 from openood_dream.trainers.base import bare
+from openood_dream.trainers.processes import first_process_only, share_gradients
 
 PREPROCESSOR = "dream"
 OUR_NETWORKS = ["timm:<model>", *GENERATIVE_SETTINGS]
@@ -159,29 +159,16 @@ def _trainers(original: Callable) -> Callable:
         if not trainer_is_ours(config):
             return original(net, train_loader, val_loader, config)
         loaders = train_loader if isinstance(train_loader, list) else [train_loader]
-        trainer = TRAINERS[config.trainer.name](net, *loaders, config)
-        _share_gradients(net, trainer.optimizer)
+        cls, lessons = TRAINERS[config.trainer.name], {}
+        if cls.taught:
+            from openood_dream import pipelines
+
+            lessons, _ = pipelines.taught(Config(plain(config)))
+        trainer = cls(net, *loaders, config, **lessons)
+        share_gradients(net, trainer.optimizers())
         return trainer
 
     return get_trainer
-
-
-def _share_gradients(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Keeps what a trainer trains besides the network equal in all processes; the network is DDP's business."""
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if world == 1:
-        return
-
-    def average(parameter: torch.Tensor) -> None:
-        torch.distributed.all_reduce(parameter.grad)
-        parameter.grad /= world
-
-    inside = {id(parameter) for parameter in net.parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) not in inside:
-                torch.distributed.broadcast(parameter.data, src=0)
-                parameter.register_post_accumulate_grad_hook(average)
 
 
 # ----------------------------------------------------------------------------------------------------- preprocessor
@@ -228,27 +215,6 @@ def fill_imagined(config: Any) -> None:
         check_trainer(config)  # before anything is drawn
     section.imglist_pth, section.data_dir = first_process_only(lambda: _imagine(config))
     config.outlier_data = f"imagined ({settings(config, 'dream').outliers.method})"
-
-
-def first_process_only(work: Callable[[], Any]) -> Any:
-    """What `work` returns in the first process, in all of them; where it fails there, InputError in the others."""
-    if not torch.distributed.is_initialized():
-        return work()
-    # a group of its own, made before the waiting begins, since the default one gives up after 30 minutes
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
-    found: list[Any] = [None, None]  # what it returned, what went wrong
-    try:
-        if torch.distributed.get_rank() == 0:
-            found[0] = work()
-    except BaseException as error:
-        found[1] = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        torch.distributed.broadcast_object_list(found, src=0, group=group)
-        torch.distributed.destroy_process_group(group)
-    if found[0] is None:
-        raise InputError(f"the first process failed ({found[1]})")
-    return found[0]
 
 
 def _imagine(config: Any) -> tuple[str, str]:

@@ -110,6 +110,10 @@ class BaseTrainer:
         """What the optimiser trains: parameters, or groups of them with a rate of their own."""
         return [*self.net.parameters(), *self.extra.parameters()]
 
+    def loaders(self) -> list[DataLoader]:
+        """The loaders that an epoch draws from."""
+        return [self.train_loader]
+
     def batches(self) -> Iterator[tuple[dict[str, Any], ...]]:
         """One tuple of the batches that a step needs, for every step of an epoch."""
         return zip(self.train_loader)
@@ -187,6 +191,9 @@ class BaseTrainer:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
 
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [part for part in self.parts().values() if isinstance(part, torch.optim.Optimizer)]
+
     def parts(self) -> dict[str, Any]:
         """What has a state, by name."""
         return {
@@ -207,6 +214,9 @@ class OutlierTrainer(BaseTrainer):
     ) -> None:
         self.outlier_loader = train_unlabeled_loader
         super().__init__(net, train_loader, config)
+
+    def loaders(self) -> list[DataLoader]:
+        return [self.train_loader, self.outlier_loader]
 
     def batches(self) -> Iterator[tuple[dict[str, Any], ...]]:
         def outliers() -> Iterator[dict[str, Any]]:
