@@ -287,7 +287,11 @@ class FilterSettings(_Section):
         None, gt=0, lt=1, description="outliers whose class is surer than this, inliers whose class is less sure"
     )
     distance: float | None = Field(
-        None, gt=0, description="outliers whose feature is nearer to ID than this, inliers whose feature is farther"
+        None,
+        gt=0,
+        lt=1,
+        description="outliers whose feature is nearer to ID than this share of ID validation images"
+        " is, inliers whose feature is farther",
     )
     duplicates: bool = Field(False, description="images that look like an earlier one")
 

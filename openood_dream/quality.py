@@ -20,7 +20,7 @@ from tqdm import tqdm
 from openood_dream import anchors as anchors_stage
 from openood_dream import data, imagine, store
 from openood_dream import space as space_stage
-from openood_dream.config import Config, InputError, QualitySettings, origin, settings
+from openood_dream.config import Config, FilterSettings, InputError, QualitySettings, origin, settings
 from openood_dream.networks import get_network, load_weights, pick_device
 from openood_dream.outliers import QUANTILES, knn_distance
 
@@ -85,7 +85,7 @@ def run(config: Config) -> store.Artifact:
     quality: QualitySettings = dream.quality
     images = imagine.run(config)
     decide, identity = judge(config)
-    sets = ["train", *(["test"] if isinstance(config.dataset.get("test"), dict) else [])]
+    sets = ["train", "val", *(["test"] if isinstance(config.dataset.get("test"), dict) else [])]
     inputs = {
         "images": images.hash,
         "judge": identity,
@@ -114,7 +114,9 @@ def run(config: Config) -> store.Artifact:
         found = pd.DataFrame({"file": table["file"], "class": table["class"]})
         add_verdicts(found, *judged(decide, loader, device, "quality: imagined images"), bank, quality.k)
         found["duplicate"] = duplicates(drawn)
-        found["dropped"] = dropped(found, dream.filter, inliers=dream.outliers.method == "inlier")
+        val = judged(decide, data.id_loader(config, "val"), device, "quality: ID validation images")[1]
+        nearest = knn_distance(val, bank, quality.k).numpy()
+        found["dropped"] = dropped(found, dream.filter, nearest, inliers=dream.outliers.method == "inlier")
         kept = found["dropped"] == ""
         if not kept.any():
             where = origin(config, "dream.filter") or "config"
@@ -155,20 +157,21 @@ def duplicates(images: data.ImageList) -> np.ndarray:
     return np.where(first[group] == np.arange(len(files)), "", files[first[group]])
 
 
-def dropped(found: pd.DataFrame, rule: Any, inliers: bool) -> pd.Series:
-    """Why each image is dropped, or "": the first of confidence, distance and duplicate that applies.
+def dropped(found: pd.DataFrame, rule: FilterSettings, val: np.ndarray, inliers: bool) -> pd.Series:
+    """Why each image is dropped, or "": confidence, else distance, else duplicate.
 
     `confidence` drops outliers whose own class is surer than that, and inliers whose own class is less sure; `distance`
-    drops outliers nearer to ID than that, and inliers farther away.
+    drops outliers nearer to ID than that share of the validation images, of distances `val` (V,), and inliers farther.
     """
     why = pd.Series("", index=found.index)
     if rule.duplicates:
         why[found["duplicate"] != ""] = "duplicate"
-    for key in ("distance", "confidence"):
-        limit = getattr(rule, key)
-        if limit is not None:
-            above = found[key] > limit
-            why[above if (key == "confidence") != inliers else ~above] = key
+    if rule.distance is not None:
+        far = found["distance"] > np.quantile(val, rule.distance)
+        why[far if inliers else ~far] = "distance"
+    if rule.confidence is not None:
+        sure = found["confidence"] > rule.confidence
+        why[~sure if inliers else sure] = "confidence"
     return why
 
 

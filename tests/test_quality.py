@@ -112,21 +112,27 @@ FOUND = pd.DataFrame(
         ({}, False, ["", "", "", "", ""]),
         ({"confidence": 0.95}, False, ["confidence", "", "confidence", "", ""]),
         ({"confidence": 0.95}, True, ["", "confidence", "", "confidence", "confidence"]),
-        ({"distance": 0.3}, False, ["distance", "", "", "distance", ""]),
-        ({"distance": 0.3}, True, ["", "distance", "distance", "", "distance"]),
+        ({"distance": 0.5}, False, ["distance", "", "", "distance", ""]),
+        ({"distance": 0.5}, True, ["", "distance", "distance", "", "distance"]),
         ({"duplicates": True}, False, ["", "", "duplicate", "", "duplicate"]),
         ({"duplicates": True, "confidence": 0.95}, False, ["confidence", "", "confidence", "", "duplicate"]),
     ],
 )
 def test_the_filter_drops_what_it_names_and_says_why(rule, inliers, expected):
-    assert quality.dropped(FOUND, FilterSettings(**rule), inliers).tolist() == expected
+    val = np.array([0.1, 0.2, 0.3, 0.4, 0.5])  # half of them are nearer than 0.3
+    assert quality.dropped(FOUND, FilterSettings(**rule), val, inliers).tolist() == expected
 
 
 def test_training_gets_what_the_filter_leaves(chain, tiny, table):
-    limit = float(table["distance"].median())
-    config = tiny.method("dream_ood", "--dream.filter.distance", str(limit))
+    config = tiny.method("dream_ood", "--dream.filter.distance", "0.6")
     loader, identity = pipelines.outlier_set(config)
-    kept = table["file"][table["distance"] >= limit]
+    decide, _ = quality.judge(config)
+    bank, val = (
+        quality.judged(decide, quality.data.id_loader(config, split), torch.device("cpu"), "")[1]
+        for split in ("train", "val")
+    )
+    limit = torch.cdist(val, bank).sort(dim=1).values[:, 4].quantile(0.6).item()
+    kept = table["file"][table["distance"] > limit]
     assert [name for name, _ in loader.dataset.rows] == kept.tolist() and 0 < len(kept) < len(table)
     assert identity != chain.images.hash
     record = pd.read_parquet(quality.run(config).path / "quality.parquet")
@@ -134,9 +140,9 @@ def test_training_gets_what_the_filter_leaves(chain, tiny, table):
 
 
 def test_a_filter_that_drops_everything_is_named_and_nothing_is_kept_of_it(chain, tiny):
-    config = tiny.config("--dream.filter.distance", "1e9")
+    config = tiny.config("--dream.filter.confidence", "1e-9")
     with pytest.raises(
-        InputError, match=r"command line: dream\.filter: drops all 24 images \(distance 24\); loosen it"
+        InputError, match=r"command line: dream\.filter: drops all 24 images \(confidence 24\); loosen it"
     ):
         quality.run(config)
 
