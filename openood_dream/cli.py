@@ -259,33 +259,31 @@ def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.")],
     format: Annotated[Format, typer.Option(help="Form of the table.")] = Format.terminal,
     out: Annotated[Path | None, typer.Option(help="File to write to instead of the terminal.")] = None,
+    sort: Annotated[str, typer.Option(help="Column that orders the rows, as --format csv names it.")] = "near_auroc",
+    published: Annotated[bool, typer.Option("--published", help="Add published numbers of the same data set.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Allow runs that differ in data, network or epochs.")] = False,
+    submission: Annotated[
+        Path | None, typer.Option(help="Folder for what an entry of OpenOOD's leaderboard needs.")
+    ] = None,
 ) -> None:
     """Put evaluated runs into one table: mean and standard deviation over seeds."""
     from openood_dream import leaderboard as board
     from openood_dream.store import writable, write_text
 
     frame = board.collect(runs)
-    if format is Format.html:
+    table = board.table(frame, mixed, sort, published=published)
+    if submission is not None:
+        finished(board.submit(frame, table, writable(submission)))
+    elif format is Format.html:
         target = out or Path("report.html")
         writable(target.parent)
-        finished(
-            board.report(
-                target,
-                runs=frame,
-                stages=[],
-                settings={},
-                versions={"openood-dream": __version__},
-                figures={},
-                notes=[],
-            )
-        )
-        return
-    text = board.render(board.table(frame), format.value)
-    if out is None:
-        typer.echo(text, nl=False)
+        about = {"stages": [], "settings": {}, "versions": {"openood-dream": __version__}, "figures": {}, "notes": []}
+        finished(board.report(target, runs=frame, table=table, **about))
+    elif out is None:
+        typer.echo(board.render(table, format.value), nl=False)
     else:
         writable(out.parent)
-        write_text(out, text)
+        write_text(out, board.render(table, format.value))
         finished(out)
 
 
@@ -324,7 +322,7 @@ def show(report: Path) -> None:
     from openood_dream import leaderboard as board
 
     table = pd.read_csv(report.with_name("leaderboard.csv"), keep_default_na=False, na_values=[""])
-    typer.echo(board.render(table.fillna({"notes": ""}), "terminal"))
+    typer.echo(board.render(table.fillna({"notes": ""}).astype({"seeds": "Int64"}), "terminal"))
     typer.echo(f"Report: {report}")
 
 

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -345,9 +346,8 @@ def benchmark(
     for config, scored in jobs:
         runs.append(train(config))
         score_run(runs[-1], scored)
-    return report.write(
-        out, runs, [config for config, _ in jobs], time.perf_counter() - start, command=command_line(files, overrides)
-    )
+    commands = [command_line(files, overrides, methods, seeds)]
+    return report.write(out, runs, [config for config, _ in jobs], time.perf_counter() - start, commands, [])
 
 
 def variants(plan: BenchmarkSettings, methods: list[str]) -> list[tuple[str, str, list[str]]]:
@@ -362,10 +362,11 @@ def variants(plan: BenchmarkSettings, methods: list[str]) -> list[tuple[str, str
     ]
 
 
-def command_line(files: list[str], overrides: list[str]) -> str:
-    import shlex
-
-    return shlex.join(["openood-dream", "benchmark", "--config", *map(os.fspath, files), *overrides])
+def command_line(files: list[str], overrides: list[str], methods: list[str] | None, seeds: int | None) -> str:
+    """The command that makes a benchmark again."""
+    chosen = ["--methods", ",".join(methods)] if methods is not None else []
+    chosen += ["--seeds", str(seeds)] if seeds is not None else []
+    return shlex.join(["openood-dream", "benchmark", "--config", *map(os.fspath, files), *chosen, *overrides])
 
 
 def stage(name: str, files: list[str], overrides: list[str]) -> Any:

@@ -20,15 +20,28 @@ PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pyto
 PLAIN_PER_CLASS = 50
 SURE = 0.95  # an outlier that a classifier gives its own class with more confidence than this lies close to ID
 COLUMNS = 12  # thumbnails in a row
+THUMBNAIL = 64
 
 
-def write(out: Path, runs: list[Path], configs: list[Config], seconds: float, command: str) -> Path:
-    """Writes leaderboard.{md,csv,json} and report.html for runs and their configs into `out`; returns the report's path."""
+def write(
+    out: Path,
+    runs: list[Path],
+    configs: list[Config],
+    seconds: float,
+    commands: list[str],
+    failures: list[dict[str, Any]],
+) -> Path:
+    """Writes leaderboard.{md,csv,json} and report.html for runs and their configs into `out`; returns the report's path.
+
+    `failures` are those that leaderboard.table notes in its rows.
+    """
     frame = leaderboard.collect(runs)
-    table = leaderboard.table(frame)
+    table = leaderboard.table(frame, failures=failures)
     for fmt in ("md", "csv", "json"):
         store.write_text(out / f"leaderboard.{fmt}", leaderboard.render(table, fmt))
     stages, figures, notes = training_stages(runs, configs), {}, []
+    failed = {(one["method"], one["seed"]): one for one in failures}  # each stands there once for every postprocessor
+    notes += [f"Failed: {method}, seed {seed}: {one['text']}" for (method, seed), one in failed.items()]
     dreams = imagined(configs)
     if dreams:
         stages = dream_figures(dreams, runs[0], configs[0], figures, notes) + stages
@@ -37,12 +50,13 @@ def write(out: Path, runs: list[Path], configs: list[Config], seconds: float, co
     return leaderboard.report(
         out,
         runs=frame,
+        table=table,
         stages=stages,
         settings=configs[-1].to_dict(),
         versions=versions(configs[0]),
         figures=figures,
         notes=notes,
-        commands=[command],
+        commands=commands,
     )
 
 
@@ -106,9 +120,10 @@ def score_figures(runs: list[Path], configs: list[Config]) -> dict[str, bytes]:
     curves, figures = {}, {}
     for method, (run, config) in first.items():
         postprocessor = shown(config)
-        inside = scores(run, postprocessor, config.dataset.name)
+        folder = run / postprocessor / "scores"
+        inside = leaderboard.read_scores(folder / f"{config.dataset.name}.npz")[1]
         near, far = (
-            {name: scores(run, postprocessor, name) for name in config.ood_dataset[group].datasets}
+            {name: leaderboard.read_scores(folder / f"{name}.npz")[1] for name in config.ood_dataset[group].datasets}
             for group in ("nearood", "farood")
         )
         figures[f"score_histograms: {method}"] = plots.score_histograms(
@@ -121,13 +136,43 @@ def score_figures(runs: list[Path], configs: list[Config]) -> dict[str, bytes]:
         }
     histories = {method: json.loads((run / "train.json").read_text())["epochs"] for method, (run, _) in first.items()}
     roc = {"roc_curves": plots.roc_curves(curves, "ROC curves, first seed")}
-    return roc | figures | {"training_curves": plots.training_curves(histories)}
+    mistakes = {f"mistakes: {method}": mistake_grid(run, config) for method, (run, config) in first.items()}
+    return roc | figures | {"training_curves": plots.training_curves(histories)} | mistakes
 
 
-def scores(run: Path, postprocessor: str, name: str) -> np.ndarray:
-    """The confidences that a run's scores/<name>.npz holds."""
-    with np.load(run / postprocessor / "scores" / f"{name}.npz", allow_pickle=False) as file:
-        return file["conf"]
+def mistake_grid(run: Path, config: Config) -> bytes:
+    """The OOD images with the largest confidence, of near and of far sets, and the ID images with the smallest."""
+    folder, named = run / shown(config) / "scores", labels(config)
+    grid = []
+    for group in ("near", "far"):
+        found = []
+        for name in config.ood_dataset[f"{group}ood"].datasets:
+            pred, conf, _ = leaderboard.read_scores(folder / f"{name}.npz")
+            rows = np.argsort(-conf, kind="stable")[:COLUMNS]
+            found += [(conf[row], ("ood_dataset", f"{group}ood", name), row, named[int(pred[row])]) for row in rows]
+        found = sorted(found, key=lambda one: -one[0])[:COLUMNS]
+        images = [thumbnail(config, which, row) for _, which, row, _ in found]
+        grid.append((f"surest of {group}-OOD", images, [seen for *_, seen in found]))
+    pred, conf, label = leaderboard.read_scores(folder / f"{config.dataset.name}.npz")
+    rows = np.argsort(conf, kind="stable")[:COLUMNS]
+    captions = [f"{named[int(label[row])]}: {named[int(pred[row])]}" for row in rows]
+    grid.append(("most doubted of ID", [thumbnail(config, ("dataset", "test"), row) for row in rows], captions))
+    return plots.image_grid(grid, f"{config.method}: where {shown(config)} is most wrong")
+
+
+def labels(config: Config) -> dict[int, str]:
+    """What a label is called: its class name where the config has those, else its number."""
+    names = data.class_names(config) if config.dream else map(str, range(config.dataset.num_classes))
+    return dict(enumerate(names)) | {-1: "?"}
+
+
+def thumbnail(config: Config, which: tuple[str, ...], row: int) -> np.ndarray:
+    """An image of a set, at most THUMBNAIL pixels a side."""
+    section = data.section_of(config, which)
+    with Image.open(Path(section.data_dir) / store.read_imglist(section.imglist_pth)[row][0]) as image:
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        return np.asarray(small)
 
 
 # ---------------------------------------------------------------------------------------------------- what was dreamt

@@ -10,10 +10,12 @@ import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
-from openood_dream import leaderboard, plots
+from openood_dream import leaderboard, plots, significance
 from openood_dream.config import Config, InputError
 
 HEADER = ["dataset", "FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC"]
@@ -55,7 +57,7 @@ def make_table(root: Path, **near_by_method: list[float]):
 
 
 def make_report(out: Path, runs, **changes) -> str:
-    given = {"stages": [], "settings": {}, "versions": {}, "figures": {}, "notes": []}
+    given = {"stages": [], "settings": {}, "versions": {}, "figures": {}, "notes": [], "table": leaderboard.table(runs)}
     return leaderboard.report(out, runs=runs, **given | changes).read_text(encoding="utf-8")
 
 
@@ -244,7 +246,7 @@ def test_json_and_csv_hold_the_same_full_rows(tmp_path):
     assert [list(row) for row in rows] == [leaderboard.COLUMNS] * 2
     assert rows[0]["method"] == "dream" and rows[0]["near_auroc"] == 95.875 and rows[0]["seeds"] == 2
     read = list(csv.DictReader(io.StringIO(leaderboard.render(table, "csv"))))
-    assert [{key: str(value) for key, value in row.items()} for row in rows] == read
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == read
 
 
 def test_latex_marks_the_best_and_escapes_names(tmp_path):
@@ -267,6 +269,180 @@ def test_the_terminal_table_fits_and_keeps_every_near_ood_number(tmp_path, monke
     if columns >= 80:
         assert "90.61 ± 0.71" in text and "95.72 ± 0.71" in text and "[bold]dream" in text
     assert ("FPR@95" in text.split("90.61")[0]) == (columns >= 120)
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+
+def add_scores(folder: Path, shift: float, seed: int = 0, right: float = 0.9) -> None:
+    """Scores in a run's folder that tell near and far sets apart by `shift`; the same images for every run."""
+    images, own = np.random.default_rng(0), np.random.default_rng(seed + 1)
+    config = Config(yaml.safe_load((folder / "config.yml").read_text()))
+    config.ood_dataset = {"nearood": {"datasets": ["six"]}, "farood": {"datasets": ["flower", "noise"]}}
+    (folder / "config.yml").write_text(yaml.safe_dump(config.to_dict()))
+    (folder / "scores").mkdir()
+    for name, size in {"digits": 300, "six": 200, "flower": 100, "noise": 150}.items():
+        conf = images.normal(0, 1, size) + 0.3 * own.normal(0, 1, size) + (shift if name == "digits" else 0)
+        label = np.zeros(size, int) if name == "digits" else np.full(size, -1)
+        np.savez(folder / "scores" / f"{name}.npz", pred=(own.random(size) > right).astype(int), conf=conf, label=label)
+
+
+def scored_table(root: Path, **shifts: float):
+    """The table of methods with two seeds each, whose ood.csv holds the AUROC of their scores."""
+    for number, (method, shift) in enumerate(shifts.items()):
+        for seed in (0, 1):
+            folder = write_run(root, method, seed)
+            add_scores(folder, shift, 2 * number + seed)
+            inside, outside = (leaderboard.read_scores(folder / "scores" / f"{n}.npz")[1] for n in ("digits", "six"))
+            near = 100 * np.mean([(inside > b).mean() for b in outside])
+            with open(folder / "ood.csv", "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([HEADER, *scores(round(near, 2))])
+    return leaderboard.table(leaderboard.collect([root]))
+
+
+def test_intervals_hold_the_mean_over_seeds_of_each_resample(tmp_path):
+    row = scored_table(tmp_path, base=1.0).iloc[0]
+    assert row.near_auroc_low < row.near_auroc < row.near_auroc_high < row.near_auroc_low + 10
+    draws = []
+    for seed in (0, 1):
+        of = {n: leaderboard.read_scores(tmp_path / "runs" / "base" / f"s{seed}" / "ebo" / "scores" / f"{n}.npz")
+              for n in ("digits", "six")}  # fmt: skip
+        draws.append(significance.draws("digits", of["digits"], {"near": {"six": of["six"][1]}})["near_auroc"])
+    assert (row.near_auroc_low, row.near_auroc_high) == pytest.approx(significance.interval(np.mean(draws, axis=0)))
+
+
+def test_what_is_surely_better_or_worse_than_base_is_marked_and_what_may_be_chance_is_not(tmp_path):
+    table = scored_table(tmp_path, base=1.0, better=1.6, worse=0.5, same=1.02).set_index("method")
+    assert table.p_base["better"] < 0.05 and table.p_base["worse"] < 0.05 and table.p_base["same"] > 0.05
+    assert table.gain_over_base["better"] == pytest.approx(table.near_auroc["better"] - table.near_auroc["base"])
+    assert pd.isna(table.p_base["base"]) and table.p_best["better"] == 1 and table.p_best["base"] < 0.05
+    text = leaderboard.render(table.reset_index(), "md")
+    marks = {line.split(" | ")[0][2:]: [mark for mark in "▲▼≈" if mark in line] for line in text.splitlines()[2:6]}
+    assert marks == {"better": ["▲"], "worse": ["▼"], "base": [], "same": []} and "significantly" in text
+    assert r"$^{+}$" in leaderboard.render(table.reset_index(), "tex")
+
+
+def test_what_is_as_good_as_the_best_is_marked(tmp_path):
+    text = leaderboard.render(scored_table(tmp_path, base=0.2, first=1.5, second=1.5), "md")
+    assert [line.split(" | ")[0] for line in text.splitlines() if "▲≈" in line] in (["| second"], ["| first"])
+
+
+def test_runs_without_scores_have_no_statistics(tmp_path):
+    table = make_table(tmp_path, base=[90, 91], other=[95, 96])
+    assert table[["near_auroc_low", "p_base", "p_best"]].isna().all(axis=None)
+    assert "significantly" not in leaderboard.render(table, "md")
+
+
+def test_damaged_scores_are_named(tmp_path):
+    folder = write_run(tmp_path)
+    add_scores(folder, 1.0)
+    (folder / "scores" / "six.npz").write_bytes(b"PK nothing")
+    with pytest.raises(InputError, match=r"six\.npz: expected scores with pred, conf and label"):
+        leaderboard.table(leaderboard.collect([tmp_path]))
+
+
+# ---------------------------------------------------------------------------------------- order, other rows, submission
+
+
+def test_any_column_can_order_the_rows(tmp_path):
+    write_run(tmp_path, "a", rows=scores(90, 80, 99))
+    write_run(tmp_path, "b", rows=scores(80, 95, 98))
+    runs = leaderboard.collect([tmp_path])
+
+    def order(column: str) -> str:
+        return "".join(leaderboard.table(runs, sort=column).method)
+
+    assert [order(column) for column in ("near_auroc", "far_auroc", "far_fpr95", "id_acc", "method")] == [
+        "ab", "ba", "ba", "ab", "ab",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="sort: no column 'auroc'; expected one of method, .*near_auroc"):
+        order("auroc")
+
+
+def write_spectrum(folder: Path, near: float, shifted: float) -> None:
+    with open(folder / "fsood.csv", "w", newline="") as file:
+        csv.writer(file).writerows([HEADER, *scores(near)])
+    with open(folder / "csid.csv", "w", newline="") as file:
+        csv.writer(file).writerows(
+            [HEADER, *([name, "-", "-", "-", "-", f"{shifted:.2f}"] for name in ("turned", "csid"))]
+        )
+
+
+def test_the_full_spectrum_has_columns_where_a_run_has_it(tmp_path):
+    assert not set(leaderboard.SPECTRUM) & set(make_table(tmp_path / "plain", base=[90]))
+    write_spectrum(write_run(tmp_path / "full"), 70.5, 61.25)
+    runs = leaderboard.collect([tmp_path / "full"])
+    table = leaderboard.table(runs)
+    assert (table.near_fs_auroc[0], table.csid_acc[0], runs.acc_turned[0]) == (70.5, 61.25, 61.25)
+    text = leaderboard.render(table, "md")
+    assert "Near-FSOOD AUROC" in text and "| 70.50 |" in text
+    assert "61.25" in Page(make_report(tmp_path / "full", runs)).text
+
+
+def test_openoods_full_spectrum_runs_are_joined_to_the_others(tmp_path):
+    write_run(tmp_path / "ood", rows=scores(90))
+    write_run(tmp_path / "fsood", rows=scores(70), evaluator={"ood_scheme": "fsood"})
+    table = leaderboard.table(leaderboard.collect([tmp_path]))
+    assert (len(table), table.near_auroc[0], table.near_fs_auroc[0]) == (1, 90, 70)
+    with pytest.raises(InputError, match="a full-spectrum run alone"):
+        leaderboard.collect([tmp_path / "fsood"])
+
+
+def test_failures_are_in_their_rows(tmp_path):
+    write_run(tmp_path, "base", 0)
+    about = {
+        "postprocessor": "ebo",
+        "seed": 1,
+        "network": "resnet18_32x32",
+        "dataset": "digits",
+        "outlier_data": "none",
+    }
+    failures = [{"method": "base", "text": "disk full", **about}, {"method": "oe", "text": "no <loss>", **about}]
+    runs = leaderboard.collect([tmp_path])
+    table = leaderboard.table(runs, failures=failures).set_index("method")
+    assert table.notes["base"] == "seed 1 failed: disk full" and table.seeds["base"] == 1
+    assert (
+        table.notes["oe"] == "seed 1 failed: no <loss>" and pd.isna(table.near_auroc["oe"]) and table.seeds["oe"] == 0
+    )
+    for fmt in ("md", "csv", "json", "tex", "terminal"):
+        assert "oe" in leaderboard.render(table.reset_index(), fmt)
+    assert "no &lt;loss&gt;" in make_report(tmp_path, runs, table=table.reset_index())
+
+
+def test_published_numbers_are_always_marked_and_never_compared(tmp_path):
+    write_run(tmp_path, "base", dataset__name="cifar10")
+    runs = leaderboard.collect([tmp_path])
+    table = leaderboard.table(runs, published=True)
+    oal = table[table.method == "OAL"].iloc[0]
+    assert (oal.near_auroc, oal.far_auroc, oal.id_acc) == (92.99, 96.28, 94.71)
+    assert oal.published and oal.notes.startswith("published (") and pd.isna(oal.p_base)
+    for fmt in ("md", "tex", "terminal"):
+        assert leaderboard.render(table, fmt).count("(published)") == table.published.sum() == 3
+    assert "OAL (published)" in Page(make_report(tmp_path, runs, table=table)).text
+    with pytest.raises(InputError, match="no published numbers for digits; there are some for cifar10, cifar100"):
+        write_run(tmp_path / "digits")
+        leaderboard.table(leaderboard.collect([tmp_path / "digits"]), published=True)
+
+
+def test_a_submission_has_every_csv_and_the_filled_text(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "in", "dream/ood", seed, rows=scores(90 + seed), dataset__oe={"imglist_pth": "imagined"})
+    runs = leaderboard.collect([tmp_path / "in"])
+    issue = leaderboard.submit(runs, leaderboard.table(runs), tmp_path / "out").read_text()
+    for line in (
+        "Title: [leaderboard] dream/ood",
+        "- **Training**: dream/ood",
+        "- **Postprocessor**: ebo",
+        "- **Near-OOD AUROC**: 90.50 ± 0.71",
+        "- **ID Accuracy**: 97.00 ± 0.00",
+        "- **Outlier Data**: imagined (knn)",
+        "- **Model Arch.**: resnet18_32x32",
+        "- **Additional Description**: digits, 15 epochs, mean over 2 seeds",
+        "- **Results**: 01_dream_ood_ebo/s0_ood.csv, 01_dream_ood_ebo/s1_ood.csv",
+    ):
+        assert line in issue.splitlines()
+    copied = tmp_path / "out" / "01_dream_ood_ebo" / "s1_ood.csv"
+    assert copied.read_text() == (tmp_path / "in" / "runs" / "dream-ood" / "s1" / "ebo" / "ood.csv").read_text()
 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path):

@@ -29,7 +29,10 @@ def test_tables_lie_beside_the_report_in_three_formats(benchmarked):
     rows = json.loads((benchmarked.root / "leaderboard.json").read_text())
     assert [row["near_auroc"] for row in rows] == pytest.approx(board["near_auroc"].tolist())
     markdown = (benchmarked.root / "leaderboard.md").read_text().splitlines()
-    assert len(markdown) == 11 and f"{board['near_auroc'][0]:.2f} ±" in markdown[2]
+    assert (
+        len([line for line in markdown if line.startswith("|")]) == 11
+        and f"{board['near_auroc'][0]:.2f} ±" in markdown[2]
+    )
 
 
 def test_a_row_is_the_mean_and_deviation_of_its_runs(benchmarked):
@@ -59,7 +62,7 @@ def test_the_report_says_what_each_method_learned_from(benchmarked):
 def test_the_report_is_one_file_that_loads_nothing(page):
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "<link" not in page and not re.search(r"url\((?!data:)", page)
-    assert page.count("data:image/png;base64,") == 9
+    assert page.count("data:image/png;base64,") == 12
 
 
 def test_the_report_has_every_figure_and_fact_that_it_promises(page):
@@ -107,12 +110,6 @@ def test_images_are_classified_as_the_network_was_trained_to_see_them(benchmarke
     small = report.classify(net, torch.stack([test.pixels[i] for i in range(20)]), config)
     assert torch.allclose(small, expected, atol=1e-4)
     assert files.shape[-1] == 32 and torch.allclose(report.classify(net, files, config), expected, atol=0.1)
-
-
-def test_scores_in_the_figures_are_the_saved_ones(benchmarked):
-    run = benchmarked.root / "runs" / "oe" / "s1"
-    with np.load(run / "knn" / "scores" / "noise.npz") as file:
-        assert np.array_equal(report.scores(run, "knn", "noise"), file["conf"])
 
 
 def test_methods_with_the_same_images_are_drawn_once_and_those_of_another_space_not_at_all(chain, tiny):
