@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from openood_dream import data, leaderboard, plots, store
 from openood_dream.config import Config, settings
