@@ -133,6 +133,7 @@ def _stage(name: str, text: str) -> None:
 
 _stage("anchors", "Read the token embeddings T(y) of the class names.")
 _stage("space", "Train the text-conditioned latent space (phase 1).")
+_stage("generator", "Train a small diffusion pipeline on the ID images.")
 _stage("sample", "Sample outlier embeddings (phase 2a).")
 
 

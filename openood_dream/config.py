@@ -143,24 +143,56 @@ class RunSettings(_Section):
 _SWITCHES = [name for name, field in RunSettings.model_fields.items() if field.annotation is bool]  # need no value
 
 
+def _channels(multiple: int) -> Any:
+    width = Annotated[int, Field(ge=multiple, multiple_of=multiple)]
+    return Annotated[list[width], Field(min_length=1), _Expects(f"a list of multiples of {multiple}")]
+
+
 class GeneratorTraining(_Section):
     """`dream.generator: {train: small}`: a small Stable-Diffusion-format pipeline trained on the ID images."""
 
     train: Literal["small"] = Field(description="which architecture to train")
     seed: _Seed = Field(0, description="seed of weights, batches and noise")
+    size: int | None = Field(None, ge=8, description="pixels a side of its images; null: the classifier's")
+    vae_channels: _channels(8) = Field(
+        [32, 32, 64], description="channels of the VAE's levels; each level after the first halves the image"
+    )
+    latent_channels: int = Field(8, ge=1, description="channels of the latents")
+    unet_channels: _channels(16) = Field(
+        [64], description="channels of the UNet's levels; each level after the first halves the latents"
+    )
+    unet_layers: int = Field(1, ge=1, description="residual blocks per level of the UNet")
     steps: int = Field(3000, ge=1, description="optimiser steps of the UNet")
     vae_steps: int = Field(600, ge=1, description="optimiser steps of the VAE")
-    batch_size: int = Field(128, ge=1, description="images per step")
-    lr: float = Field(1e-3, gt=0, description="learning rate")
+    batch_size: int = Field(128, ge=1, description="images per step of the UNet, over all processes")
+    vae_batch_size: int = Field(16, ge=1, description="images per step of the VAE, over all processes")
+    lr: float = Field(1e-3, gt=0, description="learning rate of the UNet at its peak")
+    vae_lr: float = Field(3e-3, gt=0, description="learning rate of the VAE at its peak")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the UNet's weights that is saved")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="number format of this training; auto: float32 on a CPU, elsewhere as the key precision says",
+    )
+    prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the UNet predicts")
+    min_snr: float | None = Field(
+        None, gt=0, description="cap on the signal-to-noise ratio that weights the loss (min-SNR); null: no weights"
+    )
     embedding_fraction: float = Field(
         0.7,
         ge=0,
         le=1,
         description="share of samples conditioned on the image's own embedding instead of its class token",
     )
+    embedding_noise: float = Field(
+        0.0, ge=0, description="deviation of Gaussian noise on the image's own embedding, measured as outliers.sigma is"
+    )
     empty_fraction: float = Field(0.1, ge=0, le=1, description="share of samples with the empty prompt, for guidance")
     text_dim: int = Field(64, ge=1, description="width m of the token embeddings")
     anchor_norm: float = Field(0.4, gt=0, description="norm of the class anchors")
+    checkpoint_every: int = Field(500, ge=1, description="steps between two savings of the training's state")
+    samples_every: int | None = Field(
+        None, ge=1, description="steps between two grids of samples; null: one grid, at the end"
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> GeneratorTraining:

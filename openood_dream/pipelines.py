@@ -376,6 +376,10 @@ def stage(name: str, files: list[str], overrides: list[str]) -> Any:
         from openood_dream import anchors as room
     elif name == "space":
         from openood_dream import space as room
+    elif name == "generator":
+        from openood_dream import generator
+
+        return generator.train(config)
     elif name == "sample":
         from openood_dream import outliers as room
     elif name == "generator":
