@@ -343,17 +343,8 @@ def test_a_pipeline_that_is_given_is_not_trained(tiny, pipeline_folder):
 @pytest.mark.slow
 def test_two_processes_train_one_generator(tiny, cache):
     settings = ["--dream.cache_dir", str(cache), "--dream.generator.steps", "6", "--dream.generator.vae_steps", "4"]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command = [*launch, "--mixed_precision", "no", "-m", "openood_dream.cli", "generator", "--config", tiny.file]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "openood_dream.cli", "generator", "--config", tiny.file]
     done = subprocess.run(
         [*command, *settings], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
     )
