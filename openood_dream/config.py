@@ -162,6 +162,9 @@ class GeneratorTraining(_Section):
         [64], description="channels of the UNet's levels; each level after the first halves the latents"
     )
     unet_layers: int = Field(1, ge=1, description="residual blocks per level of the UNet")
+    pooled_text: bool = Field(
+        False, description="pooled text modulates all blocks of the UNet too, beside its attention to the text"
+    )
     steps: int = Field(3000, ge=1, description="optimiser steps of the UNet")
     vae_steps: int = Field(600, ge=1, description="optimiser steps of the VAE")
     batch_size: int = Field(128, ge=1, description="images per step of the UNet, over all processes")

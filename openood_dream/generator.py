@@ -69,6 +69,11 @@ def small_unet(training: GeneratorTraining, latent_size: int) -> UNet2DCondition
     learns more. The finest level has no attention: it has the most pixels and the least to do with the text.
     """
     deeper = len(training.unet_channels) - 1
+    pooled = {
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 1,
+        "resnet_time_scale_shift": "scale_shift",
+    }
     return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=training.latent_channels,
@@ -81,6 +86,7 @@ def small_unet(training: GeneratorTraining, latent_size: int) -> UNet2DCondition
         cross_attention_dim=training.text_dim,
         attention_head_dim=8,
         norm_num_groups=16,
+        **(pooled if training.pooled_text else {}),
     )
 
 

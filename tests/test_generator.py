@@ -211,7 +211,7 @@ def test_the_learning_rate_rises_and_falls_for_any_number_of_steps(steps, warm_u
         {"embedding_fraction": 0.0},
         {"embedding_fraction": 1.0, "empty_fraction": 0.0, "embedding_noise": 0.2},
         {"prediction": "v_prediction", "min_snr": 5.0},
-        {"unet_channels": [16, 32], "unet_layers": 2, "ema": 0.0},
+        {"unet_channels": [16, 32], "unet_layers": 2, "ema": 0.0, "pooled_text": True},
     ],
 )
 def test_every_way_to_train_the_denoiser_works(pipeline_folder, tmp_path, changes):
@@ -265,7 +265,7 @@ def test_min_snr_weights_are_those_of_the_paper(prediction):
 
 # --------------------------------------------------------------------------------------------- other sizes, many options
 
-OTHER = """{train: small, text_dim: 16, size: 24, vae_channels: [8, 16], latent_channels: 4, unet_channels: [16, 32],
+OTHER = """{train: small, text_dim: 16, size: 24, pooled_text: true, vae_channels: [8, 16], latent_channels: 4, unet_channels: [16, 32],
 vae_steps: 3, steps: 4, batch_size: 8, ema: 0.9, precision: bfloat16, embedding_noise: 0.1, prediction: v_prediction,
 min_snr: 5.0, checkpoint_every: 2, samples_every: 2}"""
 
