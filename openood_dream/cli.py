@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,11 +94,8 @@ def quickstart(
     """Imagine outliers of scikit-learn's digits and compare base, OE and DREAM-OOD, from nothing, on a CPU."""
     if quiet:
         hush()
-    from openood_dream import pipelines
-
-    root = ["--root", json.dumps(str(out))]
     chosen = None if methods == "all" else separated(methods)
-    show(pipelines.benchmark(["benchmarks/digits.yml"], root, chosen, seeds))
+    compare(["benchmarks/digits.yml"], ["--root", json.dumps(str(out))], chosen, seeds)
 
 
 @app.command(**CONFIGURED)
@@ -105,16 +104,37 @@ def run(context: typer.Context) -> None:
     files, overrides = configured(context)
     from openood_dream import pipelines
 
-    finished(pipelines.run(files, overrides))
+    with partial_results():
+        finished(pipelines.run(files, overrides))
+
+
+class Executor(str, Enum):
+    local = "local"
+    ray = "ray"
 
 
 @app.command(**CONFIGURED)
-def benchmark(context: typer.Context) -> None:
+def benchmark(
+    context: typer.Context,
+    methods: Annotated[str | None, typer.Option(help="Some of benchmark.methods, separated by commas.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many of benchmark.seeds.")] = None,
+    executor: Annotated[Executor, typer.Option(help="Where jobs run: here, or on a Ray cluster.")] = Executor.local,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time, here; default: as GPUs or cores allow.")
+    ] = None,
+) -> None:
     """Compare methods over seeds and postprocessors, and write the leaderboard and the report."""
+    files, overrides = configured(context)
+    compare(files, overrides, None if methods is None else separated(methods), seeds, executor.value, jobs)
+
+
+@app.command(**CONFIGURED)
+def job(context: typer.Context) -> None:
+    """Train one method with one seed and score it, as a benchmark does: --config ... --method NAME --seed N."""
     files, overrides = configured(context)
     from openood_dream import pipelines
 
-    show(pipelines.benchmark(files, overrides))
+    finished(pipelines.job(files, overrides))
 
 
 def made(artifact: Artifact) -> None:
@@ -314,6 +334,27 @@ def doctor() -> None:
     from openood_dream import diagnosis
 
     typer.echo(diagnosis.text())
+
+
+def compare(*args: object) -> None:
+    """Runs a benchmark and shows its leaderboard."""
+    from openood_dream import pipelines
+
+    with partial_results():
+        show(pipelines.benchmark(*args))
+
+
+@contextmanager
+def partial_results() -> Iterator[None]:
+    """Shows what a benchmark has where some of its jobs failed, and ends with exit code 1."""
+    from openood_dream import pipelines
+
+    try:
+        yield
+    except pipelines.JobsFailed as error:
+        if error.report is not None:
+            show(error.report)
+        raise typer.Exit(fail(str(error), 1)) from None
 
 
 def show(report: Path) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import queue
 import re
 import shlex
+import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 import yaml
 from torch import nn
+from tqdm import tqdm
 
 import openood_dream.openood
 from openood_dream import data, store
@@ -303,17 +309,82 @@ def ood_identity(config: Config) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------- benchmark
 
 
+class JobsFailed(Exception):
+    """Some jobs of a benchmark failed; `report` is the path of the report on the others, None where all failed."""
+
+    def __init__(self, message: str, report: Path | None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class Job(NamedTuple):
+    """A method with a seed: the words of `openood-dream job` that train and score it, and where its log goes."""
+
+    method: str
+    seed: int
+    words: list[str]
+    log: Path
+    config: Config
+    scored: list[Config]
+
+
 def benchmark(
-    files: list[str], overrides: list[str], methods: list[str] | None = None, seeds: int | None = None
+    files: list[str],
+    overrides: list[str],
+    methods: list[str] | None = None,
+    seeds: int | None = None,
+    executor: str = "local",
+    workers: int | None = None,
 ) -> Path:
     """Trains every method with every seed, scores each with every postprocessor, and writes leaderboard and report.
 
     `methods` picks some of the config's, `seeds` takes the first so many. Returns the path of the report. Every
-    config is checked before anything is computed; finished parts are reused.
+    config and list is checked before anything is computed; finished parts are reused. Jobs run one after the other in
+    this process, or `workers` at a time in processes of their own (None: as many as there are GPUs, or times this
+    process's threads fit into the cores), or on a Ray cluster; the results are the same. A job that fails stands in the
+    report with the end of its log, the others go on, and JobsFailed is raised at the end.
     """
     from openood_dream import report
 
     start = time.perf_counter()
+    jobs = benchmark_jobs(files, overrides, methods, seeds)
+    out = store.writable(Path(jobs[0].config.root or "results"))
+    data.ensure(jobs[0].config)
+    for config in [config for job in jobs for config in job.scored]:
+        ood_identity(config)
+        for split in ("train", "val", "test"):
+            list_identity(config, split)
+    count = places(jobs[0].config) if workers is None else workers
+    if executor == "ray":
+        from openood_dream import distributed
+
+        for _ in distributed.each(worker, [(job.words, str(job.log)) for job in jobs], jobs[0].config.device or "auto"):
+            pass
+    elif count > 1 and len(jobs) > 1:
+        at_once(jobs, count)
+    else:
+        in_turn(jobs)
+    bad = [job for job in jobs if job.log.with_suffix(".failed").exists()]
+    good = [job for job in jobs if not job.log.with_suffix(".failed").exists()]
+    failures = [failure(job, config.postprocessor.name) for job in bad for config in job.scored]
+    which = ", ".join(f"{job.method} seed {job.seed} ({job.log})" for job in bad)
+    if not good:
+        raise JobsFailed(f"all {len(jobs)} jobs failed: {which}", None)
+    page = report.write(
+        out,
+        [Path(job.config.output_dir) for job in good],
+        [trained_config(job) for job in good],
+        time.perf_counter() - start,
+        [command_line(files, overrides, methods, seeds), *(row_command(job) for job in jobs)],
+        failures,
+    )
+    if failures:
+        raise JobsFailed(f"{len(bad)} of {len(jobs)} jobs failed: {which}", page)
+    return page
+
+
+def benchmark_jobs(files: list[str], overrides: list[str], methods: list[str] | None, seeds: int | None) -> list[Job]:
+    """The jobs of a benchmark, by seed and then method; InputError for anything wrong with their configs."""
     common = load_config(files, overrides)
     require(common, "benchmark")
     if common.backend == "openood":
@@ -333,21 +404,121 @@ def benchmark(
     jobs = []
     for seed in plan.seeds[:seeds]:
         for name, label, varied in variants(plan, chosen):
-            layers, keys = [*files, *plan.methods[name]], ["--method", label, "--seed", str(seed), *varied]
-            config = load_config(layers, [*overrides, *keys])
-            own = settings(config, "benchmark").postprocessors
-            scored = [load_config([*layers, f"postprocessors/{pp}.yml"], [*overrides, *keys]) for pp in own]
-            for one in scored:
-                find_postprocessor(one)
-            get_trainer(config)
-            jobs.append((config, scored))
-    out = store.writable(Path(jobs[0][0].root or "results"))
-    runs = []
-    for config, scored in jobs:
-        runs.append(train(config))
-        score_run(runs[-1], scored)
-    commands = [command_line(files, overrides, methods, seeds)]
-    return report.write(out, runs, [config for config, _ in jobs], time.perf_counter() - start, commands, [])
+            layers, keys = [*files, *plan.methods[name]], [*overrides, "--method", label, "--seed", str(seed), *varied]
+            config, scored = job_configs(layers, keys)
+            log = Path(config.root or "results") / "logs" / f"{label}-s{seed}.log"
+            jobs.append(Job(label, seed, ["--config", *map(os.fspath, layers), *keys], log, config, scored))
+    return jobs
+
+
+def job_configs(layers: list[str], overrides: list[str]) -> tuple[Config, list[Config]]:
+    """The config that trains a method, and one for each of its postprocessors."""
+    config = load_config(layers, overrides)
+    require(config, "benchmark", "output_dir")
+    names = settings(config, "benchmark").postprocessors
+    scored = [load_config([*layers, f"postprocessors/{name}.yml"], overrides) for name in names]
+    for one in scored:
+        find_postprocessor(one)
+    get_trainer(config)
+    return config, scored
+
+
+def job(files: list[str], overrides: list[str]) -> Path:
+    """Trains one method with one seed and scores it with its postprocessors, as a benchmark does; returns the folder."""
+    config, scored = job_configs(files, overrides)
+    folder = train(config)
+    score_run(folder, scored)
+    return folder
+
+
+def in_turn(jobs: list[Job]) -> None:
+    """Runs jobs in this process."""
+    for one in jobs:
+        try:
+            score_run(train(one.config), one.scored)
+            ended(one.log, 0)
+        except Exception as error:
+            lines = [str(error)] if isinstance(error, InputError) else traceback.format_exception(error)
+            store.write_text(one.log, "".join(lines))
+            ended(one.log, 1)
+
+
+def at_once(jobs: list[Job], count: int) -> None:
+    """Runs `count` jobs at a time in processes of their own, each with a GPU of its own where there are several."""
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(count):
+        free.put(place)
+
+    def run(one: Job) -> None:
+        place = free.get()
+        run_logged((one.words, str(one.log)), place % torch.cuda.device_count() if torch.cuda.is_available() else None)
+        free.put(place)
+
+    with ThreadPoolExecutor(count) as pool:
+        list(tqdm(pool.map(run, jobs), total=len(jobs), desc="benchmark", unit="job"))
+
+
+def places(config: Config) -> int:
+    """How many jobs this machine takes at once: one for each GPU, or as often as this process's threads are there."""
+    if pick_device(config.device).type == "cuda":
+        return torch.cuda.device_count() if config.device in (None, "auto", "cuda") else 1
+    return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+
+
+def worker() -> Callable[[tuple[list[str], str]], None]:
+    """What a Ray worker does with a job."""
+    return run_logged
+
+
+def run_logged(job: tuple[list[str], str], gpu: int | None = None) -> None:
+    """Runs `openood-dream job` with these words in a process, with as many threads as this one has, and keeps its log."""
+    words, log = job
+    env = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as file:
+        command = [sys.executable, "-m", "openood_dream.cli", "job", *words]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)  # noqa: S603
+    ended(Path(log), done.returncode)
+
+
+def ended(log: Path, code: int) -> None:
+    """Notes beside a job's log whether it failed."""
+    mark = log.with_suffix(".failed")
+    if code:
+        store.write_text(mark, f"{code}\n")
+    else:
+        mark.unlink(missing_ok=True)
+
+
+def failure(job: Job, postprocessor: str) -> dict[str, Any]:
+    """What the leaderboard says of a job that failed: the end of its log, and where that is."""
+    lines = [
+        line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    ]
+    code = job.log.with_suffix(".failed").read_text().strip()
+    return {
+        "method": job.method,
+        "seed": job.seed,
+        "postprocessor": postprocessor,
+        "network": job.config.network.name,
+        "dataset": job.config.dataset.name,
+        "outlier_data": job.config.at("dataset.oe.imglist_pth") or "none",
+        "text": f"{' / '.join(lines[-3:]) or f'exit code {code}'} ({job.log})",
+    }
+
+
+def trained_config(job: Job) -> Config:
+    """The config of a finished job, which knows the outliers that it was trained with."""
+    saved = Config(yaml.safe_load((Path(job.config.output_dir) / "config.yml").read_text(encoding="utf-8")))
+    if saved.outlier_data:
+        job.config.outlier_data = saved.outlier_data
+    return job.config
+
+
+def row_command(job: Job) -> str:
+    """The command that makes a run again."""
+    return shlex.join(["openood-dream", "job", *job.words])
 
 
 def variants(plan: BenchmarkSettings, methods: list[str]) -> list[tuple[str, str, list[str]]]:

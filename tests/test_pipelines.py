@@ -281,6 +281,106 @@ def test_a_key_that_is_varied_needs_values(tiny):
         tiny.config("--benchmark.vary", "optimizer.lr")
 
 
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("ood_dataset.farood.noise.imglist_pth", r"nowhere\.txt: no such image list \(ood_dataset\.farood\.noise"),
+        ("dataset.test.imglist_pth", r"nowhere\.txt: no such image list \(dataset\.test"),
+    ],
+)
+def test_every_list_is_checked_before_the_first_training(tiny, tmp_path, monkeypatch, key, message):
+    monkeypatch.setattr(pipelines, "train", lambda config: pytest.fail("trained first"))
+    with pytest.raises(InputError, match=message):
+        pipelines.benchmark([tiny.file], ["--root", str(tmp_path), f"--{key}", "nowhere.txt"], ["base"], 1)
+
+
+def failing(monkeypatch, method: str, seed: int) -> None:
+    """Makes the training of one job fail."""
+    train = pipelines.train
+
+    def partly(config):
+        if (config.method, config.seed) == (method, seed):
+            raise RuntimeError("the card is <on> fire")
+        return train(config)
+
+    monkeypatch.setattr(pipelines, "train", partly)
+
+
+def test_a_failed_job_stands_in_its_row_and_the_others_go_on_and_a_rerun_continues(tiny, tmp_path, monkeypatch):
+    files, overrides = [tiny.file], ["--root", str(tmp_path), "--benchmark.postprocessors", "[msp]"]
+    with monkeypatch.context() as patch:
+        failing(patch, "base", 1)
+        with pytest.raises(pipelines.JobsFailed, match=r"1 of 2 jobs failed: base seed 1 \(.*base-s1\.log\)") as error:
+            pipelines.benchmark(files, overrides, ["base"])
+    (row,) = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert (
+        row["seeds"] == 1
+        and "seed 1 failed: " in row["notes"]
+        and "RuntimeError: the card is <on> fire" in row["notes"]
+    )
+    page = error.value.report.read_text()
+    assert "the card is &lt;on&gt; fire" in page and "<on>" not in page
+    before = stamps(tmp_path / "runs" / "base" / "s0")
+    assert pipelines.benchmark(files, overrides, ["base"]) == error.value.report
+    assert json.loads((tmp_path / "leaderboard.json").read_text())[0]["seeds"] == 2
+    assert stamps(tmp_path / "runs" / "base" / "s0") == before
+
+
+def test_where_all_jobs_fail_there_is_no_report(tiny, tmp_path, monkeypatch):
+    failing(monkeypatch, "base", 0)
+    with pytest.raises(pipelines.JobsFailed, match="all 1 jobs failed: base seed 0") as error:
+        pipelines.benchmark([tiny.file], ["--root", str(tmp_path)], ["base"], 1)
+    assert error.value.report is None and not (tmp_path / "report.html").exists()
+
+
+def same_runs(one: Path, other: Path) -> None:
+    for seed in (0, 1):
+        runs = [root / "runs" / "base" / f"s{seed}" for root in (one, other)]
+        assert equal(*map(weights, runs))
+        assert len({(run / "msp" / "ood.csv").read_text() for run in runs}) == 1
+
+
+def test_two_seeds_in_parallel_give_what_they_give_one_after_the_other(benchmarked, tiny, tmp_path):
+    overrides = ["--root", str(tmp_path), *benchmarked.overrides[2:]]
+    pipelines.benchmark([tiny.file], overrides, ["base"], workers=2)
+    same_runs(benchmarked.root, tmp_path)
+    assert not list((tmp_path / "logs").glob("*.failed"))
+
+
+def test_a_job_that_fails_in_its_own_process_leaves_its_log(tiny, tmp_path):
+    blocked = tmp_path / "runs" / "base"
+    blocked.mkdir(parents=True)
+    (blocked / "s1").write_text("in the way")
+    overrides = ["--root", str(tmp_path), "--benchmark.postprocessors", "[msp]"]
+    with pytest.raises(pipelines.JobsFailed, match="1 of 2 jobs failed: base seed 1"):
+        pipelines.benchmark([tiny.file], overrides, ["base"], workers=2)
+    (row,) = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert row["seeds"] == 1 and "openood-dream: error: " in row["notes"] and "cannot write here" in row["notes"]
+
+
+@pytest.mark.slow
+def test_jobs_on_ray_give_what_they_give_one_after_the_other(benchmarked, tiny, tmp_path):
+    pytest.importorskip("ray")
+    overrides = ["--root", str(tmp_path), *benchmarked.overrides[2:]]
+    pipelines.benchmark([tiny.file], overrides, ["base"], executor="ray")
+    same_runs(benchmarked.root, tmp_path)
+
+
+def test_the_report_has_the_command_and_what_makes_each_run_again(benchmarked, tiny, tmp_path):
+    overrides = ["--root", str(tmp_path / "a b"), *benchmarked.overrides[2:]]
+    page = pipelines.benchmark([tiny.file], overrides, methods=["base"], seeds=1).read_text()
+    assert f"openood-dream benchmark --config {tiny.file} --methods base --seeds 1 --root" in page
+    assert f"openood-dream job --config {tiny.file} benchmarks/methods/base.yml --root" in page
+    assert "--method base --seed 0" in page
+
+
+def test_a_job_alone_trains_and_scores_as_the_benchmark_does(benchmarked, tiny, tmp_path):
+    words = ["--root", str(tmp_path), *benchmarked.overrides[2:], "--method", "base", "--seed", "1"]
+    folder = pipelines.job([tiny.file, "benchmarks/methods/base.yml"], words)
+    assert folder == tmp_path / "runs" / "base" / "s1"
+    assert equal(weights(folder), weights(benchmarked.root / "runs" / "base" / "s1"))
+
+
 # ----------------------------------------------------------------------------------------------------- run and stages
 
 
