@@ -28,7 +28,7 @@ from openood_dream import data, store
 from openood_dream.config import BenchmarkSettings, Config, InputError, OutlierSettings, load_config, origin, settings
 from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor, passes_dir
 from openood_dream.generative.network import Generative, pixel_probability
-from openood_dream.networks import get_network, load_weights, pick_dtype
+from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
 from openood_dream.trainers import get_trainer, loop, processes
 
 TRAINED, SCORED = "train.json", "evaluate.json"
@@ -233,7 +233,7 @@ def label_of(config: Config) -> str:
 
 
 def list_identity(config: Config, split: str) -> str:
-    section = config.dataset[split]
+    section = data.section_of(config, ("dataset", split))
     return store.list_digest(section.imglist_pth, section.data_dir, f"dataset.{split}.imglist_pth")
 
 
@@ -334,7 +334,7 @@ def benchmark(
     methods: list[str] | None = None,
     seeds: int | None = None,
     executor: str = "local",
-    workers: int | None = None,
+    workers: int | None = 1,
 ) -> Path:
     """Trains every method with every seed, scores each with every postprocessor, and writes leaderboard and report.
 
