@@ -155,7 +155,6 @@ def train(config: Config) -> Path:
             net.compile()
         shares = [processes.share(loader, config.seed) for loader in loaders]
         trainer = cls(processes.together(net), *shares, config, **lessons)
-        processes.share_gradients(trainer.net, trainer.optimizers())
         dtype, start = pick_dtype(config.precision, device), time.perf_counter()
         history = loop.fit(
             trainer,

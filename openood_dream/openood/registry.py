@@ -27,7 +27,7 @@ from openood_dream.postprocessors import POSTPROCESSORS, check_network
 from openood_dream.trainers import TRAINERS
 from openood_dream.trainers import get_trainer as find_trainer
 from openood_dream.trainers.base import bare
-from openood_dream.trainers.processes import first_process_only, share_gradients
+from openood_dream.trainers.processes import first_process_only
 
 PREPROCESSOR = "dream"
 OUR_NETWORKS = ["timm:<model>", *GENERATIVE_SETTINGS]
@@ -165,7 +165,6 @@ def _trainers(original: Callable) -> Callable:
 
             lessons, _ = pipelines.taught(Config(plain(config)))
         trainer = cls(net, *loaders, config, **lessons)
-        share_gradients(net, trainer.optimizers())
         return trainer
 
     return get_trainer

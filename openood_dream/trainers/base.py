@@ -16,6 +16,7 @@ from tqdm import tqdm
 from openood_dream.config import InputError, origin, settings
 from openood_dream.data import IMAGINED
 from openood_dream.networks import autocast, pick_dtype
+from openood_dream.trainers import processes
 
 TRAINERS: dict[str, type[BaseTrainer]] = {}
 
@@ -88,6 +89,7 @@ class BaseTrainer:
         self.epoch = 0
         net.to(memory_format=torch.channels_last)
         self.extra = self.additions().to(self.device)
+        processes.same(self.extra)
         options = config["optimizer"]
         self.optimizer = torch.optim.SGD(
             self.parameters(),
@@ -146,6 +148,7 @@ class BaseTrainer:
         terms = self.terms(*batches)
         self.optimizer.zero_grad()
         sum(terms.values()).backward()
+        processes.average_gradients(self.extra)
         if self.clip_norm:
             nn.utils.clip_grad_norm_(
                 [p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm
@@ -190,9 +193,6 @@ class BaseTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
-
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [part for part in self.parts().values() if isinstance(part, torch.optim.Optimizer)]
 
     def parts(self) -> dict[str, Any]:
         """What has a state, by name."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from openood_dream.losses import club, distillation, gaussian_fit
 from openood_dream.networks import autocast
+from openood_dream.trainers import processes
 from openood_dream.trainers.base import BaseTrainer, bare, trainer
 
 HIDDEN = 256  # width of CLUB's networks
@@ -98,6 +99,8 @@ class OALTrainer(BaseTrainer):
         loss = sum(gaussian_fit(*self.extra[name](rows), features) for name, rows in outliers.items())
         self.fitting.zero_grad()
         loss.backward()
+        for name in outliers:
+            processes.average_gradients(self.extra[name])
         self.fitting.step()
 
     def bound(self, name: str, outliers: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -78,22 +78,23 @@ def together(net: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(net, [device] if device.type == "cuda" else None)
 
 
-def share_gradients(net: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Keeps what is trained besides the network equal in all processes; the network is DDP's business."""
-    world = size()
-    if world == 1:
-        return
+def same(part: nn.Module) -> None:
+    """Gives what is trained besides the network the first process's values everywhere."""
+    if size() > 1:
+        for parameter in part.parameters():
+            dist.broadcast(parameter.data, src=0)
 
-    def average(parameter: torch.Tensor) -> None:
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world
 
-    inside = {id(parameter) for parameter in net.parameters()}
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        for parameter in group["params"]:
-            if id(parameter) not in inside:
-                dist.broadcast(parameter.data, src=0)
-                parameter.register_post_accumulate_grad_hook(average)
+def average_gradients(part: nn.Module) -> None:
+    """Averages the gradients of what is trained besides the network; the network is DDP's business.
+
+    A process whose queue is not full yet has no gradient where another one has: it counts as zero.
+    """
+    if size() > 1:
+        for parameter in part.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= size()
 
 
 def first_process_only(work: Callable[[], Any]) -> Any:
