@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 
-from openood_dream import losses
+from openood_dream import losses, pipelines
 from openood_dream.config import Config
 from openood_dream.trainers import TRAINERS
 from openood_dream.trainers.oal import Conditional
@@ -125,3 +127,17 @@ def test_q_is_fitted_while_the_student_trains():
         one.fit({name: rows[:8] for name, rows in one.outliers.items()}, feature)
     after = losses.gaussian_fit(*one.extra["knn"](one.outliers["knn"][:8]), features[0])
     assert after < before
+
+
+def test_the_pipeline_trains_the_teacher_once_and_then_the_student(tiny, chain, tmp_path):
+    small = tmp_path / "oal.yml"
+    teacher = {"network": "timm:resnet10t", "args": {"channels": [8, 8, 16, 16]}, "epochs": 2}
+    small.write_text(yaml.safe_dump({"trainer": {"name": "oal", "teacher": teacher}, "pipeline": {"name": "train"}}))
+    keys = ["--method", "oal", "--root", str(tmp_path), "--dream.cache_dir", str(tiny.root / "dream")]
+    before = set((tiny.root / "dream").glob("teacher-*"))
+    folders = [pipelines.train(tiny.config(*keys, "--seed", seed, layers=[str(small)])) for seed in ("0", "1")]
+    (made,) = set((tiny.root / "dream").glob("teacher-*")) - before
+    assert len(json.loads((made / "train.json").read_text())["epochs"]) == 2
+    terms = json.loads((folders[1] / "train.json").read_text())["epochs"][0]["terms"]
+    assert set(terms) == {"cross-entropy", "logits", "features", "knn", "latents"}
+    assert not list(tmp_path.rglob("training.ckpt"))
