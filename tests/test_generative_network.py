@@ -101,7 +101,9 @@ def independent_bits(train: torch.Tensor, test: torch.Tensor) -> float:
     return -p[torch.arange(p.shape[0]), test.flatten(1).long()].log2().mean().item()
 
 
-@pytest.mark.parametrize("name, epochs", [("vae", 20), ("glow", 8), ("pixelcnnpp", 2)])
+@pytest.mark.parametrize(
+    "name, epochs", [("vae", 25), ("glow", 12), pytest.param("pixelcnnpp", 8, marks=pytest.mark.slow)]
+)
 def test_networks_learn_more_of_digits_than_each_pixel_alone_tells(tiny, name, epochs):
     config = job(tiny, name, False, "--optimizer.lr", "0.005")
     data.ensure(config)
