@@ -59,7 +59,6 @@ def write(
         figures=figures,
         notes=notes,
         commands=commands,
-        allow_mixed=True,
     )
 
 
