@@ -134,6 +134,7 @@ def table(
     Raises InputError for runs of different data sets, networks, epochs or OOD sets, unless `allow_mixed`: then such
     runs get rows of their own and the difference is noted.
     """
+    others = _published_rows(runs["dataset"].unique()) if published else []
     metrics = metrics_of(runs)
     sets = [name for name in runs if name.startswith("auroc_")]
     epochs = ["unknown" if pd.isna(number) else str(number) for number in runs["epochs"]]
@@ -164,7 +165,7 @@ def table(
     numbers = [*metrics, *(f"{metric}_std" for metric in metrics)]
     frame[numbers] = frame[numbers].round(10)  # less than that is noise of the summation
     frame = frame.join(_statistics(frame, draws, ["network", "dataset", *noted]))
-    more = [*_failed_rows(frame, failures), *(_published_rows(runs["dataset"].unique()) if published else [])]
+    more = [*_failed_rows(frame, failures), *others]
     frame = pd.concat([frame, pd.DataFrame(more)]) if more else frame
     columns = [*COLUMNS, *(f"{key}{end}" for key in metrics if key in SPECTRUM for end in ("", "_std"))]
     frame = frame.reindex(columns=columns).astype({"seeds": "Int64", "published": bool})
@@ -358,7 +359,7 @@ def submit(runs: pd.DataFrame, table: pd.DataFrame, folder: Path) -> Path:
                 target = folder / name / f"s{run.seed}_{path.name}"
                 write_text(target, path.read_text(encoding="utf-8"))
                 files.append(target.relative_to(folder).as_posix())
-        epochs = ", ".join(sorted({f"{count} epochs" for count in mine["epochs"].dropna()}))
+        epochs = ", ".join(sorted({f"{n} epoch{'s' if n != 1 else ''}" for n in mine["epochs"].dropna()}))
         data = ", ".join(sorted(set(mine["dataset"])))
         said = [data, epochs, f"mean over {row.seeds} seed{'s' if row.seeds > 1 else ''}", row.notes]
         fields = {

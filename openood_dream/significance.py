@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,12 +18,14 @@ LEVEL = 0.05
 BLOCK = 64  # resamples at a time, so that their counts stay in the processor's cache
 
 
+@lru_cache(maxsize=32)  # of the sets of a benchmark, which all its runs share
 def counts(name: str, images: int, resamples: int = RESAMPLES) -> np.ndarray:
     """How often each resample draws each image, (resamples, images); always the same for a set's name and size."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), images])
     drawn = np.empty((resamples, images), np.uint8 if images > 255 else np.uint16)  # nobody is drawn 256 times of more
     for row in drawn:
         row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
+    drawn.flags.writeable = False
     return drawn
 
 
