@@ -369,6 +369,7 @@ def test_a_timm_network_without_image_size_says_what_to_write(get_network):
 
 def test_an_unknown_network_lists_those_of_openood(get_network):
     with pytest.raises(
-        InputError, match="network.name: unknown 'lennet'; did you mean 'lenet'?.*around, glow, lenet, pixelcnnpp, timm:<model>, vae"
+        InputError,
+        match="network.name: unknown 'lennet'; did you mean 'lenet'?.*around, glow, lenet, pixelcnnpp, timm:<model>, vae",
     ):
         get_network(Config({"name": "lennet"}))
