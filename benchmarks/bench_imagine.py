@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from openood_dream import anchors, generator, imagine, outliers, store
 from openood_dream.anchors import Source
-from openood_dream.config import Config, load_config
+from openood_dream.config import Config, GeneratorTraining, load_config
 
 NAMES = ["zero", "one", "two", "three", "four", "five"]
 TEMPLATE = "A high-quality image of the {}"
@@ -50,7 +50,8 @@ def small(folder: Path) -> Path:
     anchors.make_text_encoder({"class_names": NAMES, "prompt": TEMPLATE, "dim": 64, "norm": 0.4, "seed": 0}, folder)
     text = Source(str(folder), None, None)
     ((tokenizer, encoder),) = text.text_parts()
-    return save(folder, generator.small_vae(16), generator.small_unet(4, 64), tokenizer, encoder)
+    training = GeneratorTraining(train="small")
+    return save(folder, generator.small_vae(training, 16), generator.small_unet(training, 4), tokenizer, encoder)
 
 
 def stable_diffusion(folder: Path) -> Path:

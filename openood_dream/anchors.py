@@ -107,16 +107,21 @@ def text_source(config: Config) -> Source:
     dream = settings(config, "dream")
     if not isinstance(dream.generator, GeneratorTraining):
         return given_source(config)
-    prompt, training = dream.synthesis.prompt, dream.generator
-    inputs = {
-        "class_names": data.class_names(config),
-        "prompt": prompt,
-        "dim": training.text_dim,
-        "norm": training.anchor_norm,
-        "seed": training.seed,
-    }
+    inputs = text_inputs(config)
     artifact = store.build(dream.cache_dir, "text", inputs, partial(make_text_encoder, inputs))
     return Source(str(artifact.path), None, {"text": artifact.hash})
+
+
+def text_inputs(config: Config) -> dict[str, Any]:
+    """What decides about the text encoder that is to be trained."""
+    dream = settings(config, "dream")
+    return {
+        "class_names": data.class_names(config),
+        "prompt": dream.synthesis.prompt,
+        "dim": dream.generator.text_dim,
+        "norm": dream.generator.anchor_norm,
+        "seed": dream.generator.seed,
+    }
 
 
 def make_text_encoder(inputs: dict[str, Any], folder: Path) -> None:

@@ -364,7 +364,8 @@ def show(report: Path) -> None:
     from openood_dream import leaderboard as board
 
     table = pd.read_csv(report.with_name("leaderboard.csv"), keep_default_na=False, na_values=[""])
-    typer.echo(board.render(table.fillna({"notes": ""}).astype({"seeds": "Int64"}), "terminal"))
+    table["notes"] = table["notes"].astype(object).fillna("")  # a column without notes is read as numbers
+    typer.echo(board.render(table.astype({"seeds": "Int64"}), "terminal"))
     typer.echo(f"Report: {report}")
 
 

@@ -8,6 +8,7 @@ processes (`accelerate launch`), it trains on all of them.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -446,6 +447,18 @@ def write_samples(
         rows.append(images.float().cpu())
     with store.replacing(file) as work:
         save_image(make_grid(torch.cat(rows), nrow=SAMPLES_PER_CLASS, padding=1), work)
+
+
+def untrained(config: Config) -> StableDiffusionPipeline:
+    """The pipeline that `train` would start from, which takes as long to draw as a trained one. Writes nothing."""
+    training = settings(config, "dream").generator
+    size = training.size or config.dataset.image_size
+    with tempfile.TemporaryDirectory() as folder:
+        anchors_stage.make_text_encoder(anchors_stage.text_inputs(config), Path(folder))
+        ((tokenizer, text),) = Source(folder, None, None).text_parts()
+    prompts, empty = [], Prompt.plain(tokenizer, "")
+    nets = Denoiser(small_unet(training, latent_size(config, training, size)), text, prompts, empty)
+    return assemble(small_vae(training, size).eval(), nets.eval(), tokenizer, training)
 
 
 def training_images(config: Config, size: int) -> data.ImageList:

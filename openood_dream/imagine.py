@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -433,17 +434,17 @@ def forecast(config: Config) -> str:
         f"images  {total:,} ({len(names)} classes of {synthesis.per_class:,})",
         f"shards  {len(wanted):,} of {synthesis.shard_size:,} images, {len(wanted) - len(todo):,} of them done",
     ]
-    if source is None:
-        lines.append("disk    unknown until the generator is trained")
-        lines.append("time    unknown until the generator is trained: openood-dream generator --config ...")
-    else:
-        pipeline = load_pipeline(source, config)
-        rate, size = probe(Imaginer(pipeline, names, synthesis), PROBE_SECONDS)
-        lines.append(f"disk    {amount(total * size)} ({amount(size)} an image)")
-        lines.append(
-            f"time    {duration(left / rate)} for the {left:,} images to draw: {rate:.3g} images/s on {pipeline.device}"
-            f" in batches of {synthesis.batch_size}, by a probe of {PROBE_SECONDS:g} s"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        if source is None:
+            generator.untrained(config).save_pretrained(folder)
+        pipeline = load_pipeline(source or Source(folder, None, None), config)
+    rate, size = probe(Imaginer(pipeline, names, synthesis), PROBE_SECONDS)
+    guess = "" if source else "; of an untrained generator, whose images take more room"
+    lines.append(f"disk    {amount(total * size)} ({amount(size)} an image{guess})")
+    lines.append(
+        f"time    {duration(left / rate)} for the {left:,} images to draw: {rate:.3g} images/s on {pipeline.device}"
+        f" in batches of {synthesis.batch_size}, by a probe of {PROBE_SECONDS:g} s"
+    )
     if missing:
         lines.append(f"before  not made yet, and not in the time: {', '.join(missing)}, and what they need")
     return "\n".join(lines)

@@ -183,10 +183,14 @@ def test_a_dry_run_of_a_finished_set_has_nothing_left(command, chain, tiny, monk
     assert "3 of them done" in done.out and "0 s for the 0 images" in done.out
 
 
-def test_a_dry_run_names_the_stages_that_are_not_there(command, tiny, tmp_path):
+def test_a_dry_run_before_anything_is_made_probes_an_untrained_generator_and_names_the_stages(
+    command, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(imagine, "PROBE_SECONDS", 0.1)
     done = command("synthesize", "--dry-run", "--config", tiny.file, "--dream.cache_dir", tmp_path / "none")
     assert done.code == 0 and not (tmp_path / "none").exists()
-    assert "unknown until the generator is trained: openood-dream generator" in done.out
+    assert "of an untrained generator" in done.out and "images/s on cpu" in done.out
+    assert "not made yet, and not in the time: " in done.out
 
 
 def test_a_dry_run_probes_a_given_pipeline_before_anything_is_made(
