@@ -160,7 +160,7 @@ def test_detectors_and_networks_of_different_kinds_are_refused(postprocessor, ne
 METHODS = """
 benchmark:
   seeds: [0]
-  postprocessors: [likelihood, likelihood_regret]
+  postprocessors: [likelihood, input_complexity]
   methods:
     vae: [networks/vae_small.yml, pipelines/train/frl.yml, {plain}]
     vae_frl: [networks/vae_small.yml, pipelines/train/frl.yml, {plain}, benchmarks/methods/frl.yml]
@@ -182,11 +182,11 @@ def test_a_benchmark_trains_and_scores_generative_networks(tiny, tmp_path):
     for path in sorted((tmp_path / "out").rglob("ood.csv")):
         with open(path, newline="") as file:
             rows["/".join(path.parts[-4:-1])] = {row["dataset"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {"vae/s0/likelihood", "vae/s0/likelihood_regret", "vae_frl/s0/frl"}
+    assert set(rows) == {"vae/s0/likelihood", "vae/s0/input_complexity", "vae_frl/s0/frl"}
     assert all(row["ACC"] == "-" for run in rows.values() for row in run.values())
     assert 0 <= float(rows["vae_frl/s0/frl"]["nearood"]["AUROC"]) <= 100
     table = (tmp_path / "out" / "leaderboard.md").read_text()
-    assert "vae_frl" in table and "likelihood_regret" in table
+    assert "vae_frl" in table and "input_complexity" in table
 
 
 def test_a_checkpoint_is_scored_by_hand(tiny, tmp_path):
