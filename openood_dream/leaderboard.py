@@ -296,13 +296,15 @@ def report(
     versions: dict,
     figures: dict[str, bytes],
     notes: list[str],
+    judged: dict[str, pd.DataFrame] | None = None,
     commands: Sequence[str] = (),
 ) -> Path:
     """Writes one self-contained report.html into the folder `out` (or to `out` itself if it ends in .html).
 
     `table` is that of `runs`. `stages` are dicts of name, seconds, reused, hash (absent: a dash). `figures` maps
     "<function of plots.py>" or "<function>: <of what>" to PNG; the function chooses the explanation. Without `commands`,
-    this process's is shown. "mistakes: <method>" are those of report.mistake_grid.
+    this process's is shown. "mistakes: <method>" are those of report.mistake_grid. `judged` maps image sets to the
+    tables of quality.table.
     """
     import jinja2
 
@@ -323,6 +325,7 @@ def report(
         "sets": {name.removeprefix("auroc_"): name for name in runs if name.startswith("auroc_")},
         "shifted": {name.removeprefix("acc_"): name for name in runs if name.startswith("acc_")},
         "per_set": _per_set(runs),
+        "judged": {name: (list(frame), _rows(frame)) for name, frame in (judged or {}).items()},
         "hashes": {key: words for key, words in HASHES.items() if key in runs},
         "figures": {name: (png, base64.b64encode(png).decode()) for name, png in figures.items()},
         # JSON turns every kind of mapping, path and number into what safe YAML knows.

@@ -41,12 +41,15 @@ def write(
     table = leaderboard.table(frame, allow_mixed=True, failures=failures)
     for fmt in ("md", "csv", "json"):
         store.write_text(out / f"leaderboard.{fmt}", leaderboard.render(table, fmt))
-    stages, figures, notes = training_stages(runs, configs), {}, []
+    stages, figures, notes, judged = training_stages(runs, configs), {}, [], {}
     failed = {(one["method"], one["seed"]): one for one in failures}  # each stands there once for every postprocessor
     notes += [f"Failed: {method}, seed {seed}: {one['text']}" for (method, seed), one in failed.items()]
     dreams = imagined(configs)
     if dreams:
+        from openood_dream import quality
+
         stages = dream_figures(dreams, runs[0], configs[0], figures, notes) + stages
+        judged = {name: quality.table(quality.run(config)) for name, config in dreams.items()}
     figures = {"comparison": comparison(frame, configs)} | figures | score_figures(runs, configs)
     stages.append({"name": "everything, this time", "seconds": round(seconds, 1), "reused": False, "hash": ""})
     return leaderboard.report(
@@ -58,6 +61,7 @@ def write(
         versions=versions(configs[0]),
         figures=figures,
         notes=notes,
+        judged=judged,
         commands=commands,
     )
 

@@ -62,7 +62,7 @@ def test_the_report_says_what_each_method_learned_from(benchmarked):
 def test_the_report_is_one_file_that_loads_nothing(page):
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "<link" not in page and not re.search(r"url\((?!data:)", page)
-    assert page.count("data:image/png;base64,") == 12
+    assert page.count("data:image/png;base64,") == 13
 
 
 def test_the_report_has_every_figure_and_fact_that_it_promises(page):
