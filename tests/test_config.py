@@ -392,7 +392,7 @@ MANY = "benchmark: {methods: {%s}, seeds: [%s], postprocessors: [%s]}"
         (OUTLIERS % "sigma: .nan", "dream.outliers.sigma: expected a number > 0 or 'auto', got nan"),
         (OUTLIERS % "multiple: .inf", "dream.outliers.multiple: expected a number > 0, got inf"),
         (OUTLIERS % "fraction: 2", "dream.outliers.fraction: expected a number > 0 and <= 1, got 2"),
-        (OUTLIERS % "method: nn", "dream.outliers.method: expected 'knn', 'inlier' or 'boundary', got 'nn'"),
+        (OUTLIERS % "method: nn", "dream.outliers.method: expected 'knn', 'inlier', 'boundary' or 'plain', got 'nn'"),
         (OUTLIERS % "keep: 9, n_draws: 5", "dream.outliers.keep: expected keep <= n_draws, got keep 9 and n_draws 5"),
         (OUTLIERS % "n_draws: 1", "dream.outliers.n_draws: expected keep <= n_draws, got keep 2 and n_draws 1"),
         (

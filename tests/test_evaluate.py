@@ -253,6 +253,7 @@ def test_each_image_passes_the_network_once_for_all_postprocessors(net, tiny, tm
     hook.remove()
     counts = [len(data.id_loader(tiny.config(), split).dataset) for split in ("test", "train")]
     counts += [len(data.ood_loader(tiny.config(), *which).dataset) for which in data.ood_sets(tiny.config())]
+    counts += [len(data.ood_loader(tiny.config(), "csid", name).dataset) for name in data.csid_sets(tiny.config())]
     assert sum(seen) == sum(counts)
 
 

@@ -19,6 +19,7 @@ from openood_dream.generative import scores
 from openood_dream.generative.vae import VAE
 from openood_dream.networks import get_network
 from openood_dream.postprocessors import POSTPROCESSORS, find_postprocessor
+from openood_dream.trainers.loop import save_weights
 
 CPU = torch.device("cpu")
 
@@ -195,7 +196,7 @@ def test_a_checkpoint_is_scored_by_hand(tiny, tmp_path):
         *["--output_dir", str(tmp_path), "--exp_name", "scored", "--network.checkpoint", str(tmp_path / "a.ckpt")],
         layers=["networks/vae_small.yml", "postprocessors/frl.yml"],
     )
-    pipelines.save_weights(get_network(config), tmp_path / "a.ckpt")
+    save_weights(get_network(config), tmp_path / "a.ckpt")
     out = pipelines.test(config)
     assert (out / "ood.csv").exists() and (tmp_path / "likelihoods").is_dir()
     config.network.frequency = False
