@@ -158,15 +158,6 @@ _stage("sample", "Sample outlier embeddings (phase 2a).")
 
 
 @app.command(**CONFIGURED)
-def generator(context: typer.Context) -> None:
-    """Train the small pipeline that `dream.generator` asks for, or check that the one it names is there."""
-    files, overrides = configured(context)
-    from openood_dream import pipelines
-
-    finished(pipelines.stage("generator", files, overrides).path)
-
-
-@app.command(**CONFIGURED)
 def synthesize(
     context: typer.Context,
     dry_run: Annotated[
@@ -369,7 +360,7 @@ def show(report: Path) -> None:
     typer.echo(f"Report: {report}")
 
 
-def finished(path: Path | str | None) -> None:
+def finished(path: Path | None) -> None:
     if path is not None:
         typer.echo(str(path))
 

@@ -406,6 +406,14 @@ class DreamID(_Section):
     )
 
 
+def _not_more(section: Any, *pairs: tuple[str, str]) -> Any:
+    """The section, checked: of each pair of keys the first is at most the second."""
+    for few, many in pairs:
+        less, more = getattr(section, few), getattr(section, many)
+        _rule(less <= more, f"expected {few} <= {many}, got {less} and {more}", few, many)
+    return section
+
+
 class VOS(_Section):
     """`trainer.name: vos`: virtual outliers from class Gaussians."""
 
@@ -419,9 +427,7 @@ class VOS(_Section):
 
     @model_validator(mode="after")
     def _counts(self) -> VOS:
-        text = f"expected select <= sample_from, got {self.select} and {self.sample_from}"
-        _rule(self.select <= self.sample_from, text, "select", "sample_from")
-        return self
+        return _not_more(self, ("select", "sample_from"))
 
 
 class NPOSArguments(_Section):
@@ -443,11 +449,8 @@ class NPOSArguments(_Section):
 
     @model_validator(mode="after")
     def _counts(self) -> NPOSArguments:
-        counts = [("ID_points_num", "sample_from"), ("pick_nums", "select")]
-        for few, many in (*counts, ("K", "sample_number"), ("select", "sample_number")):
-            less, more = getattr(self, few), getattr(self, many)
-            _rule(less <= more, f"expected {few} <= {many}, got {less} and {more}", few, many)
-        return self
+        numbers = [("K", "sample_number"), ("select", "sample_number")]
+        return _not_more(self, ("ID_points_num", "sample_from"), ("pick_nums", "select"), *numbers)
 
 
 class NPOS(_Section):

@@ -322,12 +322,17 @@ def make_digits(root: str | Path, seed: int = 0) -> None:
         for number, (image, label) in enumerate(members):
             folder = DIGIT_NAMES[label] if label >= 0 else "ood"
             file = Path("digits") / name / folder / f"{number:04d}.png"
-            path = root / "images_classic" / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(image)).save(path)
+            _save(root, file, image)
             rows.append((file.as_posix(), label))
         store.write_imglist(lists / f"{name}.txt", rows)
     store.write_json(lists / store.MANIFEST, {"seed": seed, "images": {name: len(rows) for name, rows in sets.items()}})
+
+
+def _save(root: Path, file: str | Path, image: np.ndarray) -> None:
+    """Writes an image (S, S, 3) uint8 of a benchmark that is made here, at the place that its list names."""
+    path = root / "images_classic" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(image)).save(path)
 
 
 def _digit_sets(seed: int) -> dict[str, list[tuple[np.ndarray, int]]]:
@@ -428,9 +433,7 @@ def make_frl_cifar10(root: str | Path, seed: int = 0, count: int = 300) -> None:
     for name, images in {"noise": noise, "constant": colours}.items():
         sets[name] = [(f"frl_cifar10/{name}/{number:04d}.png", -1) for number in range(count)]
         for (file, _), image in zip(sets[name], images):
-            path = root / "images_classic" / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
+            _save(root, file, image)
     for name, rows in sets.items():
         chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
         store.write_imglist(lists / f"{name}.txt", [rows[i] for i in chosen])

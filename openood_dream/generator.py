@@ -563,8 +563,7 @@ def make_pipeline(
     in_order = data.loader(images, 256, shuffle=False, workers=workers)
 
     torch.manual_seed(training.seed)
-    tokenizer = text.load(CLIPTokenizer, subfolder="tokenizer")
-    text_encoder = text.load(CLIPTextModel, subfolder="text_encoder")
+    ((tokenizer, text_encoder),) = text.text_parts()
     vae = small_vae(training, size)
     if accelerator.process_index:
         torch.manual_seed(training.seed + 1_000_003 * accelerator.process_index)

@@ -112,7 +112,7 @@ class Imaginer:
         """What the pipeline takes instead of prompts, for class `labels` (B,) and class tokens (B, m), if any."""
         parts = [None] * len(self.texts) if tokens is None else tokens.split(self.widths, dim=1)
         outputs = [
-            encode(encoder, own, labels, part)
+            encode(encoder, own, labels, part, output_hidden_states=len(self.texts) > 1)
             for (_, encoder), own, part in zip(self.texts, prompts, parts, strict=True)
         ]
         if len(outputs) == 1:
@@ -206,14 +206,14 @@ def png(image: np.ndarray) -> bytes:
 
 
 def set_inputs(
-    source: Source, upstream: store.Artifact, names: list[str], synthesis: SynthesisSettings
+    source: Source, upstream: store.Artifact, names: list[str], synthesis: SynthesisSettings, *without_effect: str
 ) -> dict[str, Any]:
-    """What decides about an image set."""
+    """What decides about what is drawn of outliers: all settings but those `without_effect`."""
     return {
         "generator": source.identity,
         "outliers": upstream.hash,
         "class_names": names,
-        "synthesis": synthesis.model_dump(),
+        "synthesis": synthesis.model_dump(exclude=set(without_effect)),
     }
 
 
@@ -221,8 +221,8 @@ def run(config: Config) -> store.Artifact:
     """The imagine stage: `<class>/<id>.png`, `imglist.txt` (label -1 for outliers, the class for inliers) and
     `images.parquet` with a row per image."""
     dream, names = settings(config, "dream"), data.class_names(config)
-    synthesis = dream.synthesis
-    if settings(config, "").executor == "ray":
+    synthesis, on_ray = dream.synthesis, settings(config, "").executor == "ray"
+    if on_ray:
         from openood_dream import distributed  # first of all, since it may not be installed
     upstream = outliers_stage.run(config)
     source = generator.run(config)
@@ -234,7 +234,7 @@ def run(config: Config) -> store.Artifact:
         if todo:
             total = sum(len(wanted[number]) for number in todo)
             with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
-                if settings(config, "").executor == "ray":
+                if on_ray:
                     build = partial(drawer, config, source, upstream, folder, None)
                     for number in distributed.each(build, todo, config.device or "auto"):
                         bar.update(len(wanted[number]))
@@ -366,12 +366,7 @@ def latents(config: Config) -> store.Artifact:
     dream, names = settings(config, "dream"), data.class_names(config)
     synthesis = dream.synthesis
     upstream, source = outliers_stage.run(config), generator.run(config)
-    inputs = {
-        "generator": source.identity,
-        "outliers": upstream.hash,
-        "class_names": names,
-        "synthesis": synthesis.model_dump(exclude={"save_size"}),
-    }
+    inputs = set_inputs(source, upstream, names, synthesis, "save_size")
 
     def make(folder: Path) -> dict[str, Any]:
         wanted = store.shards(synthesis.per_class * len(names), synthesis.shard_size)

@@ -540,7 +540,7 @@ def command_line(files: list[str], overrides: list[str], methods: list[str] | No
 
 
 def stage(name: str, files: list[str], overrides: list[str]) -> Any:
-    """Runs one stage of the imagination with all that it needs; returns its artifact, or the generator's Source."""
+    """Runs one stage of the imagination with all that it needs, and returns its artifact."""
     config = imagining(files, overrides)
     if name == "anchors":
         from openood_dream import anchors as room
@@ -552,8 +552,6 @@ def stage(name: str, files: list[str], overrides: list[str]) -> Any:
         return generator.train(config)
     elif name == "sample":
         from openood_dream import outliers as room
-    elif name == "generator":
-        from openood_dream import generator as room
     elif name == "quality":
         from openood_dream import quality as room
     else:

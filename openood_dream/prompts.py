@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -50,18 +50,18 @@ def _framed(tokenizer: CLIPTokenizer, ids: list[int]) -> torch.Tensor:
 
 
 def encode(
-    text_encoder: CLIPTextModel, prompts: list[Prompt], which: torch.Tensor, tokens: torch.Tensor | None
+    text_encoder: CLIPTextModel, prompts: list[Prompt], which: torch.Tensor, tokens: torch.Tensor | None, **options: Any
 ) -> ModelOutput:
     """The text encoder's output for the prompts `which` (B,), each with its row of `tokens` (B, m) as its class token.
 
     The embedding takes the token's place before the text transformer (DREAM-OOD, Sec. 3.2), so it is the transformer
-    that gives it meaning. `tokens` None leaves the prompts as they are.
+    that gives it meaning. `tokens` None leaves the prompts as they are, and `options` go to the encoder.
     """
     table = text_encoder.get_input_embeddings()
     device = table.weight.device
     ids = torch.stack([prompt.ids for prompt in prompts]).to(device)[which.to(device)]
     if tokens is None:
-        return text_encoder(ids, output_hidden_states=True)
+        return text_encoder(ids, **options)
     positions = torch.tensor([prompt.position for prompt in prompts], device=device)[which.to(device)]
 
     def replace(module, args, output: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def encode(
 
     hook = table.register_forward_hook(replace)
     try:
-        return text_encoder(ids, output_hidden_states=True)
+        return text_encoder(ids, **options)
     finally:
         hook.remove()
 

@@ -27,32 +27,38 @@ from openood_dream.outliers import QUANTILES, knn_distance
 Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def judge(config: Config) -> tuple[Judge, Any]:
-    """What takes images (B, 3, S, S) to logits (B, C) and unit features (B, D), and its identity for hashes."""
-    dream, device = settings(config, "dream"), pick_device(config.device)
-    checkpoint = dream.quality.checkpoint
+def judge_identity(config: Config) -> dict[str, str]:
+    """What names the judge in hashes; InputError where its checkpoint is not there. Loads nothing."""
+    checkpoint = settings(config, "dream.quality").checkpoint
     if checkpoint is None:
-        artifact = space_stage.run(config)
+        return {"space": space_stage.run(config).hash}
+    if not Path(checkpoint).is_file():
+        where = origin(config, "dream.quality.checkpoint") or "config"
+        raise InputError(f"{where}: dream.quality.checkpoint: no file {checkpoint!r}; expected a checkpoint of network")
+    return {"checkpoint": store.sha256(Path(checkpoint)), "network": config.network.name}
+
+
+def judge(config: Config) -> Judge:
+    """What takes images (B, 3, S, S) to logits (B, C) and unit features (B, D)."""
+    dream, device = settings(config, "dream"), pick_device(config.device)
+    if dream.quality.checkpoint is None:
         anchors = anchors_stage.load(anchors_stage.run(config)).to(device)
-        encoder = space_stage.load_encoder(config, artifact, anchors.shape[1]).to(device)
+        encoder = space_stage.load_encoder(config, space_stage.run(config), anchors.shape[1]).to(device)
 
         def by_space(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             h = F.normalize(encoder(x).float(), dim=1)
             return space_stage.cosine_logits(h, anchors, dream.space.temperature), h
 
-        return by_space, {"space": artifact.hash}
-    if not Path(checkpoint).is_file():
-        where = origin(config, "dream.quality.checkpoint") or "config"
-        raise InputError(f"{where}: dream.quality.checkpoint: no file {checkpoint!r}; expected a checkpoint of network")
+        return by_space
     net = get_network(config)
-    load_weights(net, Path(checkpoint))
+    load_weights(net, Path(dream.quality.checkpoint))
     net.to(device).eval()
 
     def by_network(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, features = net(x, return_feature=True)
         return logits.float(), F.normalize(features.float(), dim=1)
 
-    return by_network, {"checkpoint": store.sha256(Path(checkpoint)), "network": config.network.name}
+    return by_network
 
 
 @torch.inference_mode()
@@ -84,11 +90,10 @@ def run(config: Config) -> store.Artifact:
     dream, names = settings(config, "dream"), data.class_names(config)
     quality: QualitySettings = dream.quality
     images = imagine.run(config)
-    decide, identity = judge(config)
     sets = ["train", "val", *(["test"] if isinstance(config.dataset.get("test"), dict) else [])]
     inputs = {
         "images": images.hash,
-        "judge": identity,
+        "judge": judge_identity(config),
         "settings": quality.model_dump(exclude={"checkpoint"}),
         "filter": dream.filter.model_dump(),
         "transform": space_stage.transform_identity(config),
@@ -99,7 +104,7 @@ def run(config: Config) -> store.Artifact:
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        device = pick_device(config.device)
+        device, decide = pick_device(config.device), judge(config)
         train = data.loader(data.id_loader(config, "train").dataset, 256, shuffle=False)
         bank = judged(decide, train, device, "quality: ID training images")[1]
         if quality.k > len(bank):

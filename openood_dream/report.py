@@ -154,15 +154,15 @@ def mistake_grid(run: Path, config: Config) -> bytes:
         found = []
         for name in config.ood_dataset[f"{group}ood"].datasets:
             pred, conf, _ = leaderboard.read_scores(folder / f"{name}.npz")
+            paths = image_paths(config, ("ood_dataset", f"{group}ood", name))
             rows = np.argsort(-conf, kind="stable")[:COLUMNS]
-            found += [(conf[row], ("ood_dataset", f"{group}ood", name), row, named[int(pred[row])]) for row in rows]
+            found += [(conf[row], paths[row], named[int(pred[row])]) for row in rows]
         found = sorted(found, key=lambda one: -one[0])[:COLUMNS]
-        images = [thumbnail(config, which, row) for _, which, row, _ in found]
-        grid.append((f"surest of {group}-OOD", images, [seen for *_, seen in found]))
+        grid.append((f"surest of {group}-OOD", [thumbnail(path) for _, path, _ in found], [seen for *_, seen in found]))
     pred, conf, label = leaderboard.read_scores(folder / f"{config.dataset.name}.npz")
-    rows = np.argsort(conf, kind="stable")[:COLUMNS]
+    paths, rows = image_paths(config, ("dataset", "test")), np.argsort(conf, kind="stable")[:COLUMNS]
     captions = [f"{named[int(label[row])]}: {named[int(pred[row])]}" for row in rows]
-    grid.append(("most doubted of ID", [thumbnail(config, ("dataset", "test"), row) for row in rows], captions))
+    grid.append(("most doubted of ID", [thumbnail(paths[row]) for row in rows], captions))
     return plots.image_grid(grid, f"{config.method}: where {shown(config)} is most wrong")
 
 
@@ -172,10 +172,15 @@ def labels(config: Config) -> dict[int, str]:
     return dict(enumerate(names)) | {-1: "?"}
 
 
-def thumbnail(config: Config, which: tuple[str, ...], row: int) -> np.ndarray:
-    """An image of a set, at most THUMBNAIL pixels a side."""
+def image_paths(config: Config, which: tuple[str, ...]) -> list[Path]:
+    """The images of a set in the order of its list."""
     section = data.section_of(config, which)
-    with Image.open(Path(section.data_dir) / store.read_imglist(section.imglist_pth)[row][0]) as image:
+    return [Path(section.data_dir) / name for name, _ in store.read_imglist(section.imglist_pth)]
+
+
+def thumbnail(path: Path) -> np.ndarray:
+    """An image, at most THUMBNAIL pixels a side."""
+    with Image.open(path) as image:
         small = image.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         return np.asarray(small)
