@@ -445,6 +445,8 @@ def _training_config(config: Config) -> Config:
 
 def _outlier_data(config: Config, trained: Config) -> str:
     imglist = trained.at("dataset.oe.imglist_pth")
+    if not config.outlier_data and trained.at("trainer.name") == "oal":
+        return "imagined (latents)"
     if config.outlier_data or not imglist:
         return str(config.outlier_data or "none")
     if imglist == "imagined":
@@ -525,8 +527,14 @@ def _narrowed(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     facts = ["one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"]
     facts += networks if len(networks) == 1 else []
     facts += [LEGEND] if any(_marks(table)) else []
-    facts += [f"{row.method}, {row.postprocessor}: {row.notes}" for row in table.itertuples() if row.notes]
+    facts += [f"{notes}: {_names(rows)}" for notes, rows in table.groupby("notes", sort=False) if notes]
     return _shown(table).drop(columns=["seeds", "notes", *["network"][: len(networks) == 1]]), "; ".join(facts)
+
+
+def _names(rows: pd.DataFrame) -> str:
+    """The methods of some rows of a table, each with the postprocessors that it has there."""
+    own = rows.groupby("method", sort=False)["postprocessor"].agg(" ".join)
+    return ", ".join(f"{method} ({postprocessors})" for method, postprocessors in own.items())
 
 
 def _ranks(table: pd.DataFrame) -> dict[str, list[int]]:

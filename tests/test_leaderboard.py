@@ -138,12 +138,14 @@ def test_outlier_data_says_what_was_trained_with(tmp_path):
     write_run(tmp_path, "dream", dataset__oe=imagined, dream={"outliers": {"method": "boundary"}})
     write_run(tmp_path, "default", dataset__oe=imagined, dream={"class_names": "names.txt"})
     write_run(tmp_path, "said", dataset__oe=imagined, outlier_data="digit mixtures")
+    write_run(tmp_path, "oal", trainer={"name": "oal"})
     found = leaderboard.collect([tmp_path]).set_index("method").outlier_data.to_dict()
     assert found == {
         "plain": "none",
         "oe": "train_tin597",
         "dream": "imagined (boundary)",
         "default": "imagined (knn)",
+        "oal": "imagined (latents)",
         "said": "digit mixtures",
     }
 
@@ -185,6 +187,12 @@ def test_the_best_near_ood_auroc_comes_first(tmp_path):
 def test_a_row_with_fewer_seeds_says_so(tmp_path):
     table = make_table(tmp_path, full=[90, 91, 92], part=[95, 96]).set_index("method")
     assert table.notes.to_dict() == {"full": "", "part": "fewer seeds (2 of 3)"}
+
+
+def test_what_several_rows_share_is_said_once_under_the_table(tmp_path):
+    table = make_table(tmp_path, full=[90, 91, 92], part=[95, 96], less=[93, 94])
+    text = " ".join(leaderboard.render(table, "terminal").split())
+    assert text.count("fewer seeds") == 1 and "fewer seeds (2 of 3): part (ebo), less (ebo)" in text
 
 
 @pytest.mark.parametrize(
