@@ -25,7 +25,7 @@ CLASSES = 10  # shown of all classes, where images of each take a row
 COLUMNS = 12  # images in a row
 STEPS = 9  # images along a line, both ends included
 NOISES = 4  # lines of a single class
-KINDS = {"knn": "k-NN outlier", "boundary": "crossing outlier", "inlier": "inlier"}
+KINDS = {"knn": "k-NN outlier", "boundary": "crossing outlier", "inlier": "inlier", "plain": "plain prompt"}
 
 
 def embeddings(configs: dict[str, Config], classes: Sequence[str] = (), method: str = "pca") -> bytes:
