@@ -305,6 +305,16 @@ def test_our_own_trainers_train_in_openood_where_the_config_says_so(name, job, t
     load_weights(net, out / "best.ckpt")  # no layer of OpenOOD's own networks is in it
 
 
+def test_oal_learns_from_its_teacher_inside_openood(job, tmp_path):
+    teacher = "{network: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}, epochs: 1}"
+    layer = write(tmp_path / "oal.yml", f"pipeline: {{name: train}}\ntrainer: {{name: oal, teacher: {teacher}}}\n")
+    config = job("trained/oal", [layer], *SMALL_BATCH)
+    out = pipelines.hosted(config, pipelines.train)
+    net = get_network(job("digits", []))
+    load_weights(net, out / "best.ckpt")
+    assert list(Path(config.dream.cache_dir).glob("teacher-*/best.ckpt"))
+
+
 def test_a_checkpoint_of_either_host_is_scored_by_the_other(job, trained):
     theirs = pipelines.hosted(job("exchange/theirs", LAYERS["base"], *QUICK), pipelines.train) / "best.ckpt"
     for checkpoint, backend in ((theirs, "standalone"), (trained, "openood")):
