@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from openood_dream import data, leaderboard, plots, store
-from openood_dream.config import Config, settings
+from openood_dream.config import GENERATIVE_SETTINGS, Config, settings
 from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
@@ -50,7 +51,8 @@ def write(
 
         stages = dream_figures(dreams, runs[0], configs[0], figures, notes) + stages
         judged = {name: quality.table(quality.run(config)) for name, config in dreams.items()}
-    figures = {"comparison": comparison(frame, configs)} | figures | score_figures(runs, configs)
+    first = first_runs(runs, configs)
+    figures = {"comparison": comparison(frame, first)} | figures | score_figures(first) | sampled(first, notes)
     stages.append({"name": "everything, this time", "seconds": round(seconds, 1), "reused": False, "hash": ""})
     return leaderboard.report(
         out,
@@ -95,20 +97,27 @@ def training_stages(runs: list[Path], configs: list[Config]) -> list[dict[str, A
     ]
 
 
-def comparison(frame: pd.DataFrame, configs: list[Config]) -> bytes:
+def first_runs(runs: list[Path], configs: list[Config]) -> dict[str, tuple[Path, Config]]:
+    """The run of each method with its first seed, and its config."""
+    first: dict[str, tuple[Path, Config]] = {}
+    for run, config in zip(runs, configs):
+        first.setdefault(config.method, (run, config))
+    return first
+
+
+def comparison(frame: pd.DataFrame, first: dict[str, tuple[Path, Config]]) -> bytes:
     """Near- and far-OOD AUROC and ID accuracy of every method, or against the key that the benchmark varies."""
-    plan, first = settings(configs[0], "benchmark"), {}
-    for config in configs:
-        first.setdefault(config.method, config)
-    kept = frame[[row.postprocessor == shown(first[row.method]) for row in frame.itertuples()]]
+    configs = [config for _, config in first.values()]
+    plan = settings(configs[0], "benchmark")
+    kept = frame[[row.postprocessor == shown(first[row.method][1]) for row in frame.itertuples()]]
     groups = kept.groupby("method")
     names = {"near_auroc": "near-OOD AUROC", "far_auroc": "far-OOD AUROC", "id_acc": "ID accuracy"}
     series = {
         title: [(groups[key].mean()[method], groups[key].std().fillna(0)[method]) for method in first]
         for key, title in names.items()
     }
-    places = list(first) if plan.vary is None else [config.at(plan.vary) for config in first.values()]
-    score = " and ".join(dict.fromkeys(map(shown, first.values())))
+    places = list(first) if plan.vary is None else [config.at(plan.vary) for config in configs]
+    score = " and ".join(dict.fromkeys(map(shown, configs)))
     return plots.comparison(places, series, plan.vary or "", f"Mean and standard deviation over seeds, {score}")
 
 
@@ -118,11 +127,8 @@ def shown(config: Config) -> str:
     return "ebo" if "ebo" in names else names[0]
 
 
-def score_figures(runs: list[Path], configs: list[Config]) -> dict[str, bytes]:
+def score_figures(first: dict[str, tuple[Path, Config]]) -> dict[str, bytes]:
     """Histograms, ROC curves and training curves of the first seed of each method."""
-    first: dict[str, tuple[Path, Config]] = {}
-    for run, config in zip(runs, configs):
-        first.setdefault(config.method, (run, config))
     curves, figures = {}, {}
     for method, (run, config) in first.items():
         postprocessor = shown(config)
@@ -144,6 +150,42 @@ def score_figures(runs: list[Path], configs: list[Config]) -> dict[str, bytes]:
     roc = {"roc_curves": plots.roc_curves(curves, "ROC curves, first seed")}
     mistakes = {f"mistakes: {method}": mistake_grid(run, config) for method, (run, config) in first.items()}
     return roc | figures | {"training_curves": plots.training_curves(histories)} | mistakes
+
+
+def sampled(first: dict[str, tuple[Path, Config]], notes: list[str]) -> dict[str, bytes]:
+    """Images drawn from each generative network, its high-frequency channel below; its bits per dimension join the notes."""
+    rows = []
+    for method, (run, config) in first.items():
+        if config.network.name not in GENERATIVE_SETTINGS:
+            continue
+        colours = config.network.channels
+        images = store.read_tensors(draw(run, config).path / "samples.safetensors")["images"]
+        for label, part in ((method, images[:, :colours]), (f"{method}: high frequencies", images[:, colours:])):
+            if part.shape[1]:
+                rows.append((label, list(part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()), None))
+        best = max(row["val_acc"] for row in json.loads((run / "train.json").read_text())["epochs"])
+        bits = -math.log2(best / 100)
+        notes.append(
+            f"{method}, seed {config.seed}: {bits:.2f} bits per dimension of the validation images, "
+            f"{bits * images.shape[1]:.1f} per pixel of {images.shape[1]} channels."
+        )
+    return {"samples": plots.image_grid(rows, "Drawn from the generative networks")} if rows else {}
+
+
+def draw(run: Path, config: Config) -> store.Artifact:
+    """`samples.safetensors`: `images` (COLUMNS, channels, S, S) uint8 drawn from a run's generative network."""
+    weights = run / "best.ckpt"
+
+    def make(folder: Path) -> None:
+        net = get_network(config)
+        load_weights(net, weights)
+        device = pick_device(config.device)
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            images = net.to(device).eval().model.sample(COLUMNS)
+        store.write_tensors(folder / "samples.safetensors", images=images.cpu())
+
+    return store.build(run, "samples", {"weights": store.sha256(weights), "count": COLUMNS}, make)
 
 
 def mistake_grid(run: Path, config: Config) -> bytes:

@@ -12,6 +12,7 @@ import torch
 
 from openood_dream import data, imagine, leaderboard, pipelines, report, store
 from openood_dream.networks import get_network, load_weights
+from openood_dream.trainers.loop import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,20 @@ def test_a_benchmark_without_imagination_has_a_report_too(benchmarked, tiny, tmp
     text = text_of(path.read_text(encoding="utf-8"))
     assert "over 1 seed," in text and "plain samples" not in text
     assert len(leaderboard.table(leaderboard.collect([tmp_path / "out"]))) == 3
+
+
+def test_a_generative_network_shows_what_it_draws_and_its_bits(tiny, tmp_path):
+    keys = ["--network.latent", "8", "--network.width", "4", "--network.channels", "1", "--method", "frl"]
+    config = tiny.config(*keys, layers=["networks/vae_small.yml", "pipelines/train/frl.yml"])
+    net = get_network(config)
+    save_weights(net, tmp_path / "best.ckpt")
+    store.write_json(tmp_path / "train.json", {"epochs": [{"val_acc": 3.125}, {"val_acc": 6.25}, {"val_acc": 5}]})
+    notes = []
+    assert list(report.sampled({"frl": (tmp_path, config)}, notes)) == ["samples"]
+    assert notes == ["frl, seed 0: 4.00 bits per dimension of the validation images, 8.0 per pixel of 2 channels."]
+    drawn = report.draw(tmp_path, config)
+    images = store.read_tensors(drawn.path / "samples.safetensors")["images"]
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        assert drawn.reused and torch.equal(images, net.eval().model.sample(report.COLUMNS))
+    assert report.sampled({"base": (tmp_path, tiny.config("--method", "base"))}, []) == {}
