@@ -202,3 +202,13 @@ def test_a_checkpoint_is_scored_by_hand(tiny, tmp_path):
     config.network.frequency = False
     with pytest.raises(InputError, match="with the high-frequency channel"):
         pipelines.test(config)
+
+
+def test_regrets_are_computed_once_for_images_weights_and_steps(images, tmp_path, monkeypatch):
+    net, calls = network("vae"), []
+    monkeypatch.setattr(
+        scores, "regret", lambda model, x, noise, steps, lr: calls.append(steps) or x.double().mean((1, 2, 3))
+    )
+    for steps in (2, 2, 3):
+        found = detector("likelihood_regret", tmp_path, steps=steps).score(net, images, CPU)
+    assert calls == [2, 3] and found.shape == (len(images),)

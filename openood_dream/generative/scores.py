@@ -110,7 +110,7 @@ def regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: flo
 class Generative(Postprocessor):
     """What the detectors of generative networks share: they see images, and predict no class.
 
-    What takes long, likelihoods and code lengths, is kept in `cache_dir` for the same images and weights.
+    What takes long, likelihoods, regrets and code lengths, is kept in `cache_dir` for the same images and weights.
     """
 
     runs_network = True
@@ -179,7 +179,9 @@ class LikelihoodRegret(Generative):
         def score(x: torch.Tensor) -> torch.Tensor:
             return -regret(model, with_high_frequency(x) if net.frequency else x, noise, steps, lr)
 
-        return batched(score, images, device)
+        inputs = {"weights": digest(net.state_dict().values()), "steps": steps, "lr": lr}
+        make = functools.partial(batched, score, images, device)
+        return kept(self.args["cache_dir"], "likelihood-regret", images, inputs, make)
 
 
 def read(net: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
