@@ -46,7 +46,7 @@ def embeddings(configs: dict[str, Config], classes: Sequence[str] = (), method: 
         artifact = outliers_stage.run(one)
         table, found = outliers_stage.load(artifact)
         table = table[table["class"].isin(shown)]
-        ends = np.array([of_class["id_distance"]["p99"] for of_class in artifact.manifest["classes"]])
+        ends = np.array([unit(of_class["id_distance"]["p99"]) for of_class in artifact.manifest["classes"]])
         sampled.append(
             plots.Sampled(
                 kind,
@@ -244,8 +244,13 @@ def id_distances(config: Config, inside: dict[str, Tensor], labels: Sequence[int
     for label in tqdm(labels, desc="plot: ID distances", unit="class", leave=False):
         z = inside["embeddings"][inside["labels"] == label]
         distance = outliers_stage.knn_distance(z, bank(inside, label, s.neighbours), s.k).double()
-        parts.append(distance / distance.quantile(0.99))
+        parts.append(distance / unit(distance.quantile(0.99).item()))
     return torch.cat(parts)
+
+
+def unit(p99: float) -> float:
+    """What distances are divided by: the 99th percentile of ID; 1 where that is 0, since with k 1 each finds itself."""
+    return p99 or 1.0
 
 
 def picture(path: Path) -> np.ndarray:

@@ -61,6 +61,14 @@ def test_distances_are_over_the_99th_percentile_of_the_class(chain, drawn):
     assert np.allclose(found.distances, mine / np.quantile(every, 0.99), rtol=1e-5)
 
 
+def test_with_k_1_where_each_embedding_finds_itself_distances_are_as_they_are(tiny, drawn):
+    config = tiny.config("--dream.outliers.k", "1")
+    gallery.embeddings({"": config})
+    distances, (found,) = drawn["embedding_map"][2], drawn["embedding_map"][5]
+    table, _ = outliers.load(outliers.run(config))
+    assert (distances < 1e-3).all() and np.array_equal(found.distances, table["distance"])
+
+
 def test_classes_that_are_not_asked_for_are_the_background(chain, drawn):
     gallery.embeddings({"": chain.config}, ["five", "two"])
     z, labels, _, names, stars, (found,), others, _, title = drawn["embedding_map"]
