@@ -1,11 +1,13 @@
 # make quickstart   the main job, from nothing
 # make test         the tests
+# make lowest       the tests with the lowest versions that setup.py allows
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST ?= .venv-lowest
 
-.PHONY: quickstart test slow bench lint clean
+.PHONY: quickstart test slow bench lint lowest clean
 
 quickstart: $(STAMP)
 	$(BIN)/openood-dream quickstart
@@ -22,6 +24,13 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+# The quick tests with the lowest versions that setup.py allows, in an environment of their own.
+lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	grep -oE '[a-z0-9-]+>=[0-9.]+' setup.py | sed 's/>=/==/' > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
+	$(LOWEST)/bin/python -m pytest -m "not slow"
+
 # Installed once; again only when setup.py names other packages.
 $(STAMP): setup.py
 	$(PYTHON) -c 'import sys; sys.exit("openood-dream needs Python 3.10 or newer; set PYTHON=/path/to/python3") if sys.version_info < (3, 10) else None'
@@ -30,4 +39,4 @@ $(STAMP): setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build *.egg-info

@@ -50,7 +50,7 @@ setup(
         "gpu": ["faiss-gpu-cu12>=1.8"],
         "ray": ["ray>=2.60"],
         "umap": ["umap-learn>=0.5.12"],
-        "dev": ["hypothesis>=6.168", "pytest>=9", "pytest-benchmark>=5.2", "ray>=2.60", "ruff>=0.16"],
+        "dev": ["bandit>=1.9.4", "hypothesis>=6.168", "pytest>=9", "pytest-benchmark>=5.2", "ray>=2.60", "ruff>=0.16"],
     },
     entry_points={"console_scripts": ["openood-dream = openood_dream.cli:main"]},
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,12 +41,16 @@ class Source:
 
     def _read(self, read: Callable, **kwargs):
         try:
-            return read(self.path, revision=self.revision, **kwargs)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # libraries warn each other of their next versions
+                return read(self.path, revision=self.revision, **kwargs)
         except Exception as error:  # hub, JSON, safetensors and OS errors have no common type
             reason = str(error).strip().partition("\n")[0]
+            made_here = Path(self.path, store.MANIFEST).exists()
+            remedy = "expected a Stable Diffusion folder or the id of one on the hub"
             raise InputError(
                 f"dream.generator: cannot load {self.path!r} ({type(error).__name__}: {reason}); "
-                "expected a Stable Diffusion folder or the id of one on the hub"
+                + ("delete that folder and run again" if made_here else remedy)
             ) from None
 
     @functools.cached_property
@@ -55,10 +60,10 @@ class Source:
         Raises InputError where it is none of the Stable Diffusion family.
         """
         index = self._read(DiffusionPipeline.load_config)
-        known = all(index.get(part, (None,))[0] for part in ("unet", "vae", "tokenizer", "text_encoder"))
-        if not known:
+        parts = index if isinstance(index, dict) else {}
+        if not all((parts.get(part) or (None,))[0] for part in ("unet", "vae", "tokenizer", "text_encoder")):
             raise InputError(
-                f"dream.generator: {self.path!r} is a {index.get('_class_name')}; expected a pipeline of the Stable "
+                f"dream.generator: {self.path!r} is a {parts.get('_class_name')}; expected a pipeline of the Stable "
                 "Diffusion family, with unet, vae, tokenizer and text_encoder"
             )
         return index

@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+UsageError = typer.BadParameter.__base__  # what a wrong word on the command line raises
 # Commands that take OpenOOD's `--config A.yml B.yml --key value`: any --key may follow, so the words are read by us.
 CONFIGURED = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
@@ -368,15 +369,20 @@ def finished(path: Path | None) -> None:
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, an interruption in 130."""
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
+        if code == 130:  # what typer makes of an interruption, without a word
+            fail("interrupted; run the same command again to go on where it stopped", code)
+        sys.exit(code)
+    except UsageError as error:
+        if not sys.argv[1:] or not error.ctx or error.message == error.ctx.get_help():
+            error.show()  # a command without its words asks for help
+            sys.exit(2)
+        help_ = f"{error.ctx.command_path} --help"
+        sys.exit(fail(f"{error.format_message().rstrip('.')}; see {help_}", 2))
     except InputError as error:
         sys.exit(fail(str(error), 2))
     except (FloatingPointError, OSError) as error:  # an OSError is about the machine, so one line says it all
         sys.exit(fail(str(error), 1))
-    except SystemExit as ended:
-        if ended.code == 130:  # what typer makes of an interruption, without a word
-            fail("interrupted; run the same command again to go on where it stopped", 130)
-        raise
 
 
 def fail(text: str, code: int) -> int:

@@ -287,8 +287,8 @@ class SynthesisSettings(_Section):
     ] = Field("A high-quality image of the {}", description="prompt; {} is the class name")
     negative_prompt: str = Field("", description="prompt of the unconditional half of the guidance")
     steps: int = Field(20, ge=1, description="denoising steps")
-    scheduler: _Name = Field(
-        "dpmsolver++", description="sampler: dpmsolver++, pndm, ddim, euler, lcm, or own, the pipeline's"
+    scheduler: Literal["dpmsolver++", "pndm", "ddim", "euler", "lcm", "own"] = Field(
+        "dpmsolver++", description="sampler; own: the pipeline's"
     )
     guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale; 1 and below: off")
     batch_size: int = Field(32, ge=1, description="images per batch")
@@ -792,8 +792,8 @@ def _find(name: str, folder: str, asked_by: str) -> str:
     beside = sorted(os.listdir(parent)) if os.path.isdir(parent) else []
     known = [os.path.join(os.path.dirname(name), file) for file in beside if file.endswith((".yml", ".yaml"))]
     known += sorted(path.relative_to(shipped_folder).as_posix() for path in shipped_folder.rglob("*.y*ml"))
-    by_file_name = {os.path.basename(path): path for path in reversed(known)}
-    near = by_file_name.get(_nearest(os.path.basename(name), by_file_name, 0.75)) or _nearest(name, known)
+    word = _nearest(os.path.basename(name), map(os.path.basename, known), 0.75)
+    near = _nearest(name, [path for path in known if os.path.basename(path) == word], 0) or _nearest(name, known)
     hint = f"; did you mean {near!r}?" if near else ""
     raise InputError(f"{asked_by}{name}: no such file, nor among the shipped configs{hint}")
 
@@ -886,7 +886,7 @@ def _override(config: Config, origins: _Origins, tokens: Iterable[str]) -> None:
             by_end: dict[str, str] = {}
             for name in known:
                 by_end.setdefault(name.rpartition(".")[2], name)
-            near = _nearest(key, known) or by_end.get(_nearest(path[-1], by_end))
+            near = _nearest(key, known) or by_end.get(_nearest(path[-1], by_end, 0.75))
             hint = f"; did you mean '--{near}'?" if near else "; an override must name a key of the configs"
             raise InputError(f"{_COMMAND_LINE}: {key}: unknown key{hint}")
         _assign(config, origins, path, value, _COMMAND_LINE)
@@ -952,6 +952,10 @@ class _References:
 # ---------------------------------------------------------------------------------------------------------------------
 # Validation
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+_HOSTS_SECTIONS = ("dataset", "ood_dataset", "network", "preprocessor", "pipeline", "trainer", "optimizer")
+_HOSTS_SECTIONS += ("evaluator", "postprocessor")
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -1073,6 +1077,17 @@ def _raise_first(problems: list[tuple[int, str]]) -> None:
         raise InputError(first + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
 
+def _check_hosts_sections(config: Config, origins: _Origins) -> None:
+    """Raises InputError for a section of OpenOOD's that is no mapping, which its readers and ours take for granted."""
+    problems = []
+    for name in _HOSTS_SECTIONS:
+        value = config.get(name)
+        if not (value is None or isinstance(value, dict) or isinstance(value, str) and "@{" in value):
+            text = f"expected a mapping of settings, got {_show(value)}"
+            problems.append((_origin(origins, (name,)).order, _line(origins, (name,), text)))
+    _raise_first(problems)
+
+
 def _run_keys(config: dict) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in RunSettings.model_fields}
 
@@ -1123,7 +1138,9 @@ def load_config(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> C
             for file, data in _layers(os.fspath(name), merged):
                 _assign(config, origins, (), data, file)
         _override(config, origins, overrides)
+        _check_hosts_sections(config, origins)
         config = _References(config, origins).resolve(config)
+        _check_hosts_sections(config, origins)  # what was a reference is a value now
         _validate(config, origins)
     except RecursionError:
         raise InputError("the configs are nested too deeply") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,12 +111,14 @@ class ImageList(Dataset):
         path = self.data_dir / self.rows[index][0]
         try:
             with Image.open(io.BytesIO(path.read_bytes())) as image:
+                if image.mode.startswith(("I", "F")):  # Pillow would cut all values above 255
+                    raise ValueError(f"its mode {image.mode} has more than 8 bits a channel, save it with 8")
                 return image.convert("RGB")
         except FileNotFoundError:
             raise InputError(
                 f"{self.imglist}: image {str(path)!r} is not there ({self.key}); check data_dir and the list"
             ) from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{path}: broken image ({error}); restore it or take it from {self.imglist}") from None
 
     def _pixels(self, index: int) -> torch.Tensor:
@@ -150,6 +154,14 @@ def whole(config: Config, key: str) -> int:
     return value
 
 
+def switch(config: Config, key: str) -> bool:
+    """The truth value at a dotted key, true where there is none; InputError for anything else."""
+    value = config.at(key, True)
+    if not isinstance(value, bool):
+        raise InputError(f"{origin(config, key) or 'config'}: {key}: expected true or false, got {value!r}")
+    return value
+
+
 def as_is(batch: dict[str, Any]) -> dict[str, Any]:
     """The collate function of loaders whose data set already returns whole batches."""
     return batch
@@ -172,8 +184,8 @@ def image_list(
         normalization=dataset.normalization_type or "",
         interpolation=interpolation,
         augment=augment,
-        flip=(config.preprocessor or {}).get("horizontal_flip", True),
-        crop=(config.preprocessor or {}).get("random_crop", True),
+        flip=switch(config, "preprocessor.horizontal_flip"),
+        crop=switch(config, "preprocessor.random_crop"),
         resized_crop="imagenet" in dataset.name,
         randaugment=randaugment(config) if augment else None,
         key=f"{key}.imglist_pth",
@@ -273,14 +285,22 @@ def class_names(config: Config) -> list[str]:
     names = config.dream.class_names
     where = origin(config, "dream.class_names") or "config"
     if isinstance(names, str):
-        path = Path(names) if Path(names).exists() else shipped_configs() / names
+        path = Path(names) if os.path.exists(names) else shipped_configs() / names
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{error.object[error.start]:02x}"
+            raise InputError(f"{where}: dream.class_names: {path}: expected UTF-8 text, got {found}") from None
+        except (OSError, ValueError):
             raise InputError(
                 f"{where}: dream.class_names: no such file {names!r}; expected one class name a line"
             ) from None
         names = [line.strip() for line in lines if line.strip()]
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise InputError(
+                    f"{where}: dream.class_names: {path}: expected each name once, got {name!r} {count} times"
+                )
     count = config.dataset.num_classes
     if len(names) != count:
         raise InputError(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -85,7 +84,7 @@ def grid(configs: dict[str, Config], classes: Sequence[str] = ()) -> bytes:
         blocks["ID image"].append(("", [np.asarray(train.image(row)) for row in rows], None))
     for kind, one in named(configs).items():
         images, ends = imagine.run(one), outliers_stage.run(one).manifest["classes"]
-        table = pd.read_parquet(images.path / "images.parquet").sort_values("distance", kind="stable")
+        table = store.read_table(images.path / "images.parquet").sort_values("distance", kind="stable")
         blocks[kind] = []
         for label in shown:
             of_class = table[table["class"] == label]

@@ -30,7 +30,7 @@ from openood_dream import __version__, data, generator, store
 from openood_dream import anchors as anchors_stage
 from openood_dream import outliers as outliers_stage
 from openood_dream.anchors import Source
-from openood_dream.config import Config, GeneratorTraining, InputError, SynthesisSettings, check_name, origin, settings
+from openood_dream.config import Config, GeneratorTraining, InputError, SynthesisSettings, settings
 from openood_dream.networks import pick_device
 from openood_dream.prompts import Prompt, encode
 
@@ -52,9 +52,6 @@ def load_pipeline(source: Source, config: Config) -> Pipeline:
     """The pipeline of a source, on the device, with the scheduler of `dream.synthesis`. The safety checker is left out:
     it blackens images that it dislikes, and outliers are what we are after."""
     synthesis: SynthesisSettings = settings(config, "dream").synthesis
-    if synthesis.scheduler not in (OWN, *SCHEDULERS):
-        where = origin(config, "dream.synthesis.scheduler") or "config"
-        check_name("dream.synthesis.scheduler", synthesis.scheduler, [OWN, *SCHEDULERS], where)
     device = pick_device(config.device)
     dtype = synthesis.dtype
     if dtype == "auto":
@@ -171,9 +168,13 @@ class Imaginer:
 
 
 def folder_names(names: list[str]) -> list[str]:
-    """A folder name for each class: letters, digits, dots and dashes alone, since image lists are split at spaces."""
+    """A folder name for each class: letters, digits, dots and dashes alone, since OpenOOD splits image lists at spaces.
+
+    None of them leads out of the set's folder, or is the name of something else in it.
+    """
     folders = [re.sub(r"[^\w.-]+", "_", name).strip("._") or "class" for name in names]
-    return [f"{folder}_{i}" if folders.count(folder) > 1 else folder for i, folder in enumerate(folders)]
+    taken = [*folders, "shards", "images.parquet", "imglist.txt", store.MANIFEST]
+    return [f"{folder}_{i}" if taken.count(folder) > 1 else folder for i, folder in enumerate(folders)]
 
 
 def choose(outliers: pd.DataFrame, per_class: int, classes: int, seed: int) -> np.ndarray:

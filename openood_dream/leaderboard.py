@@ -426,7 +426,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _read_config(path: Path) -> Config:
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_RunLoader)  # noqa: S506 (a SafeLoader)
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_RunLoader)  # noqa: S506 # nosec B506 (it is a SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: expected a run's config in YAML: {error}") from error
     if not isinstance(config, dict):

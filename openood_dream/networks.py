@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,23 @@ class TimmNetwork(nn.Module):
 
     `forward(x)` gives logits (B, num_classes); with `return_feature` also the pooled features (B, feature_size), with
     `return_feature_list` also every stage's features, pooled ones last. `small` gives convolutional stems a 3x3
-    kernel, stride 1 and no pooling. Raises InputError for a name that timm does not have or arguments it refuses.
+    kernel, stride 1 and no pooling. Raises InputError for arguments that timm refuses.
     """
 
-    def __init__(self, name: str, num_classes: int, *, small: bool = False, args: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        *,
+        small: bool = False,
+        args: dict[str, Any] | None = None,
+        key: str = "network.args",
+    ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), n=3)
-            raise InputError(
-                f"network.name: timm has no model {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
-            )
         try:
             self.backbone = timm.create_model(name, num_classes=0, **(args or {}))
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            raise InputError(f"network.args: timm refuses {args!r} for {name} ({error})") from None
+            raise InputError(f"{key}: timm refuses {args!r} for {name} ({error}); expected arguments of it") from None
         if small:
             shrink_stem(self.backbone)
         # some families widen the pooled features once more before the classifier
@@ -79,26 +83,41 @@ def shrink_stem(backbone: nn.Module) -> None:
 
 
 def backbone_name(name: str, where: str) -> str:
-    """`resnet18` of `timm:resnet18`; InputError for any other form."""
+    """`resnet18` of `timm:resnet18`; InputError for any other form, and for a model that timm does not have."""
     prefix, _, model = name.partition(":")
     if prefix != "timm" or not model:
         raise InputError(f"{where}: unknown network {name!r}; expected timm:<model>, for example timm:resnet18")
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), n=3) or ["resnet18", "vit_small_patch16_224"]
+        raise InputError(f"{where}: timm has no model {model!r}; did you mean {', '.join(near)}?")
     return model
+
+
+def check_network(config: Config) -> None:
+    """Raises InputError where `network.name` is unknown or `network.args` is no mapping. Builds nothing."""
+    network = config.network or Config()
+    if network.name in GENERATIVE_SETTINGS:
+        return
+    backbone_name(str(network.name), f"{origin(config, 'network.name') or 'config'}: network.name")
+    if not isinstance(network.args, (dict, type(None))):
+        where = origin(config, "network.args") or "config"
+        raise InputError(f"{where}: network.args: expected a mapping of timm's arguments, got {network.args!r}")
 
 
 def get_network(config: Config) -> nn.Module:
     """The network of a config's `network` section (`name: timm:<model>`, `args`, or a generative one), with the weights
     of `checkpoint` where `pretrained`."""
-    network = config.network or Config()
+    check_network(config)
+    network = config.network
     if network.name in GENERATIVE_SETTINGS:
         from openood_dream.generative.network import Generative
 
         net = Generative(settings(config, "network"))
     else:
-        where = f"{origin(config, 'network.name') or 'config'}: network.name"
-        model = backbone_name(str(network.name), where)
         small = config.dataset.image_size <= SMALL_IMAGE
-        net = TimmNetwork(model, config.dataset.num_classes, small=small, args=network.args)
+        model, where = network.name.partition(":")[2], origin(config, "network.args") or "config"
+        classes, key = config.dataset.num_classes, f"{where}: network.args"
+        net = TimmNetwork(model, classes, small=small, args=network.args, key=key)
     if network.pretrained:
         load_weights(net, network.checkpoint)
     return net
@@ -107,13 +126,18 @@ def get_network(config: Config) -> nn.Module:
 def load_weights(net: nn.Module, checkpoint: str | Path) -> None:
     """Loads a checkpoint of tensors into `net`; InputError names a file that is missing, damaged or of another network."""
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error that follows says it better
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(
             f"{checkpoint}: no such checkpoint (network.checkpoint); train first or check the path"
         ) from None
     except Exception as error:  # torch reports a damaged file through many exception types
-        raise InputError(f"{checkpoint}: not a readable checkpoint ({type(error).__name__})") from None
+        raise InputError(
+            f"{checkpoint}: not a readable checkpoint ({type(error).__name__}); expected tensors by name, saved by "
+            "torch.save(net.state_dict(), file)"
+        ) from None
     try:
         net.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:

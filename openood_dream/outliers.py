@@ -501,6 +501,8 @@ def run(config: Config) -> store.Artifact:
     """
     dream, names = settings(config, "dream"), data.class_names(config)
     s: OutlierSettings = dream.outliers
+    if s.neighbours == "class":  # the rest can be said only of a space that is made
+        _check_counts(config, s, [dream.space.per_class] * len(names), names)
     anchors_artifact, upstream = anchors_stage.run(config), space_stage.run(config)
     anchors, inside = anchors_stage.load(anchors_artifact), space_stage.load(upstream)
     _check_anchors_and_space(anchors, inside, names, anchors_artifact, upstream)
@@ -543,7 +545,7 @@ def run(config: Config) -> store.Artifact:
 def load(artifact: store.Artifact) -> tuple[pd.DataFrame, Tensor]:
     """The table of an outliers artifact and its embeddings (M, m); of these only what is used is read into memory."""
     embeddings = store.read_tensors(artifact.path / "embeddings.safetensors")["embeddings"]
-    return pd.read_parquet(artifact.path / "outliers.parquet"), embeddings
+    return store.read_table(artifact.path / "outliers.parquet"), embeddings
 
 
 def _where(config: Config, key: str) -> str:

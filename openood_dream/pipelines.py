@@ -28,7 +28,7 @@ from openood_dream import data, store
 from openood_dream.config import BenchmarkSettings, Config, InputError, OutlierSettings, load_config, origin, settings
 from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor, passes_dir
 from openood_dream.generative.network import Generative, pixel_probability
-from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
+from openood_dream.networks import check_network, get_network, load_weights, pick_device, pick_dtype
 from openood_dream.trainers import get_trainer, loop, processes
 
 TRAINED, SCORED = "train.json", "evaluate.json"
@@ -74,7 +74,8 @@ def require(config: Config, *keys: str) -> None:
     """Raises InputError for the first of `keys` that the config lacks."""
     for key in keys:
         if config.at(key) is None:
-            raise InputError(f"config: {key}: missing; add a config file that sets it, or --{key} on the command line")
+            where = origin(config, key) or "config"
+            raise InputError(f"{where}: {key}: missing; add a config file that sets it, or --{key} on the command line")
 
 
 def check_dataset(config: Config) -> None:
@@ -82,6 +83,11 @@ def check_dataset(config: Config) -> None:
     require(config, "dataset.name", "dataset.num_classes", "dataset.image_size", "dataset.pre_size")
     for key in ("num_classes", "image_size", "pre_size"):
         data.whole(config, f"dataset.{key}")
+    for key in ("dataset.num_workers", "ood_dataset.num_workers"):
+        value = config.at(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            where = origin(config, key) or "config"
+            raise InputError(f"{where}: {key}: expected an integer >= 0, got {value!r}")
 
 
 def check_optimizer(config: Config) -> None:
@@ -114,6 +120,7 @@ def train(config: Config) -> Path:
     check_dataset(config)
     check_optimizer(config)
     require(config, "output_dir", "network.name")
+    check_network(config)
     cls = get_trainer(config)
     with processes.joined(config.device) as device:
         processes.first_process_only(lambda: prepare(config))
@@ -147,10 +154,10 @@ def train(config: Config) -> Path:
                     f"{out}: holds a run of another configuration; choose another output_dir or mark, "
                     "or --merge_option merge"
                 )
-        store.writable(out)
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
         net = get_network(config).to(device)
+        store.writable(out)
         if config.compile:
             net.compile()
         shares = [processes.share(loader, config.seed) for loader in loaders]
@@ -347,12 +354,12 @@ def benchmark(
 
     start = time.perf_counter()
     jobs = benchmark_jobs(files, overrides, methods, seeds)
-    out = store.writable(Path(jobs[0].config.root or "results"))
     data.ensure(jobs[0].config)
     for config in [config for job in jobs for config in job.scored]:
         ood_identity(config)
         for split in ("train", "val", "test"):
             list_identity(config, split)
+    out = store.writable(Path(jobs[0].config.root or "results"))
     count = places(jobs[0].config) if workers is None else workers
     if executor == "ray":
         from openood_dream import distributed
@@ -419,6 +426,7 @@ def job_configs(layers: list[str], overrides: list[str]) -> tuple[Config, list[C
     for one in scored:
         find_postprocessor(one)
     get_trainer(config)
+    check_network(config)
     return config, scored
 
 
@@ -477,7 +485,7 @@ def run_logged(job: tuple[list[str], str], gpu: int | None = None) -> None:
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as file:
         command = [sys.executable, "-m", "openood_dream.cli", "job", *words]
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)  # noqa: S603
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)  # noqa: S603 # nosec B603 (our own words)
     ended(Path(log), done.returncode)
 
 

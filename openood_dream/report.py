@@ -274,7 +274,7 @@ def dream_figures(
     )
 
     images_dir = artifacts[-2].path
-    rows = pd.read_parquet(images_dir / "images.parquet")
+    rows = store.read_table(images_dir / "images.parquet")
     drawn = torch.from_numpy(np.stack([gallery.picture(images_dir / file) for file in rows["file"]])).permute(
         0, 3, 1, 2
     )

@@ -26,7 +26,8 @@ class Encoder(nn.Module):
 
     def __init__(self, network: str, dim: int, image_size: int, args: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.net = TimmNetwork(network, dim, small=image_size <= SMALL_IMAGE, args=args)
+        key = "dream.space.network_args"
+        self.net = TimmNetwork(network, dim, small=image_size <= SMALL_IMAGE, args=args, key=key)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x)
@@ -111,6 +112,8 @@ def run(config: Config) -> store.Artifact:
     dream = settings(config, "dream")
     space: SpaceSettings = dream.space
     dataset = config.dataset
+    where = origin(config, "dream.space.network") or "config"
+    network = backbone_name(space.network, f"{where}: dream.space.network")
     train_list = data.id_loader(config, "train").dataset
     names = data.class_names(config)
     check_labels(train_list, len(names), config)
@@ -128,12 +131,7 @@ def run(config: Config) -> store.Artifact:
         dtype = pick_dtype(config.precision, device)
         anchors = anchors_stage.load(upstream)
         torch.manual_seed(space.seed)
-        encoder = Encoder(
-            backbone_name(space.network, "dream.space.network"),
-            anchors.shape[1],
-            dataset.image_size,
-            space.network_args,
-        )
+        encoder = Encoder(network, anchors.shape[1], dataset.image_size, space.network_args)
         augmented = data.image_list(config, "train", dataset.train, augment=True)
         workers = dataset.num_workers or 0
         losses = train_encoder(

@@ -219,7 +219,10 @@ def writable(folder: Path) -> Path:
 def complete(folder: Path) -> dict[str, Any] | None:
     """The manifest of a complete folder, or None for a folder that is missing or was interrupted."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError(f"expected a mapping, got a {type(manifest).__name__}")
+        return manifest
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -265,8 +268,7 @@ def build(
         return Artifact(folder, manifest, reused=True)
     if _reusing.get():
         raise Missing(stage)
-    writable(folder.parent)
-    with locked(folder):
+    with made_if_used(folder.parent), locked(folder):
         manifest = complete(folder)  # another process may have finished it while this one waited
         if manifest is not None:
             return Artifact(folder, manifest, reused=True)
@@ -285,6 +287,19 @@ def build(
             write_json(folder / MANIFEST, manifest)
         # as read back, so that a fresh artifact and a reused one are the same to their readers
         return Artifact(folder, json.loads(json.dumps(manifest)), reused=False)
+
+
+@contextmanager
+def made_if_used(folder: Path) -> Iterator[None]:
+    """Makes a folder, and removes it and those above that were made with it where the block leaves it empty."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    writable(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first that is not empty
+            for place in new:
+                place.rmdir()
 
 
 @contextmanager
@@ -330,32 +345,42 @@ def made(folder: Path) -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------------- imglists
 
+IMGLIST_LINE = re.compile(r"\s*(\S|\S.*?\S) +([-+]?[0-9]{1,18})\s*")  # the last word is the label
+
 
 def read_imglist(path: str | Path, key: str = "imglist_pth") -> list[tuple[str, int]]:
     """The (name, label) pairs of an OpenOOD imglist: one `path label` a line; names may hold spaces.
 
-    Raises InputError, naming the line, for a missing file, an empty list or a line without an integer label.
+    Raises InputError, naming the line, for a missing file, an empty list, a line without an integer label, or a name
+    that leads out of data_dir.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such image list ({key}); check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read this image list ({error})") from None
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise InputError(f"{path}:{line}: expected UTF-8 text, got byte 0x{byte:02x}; save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read this image list ({error}); expected a file ({key})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, _, label = line.rstrip().rpartition(" ")
-        try:
-            rows.append((name, int(label)))
-        except ValueError:
-            name = ""
-        if not name:
+        match = IMGLIST_LINE.fullmatch(line)
+        if not match:
             raise InputError(f"{path}:{number}: expected 'path label' with an integer label, got {line.strip()!r}")
+        rows.append((inside(match[1], f"{path}:{number}"), int(match[2])))
     if not rows:
-        raise InputError(f"{path}: the image list is empty ({key})")
+        raise InputError(f"{path}: the image list is empty ({key}); expected lines 'path label'")
     return rows
+
+
+def inside(name: str, where: str) -> str:
+    """An image's name, which must not lead out of data_dir; InputError says `where` one does."""
+    if os.path.isabs(name) or Path(os.path.normpath(name)).parts[:1] == ("..",) or "\0" in name:
+        raise InputError(f"{where}: image {name!r} leaves the data folder; expected a path below data_dir, relative to it")
+    return name
 
 
 def write_imglist(path: Path, rows: Iterable[tuple[str, int]]) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -613,13 +614,29 @@ TREES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=20
 )
 SOUP = st.lists(st.sampled_from([*WORDS, ": ", "\n", "  ", "{", "}", "[", "]", ", ", '"', "\\ud800", "-"]), max_size=25)
-FUZZ = hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = hypothesis_settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+FILES = ("fuzz.yml", "other.yml", "below/third.yml")
+DOTTED = st.lists(st.sampled_from(["a", "b", "c", "dream", "seed", "dataset", "trainer"]), min_size=1, max_size=3).map(
+    ".".join
+)
+REFERENCES = st.builds("{}@{{{}}}{}".format, st.sampled_from(["", "x'", "'"]), DOTTED, st.sampled_from(["", "'y", "'"]))
+LEAVES = REFERENCES | st.integers(-1, 3) | st.sampled_from([None, [], {}, "text", 0.5])
+LAYERS = st.dictionaries(DOTTED, LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(DOTTED, LEAVES, max_size=3))
+INCLUDES = st.lists(st.sampled_from([*FILES, "../fuzz.yml", "third.yml", "none.yml", "below", "/", ""]), max_size=3)
 
 
 def only_input_errors(content: bytes, overrides: tuple[str, ...] | list[str] = ()) -> None:
     Path("fuzz.yml").write_bytes(content)
+    load_or_input_error(["fuzz.yml"], overrides)
+
+
+def load_or_input_error(files: Sequence[str], overrides: Sequence[str]) -> None:
     try:
-        config = load_config(["fuzz.yml"], overrides)
+        config = load_config(files, overrides)
         yaml.safe_dump(config.to_dict())
         copy.deepcopy(config)
     except InputError as caught:
@@ -653,6 +670,21 @@ def test_no_text_raises_anything_but_input_errors(content):
 )
 def test_no_mapping_and_no_override_raises_anything_but_input_errors(tree, overrides):
     only_input_errors(yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "replace"), overrides)
+
+
+@FUZZ
+@given(
+    st.tuples(LAYERS, LAYERS, LAYERS),
+    st.tuples(INCLUDES, INCLUDES, INCLUDES),
+    st.lists(st.tuples(DOTTED, LEAVES), max_size=3),
+    st.lists(st.sampled_from(FILES), min_size=1, max_size=3),
+)
+def test_no_set_of_files_raises_anything_but_input_errors(layers, includes, overrides, files):
+    Path("below").mkdir(exist_ok=True)
+    for file, layer, include in zip(FILES, layers, includes, strict=True):
+        Path(file).write_text(yaml.safe_dump({**layer, "include": include}), encoding="utf-8")
+    words = [word for key, value in overrides for word in (f"--{key}", yaml.safe_dump(value, default_flow_style=True))]
+    load_or_input_error(files, words)
 
 
 @FUZZ

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,20 @@ def check_files(config: Config) -> None:
         path = config.at(key)
         if isinstance(path, str) and path != data.IMAGINED and not Path(path).is_file():
             raise InputError(f"{origin(config, key) or 'config'}: {key}: no such file {path!r}; check the path")
+        if key.endswith("imglist_pth") and isinstance(path, str) and path != data.IMAGINED:
+            check_imglist(path)
+
+
+def check_imglist(path: str) -> None:
+    """Raises InputError for a line that OpenOOD would not read, or that leads out of the data folder."""
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        name, _, label = line.partition(" ")
+        store.inside(name, f"{path}:{number}")
+        if not re.fullmatch(r"-?[0-9]+\s*|\{.*\}\s*", label):  # it takes a mapping of labels too
+            raise InputError(
+                f"{path}:{number}: expected 'path label', got {line.strip()!r}; OpenOOD splits a line at its first "
+                "space, so rename images with spaces in their names, or use backend: standalone"
+            )
 
 
 def name_of(config: dict[str, Any], section: str) -> str:
@@ -222,5 +237,5 @@ def _head(checkout: Path) -> str | None:
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (fixed words and a path)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 # nosec B603 (fixed words and a path)
     return done.stdout.strip() or None

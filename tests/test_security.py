@@ -1,0 +1,142 @@
+"""What a user may trust: nothing is run that data says, nothing leaves its folder, and nothing calls home."""
+
+from __future__ import annotations
+
+import ast
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_leaderboard import Page, make_report, write_run
+
+import openood_dream
+from openood_dream import anchors, imagine, leaderboard, plots, store
+from openood_dream.config import Config, load_config
+
+PACKAGE = Path(openood_dream.__file__).parent
+EVIL = '</script><script>alert("1")</script>'
+
+
+def calls() -> list[tuple[str, ast.Call]]:
+    """Every call in the package, by its dotted name, and every import as a call of `import`."""
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                found.append((ast.unparse(node.func), node))
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+                found += [(f"import {name}", node) for name in names]
+    return found
+
+
+def test_nothing_is_evaluated_unpickled_or_given_to_a_shell():
+    banned = {"eval", "exec", "compile", "os.system", "os.popen", "pd.read_pickle", "joblib.load"}
+    banned |= {f"import {name}" for name in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle")}
+    for name, call in calls():
+        words = {word.arg: ast.unparse(word.value) for word in getattr(call, "keywords", [])}
+        assert name not in banned, name
+        assert words.get("shell", "False") == words.get("allow_pickle", "False") == "False", name
+        assert name != "torch.load" or words.get("weights_only") == "True", ast.unparse(call)
+        assert words.get("trust_remote_code", "False") == "False", name
+
+
+def test_bandit_finds_nothing_that_is_not_justified():
+    pytest.importorskip("bandit", reason="bandit is not installed")
+    # "mean" and "last" are no passwords, and importing subprocess is no call of it
+    command = [sys.executable, "-m", "bandit", "-q", "-r", PACKAGE, "--skip", "B105,B107,B404"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------ the report
+
+
+def test_no_name_becomes_markup_of_the_report(tmp_path):
+    changes = {"dataset__name": EVIL, "network__name": EVIL, "outlier_data": EVIL, "postprocessor__name": EVIL}
+    rows = [[name, "1", "99", "99", "99", "90"] for name in ("digits", "nearood", EVIL, "farood")]
+    folder = write_run(tmp_path, EVIL, 0, "ebo", rows=rows, **changes)
+    (folder.parent / "train.json").write_text('{"hash": "<b>"}')
+    runs = leaderboard.collect([tmp_path])
+    failed = {"seed": 1, "postprocessor": EVIL, "network": EVIL, "dataset": EVIL, "outlier_data": EVIL, "text": EVIL}
+    judged = pd.DataFrame({"class": [EVIL], EVIL: [1.0]})
+    figure = plots.training_curves({EVIL: [{"epoch": 1, "loss": 1.0, "val_acc": 90.0}]})
+    html = make_report(
+        tmp_path,
+        runs,
+        table=leaderboard.table(runs, failures=[{"method": EVIL, **failed}]),
+        stages=[{"name": EVIL, "hash": EVIL}],
+        settings={"dream": {"class_names": [EVIL], EVIL: EVIL}},
+        versions={EVIL: EVIL},
+        figures={f"image_grid: {EVIL}": figure, EVIL: figure},
+        notes=[EVIL],
+        commands=[EVIL],
+        judged={EVIL: judged},
+    )
+    assert "alert(" not in html.replace("alert(&#34;", "")
+    page = Page(html)
+    assert [tag for tag, _ in page.tags].count("script") == 1  # the page's own, which sorts
+    assert {attrs["alt"] for tag, attrs in page.tags if tag == "img"} == {f"image_grid: {EVIL}", EVIL}
+    assert page.text.count(EVIL) >= 20 and "<b>" in page.text
+
+
+# ----------------------------------------------------------------------------------------------------- folders, network
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".", "/etc", "a\\b", "~", "shards", "manifest.json", "a\0b"])
+def test_a_class_has_a_folder_of_its_own_in_the_image_set(name, tmp_path):
+    (folder,) = imagine.folder_names([name])
+    path = (tmp_path / folder / "0.png").resolve()
+    assert path.parent.parent == tmp_path.resolve()
+    assert folder not in ("shards", "images.parquet", "imglist.txt", store.MANIFEST)
+
+
+def test_images_of_a_class_that_is_named_like_a_path_stay_in_the_artifact(tiny, chain, tmp_path):
+    names = '["../../x", "a/b", "..", "shards", "/tmp/y", "<script>"]'
+    config = tiny.config("--root", str(tmp_path / "out"), "--dream.class_names", names)
+    images = imagine.run(config)
+    files = pd.read_parquet(images.path / "images.parquet")["file"]
+    assert all((images.path / file).resolve().is_relative_to(images.path.resolve()) for file in files)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dream"]
+    assert store.verify(images.path)[1] == {}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every connection and every look-up of a host's address fails the test."""
+
+    def connect(*args):
+        raise AssertionError(f"a connection to {args}")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_nothing_calls_home_where_no_hub_id_is_configured(no_network, command, tiny, chain, pipeline_folder, tmp_path):
+    where = ["--root", tmp_path / "new", "--dream.cache_dir", tmp_path / "dream"]
+    local = ["--dream.generator", pipeline_folder, "--dream.class_names", "[cat, dog, a, b, c, d]"]
+    assert command("anchors", "--config", tiny.file, *where).code == 0
+    assert command("anchors", "--config", tiny.file, *where, *local).code == 0
+    assert command("train", "--config", tiny.file, "benchmarks/methods/base.yml", *where).code == 0
+    assert command("synthesize", "--config", tiny.file, "--dream.synthesis.seed", "5").code == 0
+    assert command("doctor").code == 0
+
+
+def test_a_hub_id_is_asked_for_in_the_revision_that_is_given():
+    asked = []
+
+    class Loader:
+        from_pretrained = staticmethod(lambda path, **kwargs: asked.append((path, kwargs)))
+
+    source = anchors.given_source(Config(dream={"generator": "owner/name", "revision": "0123abc"}))
+    source.load(Loader, subfolder="unet")
+    assert asked == [("owner/name", {"revision": "0123abc", "subfolder": "unet"})]
+    assert source.identity == {"hub": "owner/name", "revision": "0123abc"}
+    assert load_config([], ["--dream.revision", "0123abc"]).dream.revision == "0123abc"
