@@ -39,7 +39,7 @@ setup(
         "safetensors>=0.8",
         "scikit-learn>=1.7",
         "timm>=1.0.31",
-        "tokenizers>=0.23",
+        "tokenizers>=0.23.1",
         "torch>=2.14",
         "torchvision>=0.29",
         "tqdm>=4.70",

@@ -379,7 +379,9 @@ def read_imglist(path: str | Path, key: str = "imglist_pth") -> list[tuple[str, 
 def inside(name: str, where: str) -> str:
     """An image's name, which must not lead out of data_dir; InputError says `where` one does."""
     if os.path.isabs(name) or Path(os.path.normpath(name)).parts[:1] == ("..",) or "\0" in name:
-        raise InputError(f"{where}: image {name!r} leaves the data folder; expected a path below data_dir, relative to it")
+        raise InputError(
+            f"{where}: image {name!r} leaves the data folder; expected a path below data_dir, relative to it"
+        )
     return name
 
 

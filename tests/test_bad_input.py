@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import re
 import shlex
@@ -17,8 +18,9 @@ import torch
 from PIL import Image
 
 from openood_dream import store
-from openood_dream.config import load_config
+from openood_dream.config import InputError, load_config
 from openood_dream.networks import get_network
+from openood_dream.openood.host import check_imglist
 
 
 class Row(NamedTuple):
@@ -56,10 +58,14 @@ def prepare(row: Row, tiny, tmp: Path) -> None:
             (tmp / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def tree(*folders: Path) -> dict[str, int]:
+def tree(*folders: str | Path) -> dict[str, int]:
     """All files with their times, and all folders."""
-    paths = [path for folder in folders for path in folder.rglob("*")]
-    return {str(path): path.stat().st_mtime_ns if path.is_file() else 0 for path in paths}
+    found = {}
+    for folder in folders:
+        for entry in os.scandir(folder):
+            found[entry.path] = 0 if entry.is_dir() else entry.stat().st_mtime_ns
+            found |= tree(entry.path) if entry.is_dir() else {}
+    return found
 
 
 def png(mode: str = "RGB", size: int = 16) -> bytes:
@@ -219,7 +225,9 @@ CONFIGS = [
     key("dream.filter.confidence 2", r"dream\.filter\.confidence: expected .* got 2"),
     key("dream.class_names '{a: b}'", r"dream\.class_names: expected a file or a list of names, got a mapping"),
     key("device gpu", r"device: expected auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
-    key("device cuda:99", r"device: .*'cuda:99' cannot be used here .*; expected auto, cpu, cuda or mps"),
+    Row(
+        "a GPU that is not there", f"{TRAIN} --device cuda:99", r"device: 'cuda:99' cannot be used here .*; expected .*"
+    ),
     key("precision half", r"precision: expected 'auto', 'float32' or 'bfloat16', got 'half'"),
     key("backend torch", r"backend: expected 'auto', 'openood' or 'standalone', got 'torch'"),
     key("trainer.name oee", r"trainer\.name: .*'oee'.*"),
@@ -240,7 +248,7 @@ CONFIGS = [
     key("dataset.train.batch_size many", r"dataset\.train\.batch_size: expected an integer >= 1, got 'many'"),
     key("dataset.interpolation cubic", r"dataset\.interpolation: expected one of .*bicubic.*, got 'cubic'"),
     key("dataset.make mnist", r"dataset\.make: unknown benchmark 'mnist'; expected one of digits, .*"),
-    key("num_workers many", r"num_workers: expected an integer >= 0, got 'many'"),
+    key("dataset.num_workers many", r"dataset\.num_workers: expected an integer >= 0, got 'many'"),
     key("optimizer.num_epochs ten", r"optimizer\.num_epochs: expected an integer >= 1, got 'ten'"),
     key("optimizer.num_epochs 0", r"optimizer\.num_epochs: expected an integer >= 1, got 0"),
     key("optimizer.lr fast", r"optimizer\.lr: expected a number > 0, got 'fast'"),
@@ -249,9 +257,10 @@ CONFIGS = [
         r"optimizer\.momentum: missing; add a config file that sets it, or --optimizer\.momentum on the command line",
     ),
     key("optimizer.clip_norm 0", r"optimizer\.clip_norm: expected a number > 0 or null, got 0"),
-    key(
-        "preprocessor.name randaugment --preprocessor.n 1 --preprocessor.m 99",
-        r"preprocessor\.m: expected an integer from 1 to 30, got 99",
+    layer(
+        "RandAugment beyond its strength",
+        "preprocessor: {name: randaugment, n: 1, m: 99}",
+        r": preprocessor\.m: expected an integer from 1 to 30, got 99",
     ),
     key("preprocessor.horizontal_flip maybe", r"preprocessor\.horizontal_flip: expected true or false, got 'maybe'"),
     Row(
@@ -260,9 +269,9 @@ CONFIGS = [
         r"command line: pipeline\.name: unknown pipeline 'trian'; .*; did you mean 'train'\?",
     ),
     Row(
-        "no dataset",
-        "train --config pipelines/train/base.yml",
-        r"config: dataset\.name: missing; add a config file that sets it, or --dataset\.name on the command line",
+        "a data set without a name",
+        f"{TRAIN} --dataset.name null",
+        r"command line: dataset\.name: missing; add a config file that sets it, or --dataset\.name on the command line",
     ),
     Row("a benchmark without one", "benchmark --config {tiny} --benchmark null", r"command line: benchmark: .*"),
     Row(
@@ -723,6 +732,15 @@ def test_a_broken_image_of_a_test_set(which, command, tiny, digits, tmp_path):
     assert done.code == 2 and len(done.err) == 1, done
     assert done.err[0].startswith(f"openood-dream: error: {tmp_path / 'a.png'}: broken image ("), done
     assert not (tmp_path / "new").exists() or not any(path.is_file() for path in (tmp_path / "new").rglob("*"))
+
+
+@pytest.mark.parametrize("line", ["two words.png 0", "a.png", "a.png zero", "/a.png 0", "../a.png 0", ""])
+def test_a_line_that_openood_would_stumble_over_is_named_before_it_runs(line, tmp_path):
+    (tmp_path / "list.txt").write_text(f"a.png 0\nb.png {{'label': 3}}\n{line}\n")
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'list.txt'}:3: ")):
+        check_imglist(str(tmp_path / "list.txt"))
+    (tmp_path / "list.txt").write_text("a.png 0\r\nb.png {'label': 3}\na/b.png -1\n")
+    check_imglist(str(tmp_path / "list.txt"))
 
 
 # -------------------------------------------------------------------------------------- what is odd, and nothing wrong
