@@ -14,7 +14,7 @@ from test_leaderboard import Page, make_report, write_run
 
 import openood_dream
 from openood_dream import anchors, imagine, leaderboard, plots, store
-from openood_dream.config import Config, load_config
+from openood_dream.config import load_config
 
 PACKAGE = Path(openood_dream.__file__).parent
 EVIL = '</script><script>alert("1")</script>'
@@ -135,8 +135,8 @@ def test_a_hub_id_is_asked_for_in_the_revision_that_is_given():
     class Loader:
         from_pretrained = staticmethod(lambda path, **kwargs: asked.append((path, kwargs)))
 
-    source = anchors.given_source(Config(dream={"generator": "owner/name", "revision": "0123abc"}))
+    dream = ["--dream.class_names", "[a]", "--dream.generator", "owner/name", "--dream.revision", "0123abc"]
+    source = anchors.given_source(load_config([], dream))
     source.load(Loader, subfolder="unet")
     assert asked == [("owner/name", {"revision": "0123abc", "subfolder": "unet"})]
     assert source.identity == {"hub": "owner/name", "revision": "0123abc"}
-    assert load_config([], ["--dream.revision", "0123abc"]).dream.revision == "0123abc"

@@ -243,8 +243,8 @@ def test_a_place_that_cannot_be_written_is_named_in_one_line(tmp_path):
 
 def test_an_imglist_is_read_whatever_its_names_and_line_ends(tmp_path):
     path = tmp_path / "list.txt"
-    path.write_bytes("a/b.png 3\r\n\r\nsea horse/öl 1.png -1\r\n/data/c.png 12 \n".encode())
-    assert store.read_imglist(path) == [("a/b.png", 3), ("sea horse/öl 1.png", -1), ("/data/c.png", 12)]
+    path.write_bytes("a/b.png 3\r\n\r\nsea horse/öl 1.png -1\r\ndata/c.png 12 \n".encode())
+    assert store.read_imglist(path) == [("a/b.png", 3), ("sea horse/öl 1.png", -1), ("data/c.png", 12)]
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -275,7 +275,7 @@ def test_a_missing_imglist_and_a_folder_are_named(tmp_path):
     with pytest.raises(InputError, match="cannot read this image list"):
         store.read_imglist(tmp_path)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00 1")
-    with pytest.raises(InputError, match=r"binary\.txt: cannot read this image list"):
+    with pytest.raises(InputError, match=r"binary\.txt:1: expected UTF-8 text, got byte 0xff"):
         store.read_imglist(tmp_path / "binary.txt")
 
 
