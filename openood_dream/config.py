@@ -989,6 +989,7 @@ def _schema_keys(config: dict) -> Iterator[tuple[str, bool]]:
 
     yield from walk(RunSettings, "")
     yield "trainer.name", False
+    yield "network.checkpoint", False  # what is evaluated is said on the command line
     for name, model in _sections(config).items():
         yield name, False
         yield from walk(model, f"{name}.")

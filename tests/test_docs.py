@@ -1,0 +1,119 @@
+"""The commands and configs that the documentation shows are understood, and those for one's own images do what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from openood_dream import cli, store
+from openood_dream.config import load_config, settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = typer.main.get_command(cli.app).commands
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page that are of a language."""
+    every = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for named, text in every if named == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The openood-dream command lines of a page, as words."""
+    lines = "\n".join(blocks(page)).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("openood-dream ")]
+
+
+def write_configs(page: Path, folder: Path) -> None:
+    """Writes the YAML blocks of a page that begin with their file's name."""
+    for text in blocks(page, "yaml"):
+        if match := re.match(r"# (\w+\.yml)\n", text):
+            (folder / match[1]).write_text(text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_is_one_and_its_config_is_whole(page, tmp_path, monkeypatch):
+    write_configs(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, *words in commands(page):
+        shown = COMMANDS[name]
+        while hasattr(shown, "commands"):
+            shown = shown.commands[words.pop(0)]
+        context = shown.make_context(name, words)
+        if "--config" in words:
+            config = load_config(*cli.configured(context))
+            for section in ("dream", "trainer"):
+                if config.at(section):
+                    settings(config, section)
+
+
+def test_the_pages_show_commands():
+    assert sum(len(commands(page)) for page in PAGES) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_and_every_picture_is_there(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+# The config of docs/own-data.md, made small.
+SMALL = """
+device: cpu
+precision: float32
+num_workers: 0
+num_gpus: 0
+backend: standalone
+dataset: {pre_size: 16, image_size: 16, num_workers: 0}
+ood_dataset: {num_workers: 0}
+preprocessor: {name: base}
+network: {name: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}}
+optimizer: {num_epochs: 1}
+dream:
+  generator: {train: small, steps: 30, vae_steps: 15, batch_size: 16, text_dim: 16}
+  space: {network: 'timm:resnet10t', network_args: {channels: [8, 8, 16, 16]}, epochs: 2, batch_size: 16}
+  outliers: {k: 3, sigma: 0.3, select: 5, n_boundary: 3, n_draws: 20, rounds: 1}
+  synthesis: {per_class: 4, steps: 2, guidance: 2.0, size: 16, save_size: 16}
+  filter: {distance: 0.01}
+"""
+
+
+@pytest.mark.slow
+def test_ones_own_images_go_from_lists_to_a_table(tmp_path, monkeypatch, command):
+    page = ROOT / "docs" / "own-data.md"
+    write_configs(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("small.yml").write_text(SMALL)
+    rng, names = np.random.default_rng(0), ["robin", "great_tit", "nuthatch"]
+
+    def images(name: str, count: int, label: int) -> list[tuple[str, int]]:
+        """Images of a colour of their own in noise."""
+        rows = [(f"{name}/one bird {number}.png", label) for number in range(count)]
+        colour = rng.integers(0, 200, 3)
+        for file, _ in rows:
+            (path := Path("birds") / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((colour + rng.integers(0, 56, (20, 20, 3))).astype(np.uint8)).save(path)
+        return rows
+
+    every = [images(name, 24, label) for label, name in enumerate(names)]
+    for split, part in {"train": slice(0, 16), "val": slice(16, 20), "test": slice(20, 24)}.items():
+        store.write_imglist(Path("birds") / f"{split}.txt", [row for rows in every for row in rows[part]])
+    for name in ("val_ood", "test_other_birds", "test_planes"):
+        store.write_imglist(Path("birds") / f"{name}.txt", images(name, 8, -1))
+    for words in commands(page):
+        if "--config" in words:
+            words.insert(words.index("birds.yml") + 1, "small.yml")
+        if words[0] == "evaluate":
+            (checkpoint,) = Path("results").rglob("best.ckpt")
+            words[words.index("--network.checkpoint") + 1] = str(checkpoint)
+        done = command(*words)
+        assert done.code == 0, (words, done.err)
+    assert "dream_ood" in done.out and "ebo" in done.out
