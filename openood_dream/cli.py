@@ -369,7 +369,7 @@ def finished(path: Path | None) -> None:
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, an interruption in 130."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="openood-dream", standalone_mode=False)
         if code == 130:  # what typer makes of an interruption, without a word
             fail("interrupted; run the same command again to go on where it stopped", code)
         sys.exit(code)
