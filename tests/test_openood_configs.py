@@ -50,8 +50,9 @@ def test_every_file_parses_and_validates(file):
 def test_every_method_of_a_benchmark_validates_with_every_postprocessor(common):
     plan = settings(load_config([common]), "benchmark")
     for method, _, keys in pipelines.variants(plan, list(plan.methods)):
-        for name in plan.postprocessors:
-            config = load_config([common, *plan.methods[method], f"postprocessors/{name}.yml"], keys)
+        files = [common, *plan.methods[method]]
+        for name in settings(load_config(files, keys), "benchmark").postprocessors:
+            config = load_config([*files, f"postprocessors/{name}.yml"], keys)
             settings(config, "dream")
             assert get_trainer(config) and find_postprocessor(config)
 
