@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -47,10 +48,14 @@ class Source:
         except Exception as error:  # hub, JSON, safetensors and OS errors have no common type
             reason = str(error).strip().partition("\n")[0]
             made_here = Path(self.path, store.MANIFEST).exists()
-            remedy = "expected a Stable Diffusion folder or the id of one on the hub"
+            remedy = f"delete {self.path} and run again" if made_here else "restore it, or change dream.generator"
+            for file in sorted(Path(self.path).rglob("*.safetensors")):  # which the libraries do not name
+                with store.reading_tensors(file, remedy), safe_open(file, "pt"):
+                    pass
+            if not made_here:
+                remedy = "expected a Stable Diffusion folder or the id of one on the hub"
             raise InputError(
-                f"dream.generator: cannot load {self.path!r} ({type(error).__name__}: {reason}); "
-                + ("delete that folder and run again" if made_here else remedy)
+                f"dream.generator: cannot load {self.path!r} ({type(error).__name__}: {reason}); {remedy}"
             ) from None
 
     @functools.cached_property
@@ -169,11 +174,15 @@ def word_tokenizer(texts: list[str]) -> CLIPTokenizer:
 
     start, end = "<|startoftext|>", "<|endoftext|>"
     learner = CLIPTokenizer(vocab={start: 0, end: 1}).backend_tokenizer
+    normal = [learner.normalizer.normalize_str(text) for text in texts]
+    words = {word for text in normal for word, _ in learner.pre_tokenizer.pre_tokenize_str(text)}
+    # named here, since else the trainer numbers them in another order every time
+    last = sorted({f"{word[-1]}</w>" for word in words})
     learner.train_from_iterator(
         texts,
         trainers.BpeTrainer(
             vocab_size=1 << 20,
-            special_tokens=[start, end],
+            special_tokens=[start, end, *last],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             end_of_word_suffix="</w>",
             show_progress=False,

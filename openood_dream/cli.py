@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -281,22 +282,23 @@ def leaderboard(
 ) -> None:
     """Put evaluated runs into one table: mean and standard deviation over seeds."""
     from openood_dream import leaderboard as board
-    from openood_dream.store import writable, write_text
+    from openood_dream import store
 
     frame = board.collect(runs)
     table = board.table(frame, mixed, sort, published=published)
     if submission is not None:
-        finished(board.submit(frame, table, writable(submission)))
+        with store.exclusive(submission):
+            finished(board.submit(frame, table, submission))
     elif format is Format.html:
         target = out or Path("report.html")
-        writable(target.parent)
         about = {"stages": [], "settings": {}, "versions": {"openood-dream": __version__}, "figures": {}, "notes": []}
-        finished(board.report(target, runs=frame, table=table, **about))
+        with store.made(target.parent):
+            finished(board.report(target, runs=frame, table=table, **about))
     elif out is None:
         typer.echo(board.render(table, format.value), nl=False)
     else:
-        writable(out.parent)
-        write_text(out, board.render(table, format.value))
+        with store.made(out.parent):
+            store.write_text(out, board.render(table, format.value))
         finished(out)
 
 
@@ -368,6 +370,9 @@ def finished(path: Path | None) -> None:
 
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, an interruption in 130."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else they are ignored, as by nohup
+    if ours:
+        signal.signal(signal.SIGINT, interrupted)
     try:
         code = app(prog_name="openood-dream", standalone_mode=False)
         if code == 130:  # what typer makes of an interruption, without a word
@@ -383,6 +388,20 @@ def main() -> None:
         sys.exit(fail(str(error), 2))
     except (FloatingPointError, OSError) as error:  # an OSError is about the machine, so one line says it all
         sys.exit(fail(str(error), 1))
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def interrupted(*_: object) -> None:
+    """The first interruption lets a run clean up and say how to go on, the second one stops it at once."""
+    signal.signal(signal.SIGINT, stopped)
+    raise KeyboardInterrupt
+
+
+def stopped(*_: object) -> None:
+    os.write(2, b"openood-dream: error: interrupted again; stopped at once\n")  # print may be what was interrupted
+    os._exit(130)
 
 
 def fail(text: str, code: int) -> int:

@@ -109,17 +109,11 @@ class ImageList(Dataset):
     def image(self, index: int) -> Image.Image:
         """The decoded RGB image; InputError names one that is missing or broken."""
         path = self.data_dir / self.rows[index][0]
-        try:
-            with Image.open(io.BytesIO(path.read_bytes())) as image:
-                if image.mode.startswith(("I", "F")):  # Pillow would cut all values above 255
-                    raise ValueError(f"its mode {image.mode} has more than 8 bits a channel, save it with 8")
-                return image.convert("RGB")
-        except FileNotFoundError:
+        if not os.path.exists(path):
             raise InputError(
                 f"{self.imglist}: image {str(path)!r} is not there ({self.key}); check data_dir and the list"
-            ) from None
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{path}: broken image ({error}); restore it or take it from {self.imglist}") from None
+            )
+        return read_image(path, f"restore it or take it from {self.imglist}")
 
     def _pixels(self, index: int) -> torch.Tensor:
         image = self.image(index)
@@ -129,6 +123,20 @@ class ImageList(Dataset):
         else:
             image = tvf.center_crop(tvf.resize(image, self.pre_size, self.interpolation), [self.image_size] * 2)
         return tvf.pil_to_tensor(image)
+
+
+def read_image(path: Path, remedy: str = "restore it") -> Image.Image:
+    """A decoded RGB image; InputError names one that is missing or broken, and the remedy."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut all values above 255
+                raise ValueError(f"its mode {image.mode} has more than 8 bits a channel, save it with 8")
+            return image.convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        images = path.parent.parent
+        if (images / store.MANIFEST).exists():  # it was drawn here
+            remedy = f"openood-dream verify {images} says how to repair it"
+        raise InputError(f"{path}: broken image ({error}); {remedy}") from None
 
 
 def random_crop(pixels: torch.Tensor, padding: int) -> torch.Tensor:
@@ -328,24 +336,33 @@ def make_digits(root: str | Path, seed: int = 0) -> None:
     """
     root = Path(root)
     lists = root / "benchmark_imglist" / "digits"
-    manifest = store.complete(lists) or {"seed": seed, "images": {}}
-    if manifest["seed"] != seed:
-        raise InputError(f"{root}: holds the digits of seed {manifest['seed']}, not {seed}; choose another data_root")
-    if set(DIGIT_SETS) <= set(manifest["images"]):
+
+    def missing() -> list[str]:
+        manifest = store.complete(lists) or {"seed": seed, "images": {}}
+        if manifest["seed"] != seed:
+            raise InputError(
+                f"{root}: holds the digits of seed {manifest['seed']}, not {seed}; choose another data_root"
+            )
+        return [name for name in DIGIT_SETS if name not in manifest["images"]]
+
+    if not missing():
         return
-    store.writable(root)
-    sets = _digit_sets(seed)
-    for name, members in sets.items():
-        if name in manifest["images"]:
-            continue
-        rows = []
-        for number, (image, label) in enumerate(members):
-            folder = DIGIT_NAMES[label] if label >= 0 else "ood"
-            file = Path("digits") / name / folder / f"{number:04d}.png"
-            _save(root, file, image)
-            rows.append((file.as_posix(), label))
-        store.write_imglist(lists / f"{name}.txt", rows)
-    store.write_json(lists / store.MANIFEST, {"seed": seed, "images": {name: len(rows) for name, rows in sets.items()}})
+    with store.exclusive(root):
+        todo = missing()
+        if not todo:  # another process made them while this one waited
+            return
+        sets = _digit_sets(seed)
+        for name in todo:
+            rows = []
+            for number, (image, label) in enumerate(sets[name]):
+                folder = DIGIT_NAMES[label] if label >= 0 else "ood"
+                file = Path("digits") / name / folder / f"{number:04d}.png"
+                _save(root, file, image)
+                rows.append((file.as_posix(), label))
+            store.write_imglist(lists / f"{name}.txt", rows)
+        store.remove_unfinished(lists)
+        counts = {name: len(rows) for name, rows in sets.items()}
+        store.write_json(lists / store.MANIFEST, {"seed": seed, "images": counts})
 
 
 def _save(root: Path, file: str | Path, image: np.ndarray) -> None:
@@ -446,18 +463,20 @@ def make_frl_cifar10(root: str | Path, seed: int = 0, count: int = 300) -> None:
         return
     names = ("test_cifar10", "test_tin", "test_mnist", "test_texture")
     sets = {name: store.read_imglist(REAL / f"{name}.txt", "dataset.make") for name in names}
-    store.writable(root)
-    rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    colours = rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8).repeat(32, axis=1).repeat(32, axis=2)
-    for name, images in {"noise": noise, "constant": colours}.items():
-        sets[name] = [(f"frl_cifar10/{name}/{number:04d}.png", -1) for number in range(count)]
-        for (file, _), image in zip(sets[name], images):
-            _save(root, file, image)
-    for name, rows in sets.items():
-        chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-        store.write_imglist(lists / f"{name}.txt", [rows[i] for i in chosen])
-    store.write_json(lists / store.MANIFEST, {"seed": seed, "count": count})
+    with store.exclusive(root):
+        if store.complete(lists) is not None:  # by another process, while this one waited
+            return
+        rng = np.random.default_rng(seed)
+        noise = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        colours = rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8).repeat(32, axis=1).repeat(32, axis=2)
+        for name, images in {"noise": noise, "constant": colours}.items():
+            sets[name] = [(f"frl_cifar10/{name}/{number:04d}.png", -1) for number in range(count)]
+            for (file, _), image in zip(sets[name], images):
+                _save(root, file, image)
+        for name, rows in sets.items():
+            chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+            store.write_imglist(lists / f"{name}.txt", [rows[i] for i in chosen])
+        store.write_json(lists / store.MANIFEST, {"seed": seed, "count": count})
 
 
 BUILT_IN = {"digits": make_digits, "frl_cifar10": make_frl_cifar10}

@@ -194,16 +194,19 @@ def evaluate(passes: Passes, config: Config, out: Path) -> np.ndarray:
     spectrum = tuple(np.concatenate(parts) for parts in zip(inside, *shifted.values()))
     full = (config.evaluator or {}).get("ood_scheme") == "fsood"
     rows = metric_rows(spectrum if full else inside, groups)
-    store.writable(out)
-    store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    for name, (pred, conf, label) in ({config.dataset.name: inside} | shifted | flat(groups)).items():
-        with store.replacing(out / "scores" / f"{name}.npz") as work:
-            np.savez(work, pred=pred, conf=conf, label=label)
-    if shifted:
-        write_rows(out / "csid.csv", accuracy_rows(shifted))
-    if shifted and not full:
-        write_rows(out / "fsood.csv", metric_rows(spectrum, groups))
-    write_rows(out / "ood.csv", rows)
+    with store.exclusive(out):
+        (out / "ood.csv").unlink(missing_ok=True)  # of an earlier evaluation, whose scores are replaced from here on
+        for folder in (out, out / "scores"):
+            store.remove_unfinished(folder)
+        store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        for name, (pred, conf, label) in ({config.dataset.name: inside} | shifted | flat(groups)).items():
+            with store.replacing(out / "scores" / f"{name}.npz") as work:
+                np.savez(work, pred=pred, conf=conf, label=label)
+        if shifted:
+            write_rows(out / "csid.csv", accuracy_rows(shifted))
+        if shifted and not full:
+            write_rows(out / "fsood.csv", metric_rows(spectrum, groups))
+        write_rows(out / "ood.csv", rows)
     return dict(rows)["nearood"]
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -84,7 +83,7 @@ def grid(configs: dict[str, Config], classes: Sequence[str] = ()) -> bytes:
         blocks["ID image"].append(("", [np.asarray(train.image(row)) for row in rows], None))
     for kind, one in named(configs).items():
         images, ends = imagine.run(one), outliers_stage.run(one).manifest["classes"]
-        table = store.read_table(images.path / "images.parquet").sort_values("distance", kind="stable")
+        table = store.read_images(images.path).sort_values("distance", kind="stable")
         blocks[kind] = []
         for label in shown:
             of_class = table[table["class"] == label]
@@ -254,5 +253,4 @@ def unit(p99: float) -> float:
 
 def picture(path: Path) -> np.ndarray:
     """An image file as uint8 (H, W, 3)."""
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
+    return np.array(data.read_image(path))

@@ -255,8 +255,7 @@ def write_state(file: Path, session: Session, batches: Batches | None, **state: 
         own["batches"] = batches.state_dict()
     everyone = gather_object([own])
     if session.accelerator.is_main_process:
-        with store.replacing(file) as work:
-            torch.save({**state, "random": everyone}, work)
+        store.write_checkpoint(file, {**state, "random": everyone})
 
 
 def read_state(file: Path, session: Session) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import yaml
 
 from openood_dream import significance
 from openood_dream.config import Config, InputError, OutlierSettings, shipped_configs
-from openood_dream.store import sha256, write_text
+from openood_dream.store import read_record, sha256, write_text
 
 # Our name of a metric: the file, row and column where a run has it. ACC is the ID accuracy, the same in every row.
 METRICS = {
@@ -419,7 +419,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     found = {}
     for key, path in (("run", folder.parent / "train.json"), ("evaluation", folder / "evaluate.json")):
         if path.is_file():
-            found[key] = json.loads(path.read_text(encoding="utf-8"))["hash"]
+            found[key] = read_record(path)["hash"]
     checkpoint = folder.parent / "best.ckpt"
     return found | ({"checkpoint": sha256(checkpoint)[:16]} if checkpoint.is_file() else {})
 

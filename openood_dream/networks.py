@@ -136,7 +136,7 @@ def load_weights(net: nn.Module, checkpoint: str | Path) -> None:
     except Exception as error:  # torch reports a damaged file through many exception types
         raise InputError(
             f"{checkpoint}: not a readable checkpoint ({type(error).__name__}); expected tensors by name, saved by "
-            "torch.save(net.state_dict(), file)"
+            "torch.save(net.state_dict(), file): restore it, or delete its folder and train again"
         ) from None
     try:
         net.load_state_dict(state)

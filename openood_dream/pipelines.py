@@ -8,12 +8,15 @@ import os
 import queue
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -122,7 +125,7 @@ def train(config: Config) -> Path:
     require(config, "output_dir", "network.name")
     check_network(config)
     cls = get_trainer(config)
-    with processes.joined(config.device) as device:
+    with processes.joined(config.device) as device, ExitStack() as alone:
         processes.first_process_only(lambda: prepare(config))
         train_loader, val_loader = data.id_loader(config, "train", augment=True), data.id_loader(config, "val")
         outlier_loader, outliers = outlier_set(config) if cls.auxiliary else (None, None)
@@ -138,7 +141,7 @@ def train(config: Config) -> Path:
             "batch_size": [loader.batch_size for loader in loaders],
             "data": [list_identity(config, "train"), list_identity(config, "val")],
             "outliers": outliers or sources,
-            "network": {key: value for key, value in config.network.to_dict().items() if key != "num_gpus"},
+            "network": network_identity(config),
             "trainer": settings(config, "trainer").model_dump(exclude={"implementation"}),
             "optimizer": config.optimizer.to_dict(),
             "preprocessor": (config.preprocessor or Config()).to_dict(),
@@ -146,18 +149,21 @@ def train(config: Config) -> Path:
             "seed": config.seed,
         }
         identity, out = store.fingerprint(inputs), Path(config.output_dir)
-        if (out / TRAINED).exists():
-            if json.loads((out / TRAINED).read_text())["hash"] == identity:
-                return out
-            if config.merge_option != "merge":
-                raise InputError(
-                    f"{out}: holds a run of another configuration; choose another output_dir or mark, "
-                    "or --merge_option merge"
-                )
+        if processes.first_process_only(lambda: trained(out, identity, config)):
+            return out
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
         net = get_network(config).to(device)
-        store.writable(out)
+
+        def taken() -> bool:
+            alone.enter_context(store.exclusive(out))
+            return trained(out, identity, config)  # by another process, while this one waited
+
+        if processes.first_process_only(taken):
+            return out
+        if processes.first():
+            (out / TRAINED).unlink(missing_ok=True)  # of another configuration, whose weights are replaced from here on
+            store.remove_unfinished(out)
         if config.compile:
             net.compile()
         shares = [processes.share(loader, config.seed) for loader in loaders]
@@ -188,6 +194,34 @@ def train(config: Config) -> Path:
             (out / loop.TRAINING).unlink()
         processes.first_process_only(lambda: None)  # the others wait until all is written
     return out
+
+
+def trained(out: Path, identity: str, config: Config) -> bool:
+    """Whether the run of `identity` is finished; InputError for a finished one of another, unless it may be replaced."""
+    if not (out / TRAINED).exists():
+        return False
+    if store.read_record(out / TRAINED)["hash"] == identity:
+        return True
+    if config.merge_option != "merge":
+        raise InputError(
+            f"{out}: holds a run of another configuration; choose another output_dir or mark, or --merge_option merge"
+        )
+    return False
+
+
+def network_identity(config: Config) -> dict[str, Any]:
+    """What of `network` decides about the weights that training begins with: a checkpoint by its content."""
+    network = {key: value for key, value in config.network.to_dict().items() if key != "num_gpus"}
+    checkpoint = network.get("checkpoint")
+    if checkpoint is None or not network.get("pretrained"):
+        return network
+    try:
+        return network | {"checkpoint": store.sha256(checkpoint)}
+    except OSError as error:
+        where = origin(config, "network.checkpoint") or "config"
+        raise InputError(
+            f"{where}: network.checkpoint: cannot read {checkpoint!r} ({error.strerror}); check the path"
+        ) from None
 
 
 def validate(net: nn.Module, *args: Any) -> float:
@@ -279,28 +313,36 @@ def test(config: Config) -> Path:
 
 def score_run(folder: Path, configs: list[Config]) -> None:
     """Scores a trained run with several postprocessors, one pass for all; each has a folder of its own in the run's."""
-    trained = json.loads((folder / TRAINED).read_text())["hash"]
-    todo = []
+    if not unscored(folder, configs):
+        return
+    with store.exclusive(folder):
+        todo = unscored(folder, configs)  # another process may have scored some while this one waited
+        if not todo:
+            return
+        net, checkpoint = get_network(todo[0][0]), folder / "best.ckpt"
+        load_weights(net, checkpoint)
+        passes = Passes(net, todo[0][0], checkpoint, folder / "passes")
+        for config, out, inputs in todo:
+            (out / SCORED).unlink(missing_ok=True)
+            evaluate(passes, config, out)
+            store.write_json(out / SCORED, {"hash": store.fingerprint(inputs), "inputs": inputs})
+
+
+def unscored(folder: Path, configs: list[Config]) -> list[tuple[Config, Path, dict[str, Any]]]:
+    """The configs with which a trained run is still to be scored, each with its folder and what its scores depend on."""
+    run, todo = store.read_record(folder / TRAINED)["hash"], []
     for config in configs:
         section = config.postprocessor
         inputs = {
-            "run": trained,
+            "run": run,
             "postprocessor": section.to_dict(),
             "ood": ood_identity(config),
             "test": list_identity(config, "test"),
         }
-        out = folder / section.name
-        done = out / SCORED
-        if not (done.exists() and json.loads(done.read_text())["hash"] == store.fingerprint(inputs)):
-            todo.append((config, out, inputs))
-    if not todo:
-        return
-    net, checkpoint = get_network(todo[0][0]), folder / "best.ckpt"
-    load_weights(net, checkpoint)
-    passes = Passes(net, todo[0][0], checkpoint, folder / "passes")
-    for config, out, inputs in todo:
-        evaluate(passes, config, out)
-        store.write_json(out / SCORED, {"hash": store.fingerprint(inputs), "inputs": inputs})
+        done = folder / section.name / SCORED
+        if not (done.exists() and store.read_record(done)["hash"] == store.fingerprint(inputs)):
+            todo.append((config, done.parent, inputs))
+    return todo
 
 
 def ood_identity(config: Config) -> dict[str, str]:
@@ -376,14 +418,16 @@ def benchmark(
     which = ", ".join(f"{job.method} seed {job.seed} ({job.log})" for job in bad)
     if not good:
         raise JobsFailed(f"all {len(jobs)} jobs failed: {which}", None)
-    page = report.write(
-        out,
-        [Path(job.config.output_dir) for job in good],
-        [trained_config(job) for job in good],
-        time.perf_counter() - start,
-        [command_line(files, overrides, methods, seeds), *(row_command(job) for job in jobs)],
-        failures,
-    )
+    with store.exclusive(out):
+        store.remove_unfinished(out)
+        page = report.write(
+            out,
+            [Path(job.config.output_dir) for job in good],
+            [trained_config(job) for job in good],
+            time.perf_counter() - start,
+            [command_line(files, overrides, methods, seeds), *(row_command(job) for job in jobs)],
+            failures,
+        )
     if failures:
         raise JobsFailed(f"{len(bad)} of {len(jobs)} jobs failed: {which}", page)
     return page
@@ -445,9 +489,10 @@ def in_turn(jobs: list[Job]) -> None:
             score_run(train(one.config), one.scored)
             ended(one.log, 0)
         except Exception as error:
-            lines = [str(error)] if isinstance(error, InputError) else traceback.format_exception(error)
-            store.write_text(one.log, "".join(lines))
-            ended(one.log, 1)
+            lines = [str(error)] if isinstance(error, (InputError, OSError)) else traceback.format_exception(error)
+            with store.made(one.log.parent):
+                store.write_text(one.log, "".join(lines))
+                ended(one.log, 1)
 
 
 def at_once(jobs: list[Job], count: int) -> None:
@@ -455,14 +500,44 @@ def at_once(jobs: list[Job], count: int) -> None:
     free: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(count):
         free.put(place)
+    started = Started()
 
     def run(one: Job) -> None:
         place = free.get()
-        run_logged((one.words, str(one.log)), place % torch.cuda.device_count() if torch.cuda.is_available() else None)
-        free.put(place)
+        gpu = place % torch.cuda.device_count() if torch.cuda.is_available() else None
+        try:
+            run_logged((one.words, str(one.log)), gpu, started)
+        finally:
+            free.put(place)
 
     with ThreadPoolExecutor(count) as pool:
-        list(tqdm(pool.map(run, jobs), total=len(jobs), desc="benchmark", unit="job"))
+        try:
+            list(tqdm(pool.map(run, jobs), total=len(jobs), desc="benchmark", unit="job"))
+        except KeyboardInterrupt:
+            started.interrupt()
+            raise
+
+
+class Started:
+    """The processes that jobs run in, to be interrupted together; after that none is started."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen] = []
+        self.interrupted = False
+        self.guard = threading.Lock()
+
+    def __call__(self, words: list[str], **options: Any) -> subprocess.Popen | None:
+        with self.guard:
+            if self.interrupted:
+                return None
+            self.processes.append(subprocess.Popen(words, **options))  # noqa: S603 # nosec B603 (our own words)
+            return self.processes[-1]
+
+    def interrupt(self) -> None:
+        with self.guard:
+            self.interrupted = True
+            for process in self.processes:
+                process.send_signal(signal.SIGINT)
 
 
 def places(config: Config) -> int:
@@ -477,16 +552,17 @@ def worker() -> Callable[[tuple[list[str], str]], None]:
     return run_logged
 
 
-def run_logged(job: tuple[list[str], str], gpu: int | None = None) -> None:
+def run_logged(job: tuple[list[str], str], gpu: int | None = None, started: Started | None = None) -> None:
     """Runs `openood-dream job` with these words in a process, with as many threads as this one has, and keeps its log."""
     words, log = job
     env = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w", encoding="utf-8") as file:
+    with store.locked(Path(log)), open(log, "w", encoding="utf-8") as file:
         command = [sys.executable, "-m", "openood_dream.cli", "job", *words]
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False)  # noqa: S603 # nosec B603 (our own words)
-    ended(Path(log), done.returncode)
+        process = (started or Started())(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+        if process is not None:
+            ended(Path(log), process.wait())
 
 
 def ended(log: Path, code: int) -> None:
@@ -601,12 +677,12 @@ def plot(
     if out is None:
         words = [kind, *classes, *(value for value in options.values() if value != "pca")]
         out = Path(config.root or "results") / ("-".join(re.sub(r"[^\w.]+", "_", word) for word in words) + ".png")
-    store.writable(out.parent)
-    from openood_dream import gallery
+    with store.made(out.parent):
+        from openood_dream import gallery
 
-    png = getattr(gallery, kind)(configs if kind != "line" else config, classes, **options)
-    with store.replacing(out) as work:
-        work.write_bytes(png)
+        png = getattr(gallery, kind)(configs if kind != "line" else config, classes, **options)
+        with store.replacing(out) as work:
+            work.write_bytes(png)
     return out
 
 

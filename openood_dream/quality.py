@@ -112,7 +112,7 @@ def run(config: Config) -> store.Artifact:
             raise InputError(
                 f"{where}: dream.quality.k: expected at most {len(bank)} (training images), got {quality.k}"
             )
-        table = store.read_table(images.path / "images.parquet")
+        table = store.read_images(images.path)
         section = Config(imglist_pth=str(images.path / "imglist.txt"), data_dir=str(images.path))
         drawn = data.image_list(config, "imagined", section, name="dream")
         loader = data.loader(drawn, 256, shuffle=False, workers=config.dataset.num_workers or 0)

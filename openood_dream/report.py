@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import platform
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from openood_dream import data, leaderboard, plots, store
 from openood_dream.config import GENERATIVE_SETTINGS, Config, settings
@@ -90,7 +88,7 @@ def training_stages(runs: list[Path], configs: list[Config]) -> list[dict[str, A
     """One row per method: the seconds of all its seeds together."""
     spent: dict[str, float] = {}
     for run, config in zip(runs, configs):
-        spent[config.method] = spent.get(config.method, 0) + json.loads((run / "train.json").read_text())["seconds"]
+        spent[config.method] = spent.get(config.method, 0) + store.read_record(run / "train.json")["seconds"]
     return [
         {"name": f"train: {method}", "seconds": round(total, 1), "reused": False, "hash": ""}
         for method, total in spent.items()
@@ -146,7 +144,7 @@ def score_figures(first: dict[str, tuple[Path, Config]]) -> dict[str, bytes]:
             "near": np.concatenate([*near.values()]),
             "far": np.concatenate([*far.values()]),
         }
-    histories = {method: json.loads((run / "train.json").read_text())["epochs"] for method, (run, _) in first.items()}
+    histories = {method: store.read_record(run / "train.json")["epochs"] for method, (run, _) in first.items()}
     roc = {"roc_curves": plots.roc_curves(curves, "ROC curves, first seed")}
     mistakes = {f"mistakes: {method}": mistake_grid(run, config) for method, (run, config) in first.items()}
     return roc | figures | {"training_curves": plots.training_curves(histories)} | mistakes
@@ -163,7 +161,7 @@ def sampled(first: dict[str, tuple[Path, Config]], notes: list[str]) -> dict[str
         for label, part in ((method, images[:, :colours]), (f"{method}: high frequencies", images[:, colours:])):
             if part.shape[1]:
                 rows.append((label, list(part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()), None))
-        best = max(row["val_acc"] for row in json.loads((run / "train.json").read_text())["epochs"])
+        best = max(row["val_acc"] for row in store.read_record(run / "train.json")["epochs"])
         bits = -math.log2(best / 100)
         notes.append(
             f"{method}, seed {config.seed}: {bits:.2f} bits per dimension of the validation images, "
@@ -222,10 +220,9 @@ def image_paths(config: Config, which: tuple[str, ...]) -> list[Path]:
 
 def thumbnail(path: Path) -> np.ndarray:
     """An image, at most THUMBNAIL pixels a side."""
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        return np.asarray(small)
+    small = data.read_image(path)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(small)
 
 
 # ---------------------------------------------------------------------------------------------------- what was dreamt
@@ -274,7 +271,7 @@ def dream_figures(
     )
 
     images_dir = artifacts[-2].path
-    rows = store.read_table(images_dir / "images.parquet")
+    rows = store.read_images(images_dir)
     drawn = torch.from_numpy(np.stack([gallery.picture(images_dir / file) for file in rows["file"]])).permute(
         0, 3, 1, 2
     )

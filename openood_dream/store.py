@@ -7,6 +7,7 @@ folder that has one is complete, and a folder that has none is an interrupted ru
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -165,17 +166,33 @@ def write_tensors(path: Path, **tensors) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, work)
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Reads the named tensors of a safetensors file; a damaged file is an InputError that names it."""
+@contextmanager
+def reading_tensors(path: Path, remedy: str = "delete its folder and run again") -> Iterator[None]:
+    """A damaged safetensors file that the block reads is an InputError that names it and the remedy."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: not a readable safetensors file ({error}); delete its folder and run again"
-        ) from None
+        raise InputError(f"{path}: not a readable safetensors file ({error}); {remedy}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Reads the named tensors of a safetensors file; a damaged file is an InputError that names it."""
+    from safetensors.torch import load_file
+
+    with reading_tensors(path):
+        return load_file(path)
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes what torch.load reads with weights_only, by rename."""
+    import torch
+
+    content = io.BytesIO()  # torch's own files end in errors that do not say why where a disk is full
+    torch.save(state, content)
+    with replacing(path) as work:
+        work.write_bytes(content.getbuffer())
 
 
 def join_tensors(path: Path, name: str, parts: Sequence[Path]) -> None:
@@ -187,7 +204,7 @@ def join_tensors(path: Path, name: str, parts: Sequence[Path]) -> None:
 
     shapes = []
     for part in parts:
-        with safe_open(part, "pt") as file:
+        with reading_tensors(part), safe_open(part, "pt") as file:
             shapes.append(file.get_slice(name).get_shape())
     shape = [sum(rows for rows, *_ in shapes), *shapes[0][1:]]
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
@@ -303,9 +320,9 @@ def made_if_used(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of an artifact's folder, which lies beside it; says so where another process has it."""
-    path = folder.with_name(f".{folder.name}.lock")
+def locked(folder: Path, file: Path | None = None) -> Iterator[None]:
+    """Holds the lock of an artifact's folder, a `file` beside it if not given; says so where another process has it."""
+    path = file or folder.with_name(f".{folder.name}.lock")
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -318,6 +335,14 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # whoever waits for the removed file notices and takes a new one
             path.unlink()
         lock.release()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Makes a run's folder, and keeps other processes from it; they wait. Disk errors are those of `made`."""
+    # its lock lies inside, since a folder that a user names may have a parent that nobody may write in
+    with made_if_used(folder), locked(folder, folder / ".lock"), made(folder):
+        yield
 
 
 @contextmanager
@@ -430,15 +455,28 @@ def write_image(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Reads a parquet table; a missing or damaged file is an InputError that names it."""
+def read_table(path: Path, remedy: str = "delete its folder and run again") -> pd.DataFrame:
+    """Reads a parquet table; a missing or damaged file is an InputError that names it and the remedy."""
     import pandas as pd
 
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: not a readable table ({reason}); delete it and run again") from None
+        raise InputError(f"{path}: not a readable table ({reason}); {remedy}") from None
+
+
+def read_images(folder: Path) -> pd.DataFrame:
+    """The table of a finished image set."""
+    return read_table(folder / "images.parquet", f"openood-dream verify {folder} says how to repair it")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Reads the JSON that a finished part of a run leaves; a damaged file is an InputError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not readable JSON ({error}); delete it and run the same command again") from None
 
 
 def join_shards(folder: Path, count: int) -> pd.DataFrame:
@@ -447,7 +485,8 @@ def join_shards(folder: Path, count: int) -> pd.DataFrame:
 
     remove_unfinished(folder / "shards")
     numbers = tqdm(range(count), desc="imagine: joining tables", unit="shard", delay=1)
-    table = pd.concat([read_table(shard_table(folder, number)) for number in numbers], ignore_index=True)
+    tables = [read_table(shard_table(folder, number), "delete it and run again") for number in numbers]
+    table = pd.concat(tables, ignore_index=True)
     write_table(folder / "images.parquet", table)
     write_imglist(folder / "imglist.txt", zip(table["file"], table["label"], strict=True))
     return table
@@ -462,11 +501,8 @@ def verify(folder: Path) -> tuple[int, dict[str, str], list[Path]]:
     manifest = complete(folder)
     if manifest is None or manifest.get("stage") != "images":
         raise InputError(f"{folder}: no finished image set; expected a folder images-* that synthesize has finished")
-    try:
-        table = read_table(folder / "images.parquet")
-    except InputError as error:
-        hint = f"delete {folder / MANIFEST} and run the same synthesize again, which joins the shards' tables anew"
-        raise InputError(f"{error}".partition("; ")[0] + f"; {hint}") from None
+    remedy = f"delete {folder / MANIFEST} and run the same synthesize again, which joins the shards' tables anew"
+    table = read_table(folder / "images.parquet", remedy)
     size = manifest["inputs"]["synthesis"]["shard_size"]
     problems, delete = {}, set()
     found = hashes([folder / file for file in table["file"]], "verify: reading images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -111,8 +112,12 @@ def test_a_generator_that_is_none_is_named(config, tmp_path):
 def test_a_pipeline_folder_that_lost_a_part_is_named(config, pipeline_folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(pipeline_folder, broken)
-    (broken / "text_encoder" / "model.safetensors").write_bytes(b"cut off")
+    path = broken / "text_encoder" / "model.safetensors"
+    path.write_bytes(b"cut off")
     config.dream.generator = str(broken)
+    with pytest.raises(InputError, match=rf"{path}: not a readable safetensors file .*; restore it, or change dream\."):
+        anchors.run(config)
+    path.unlink()
     with pytest.raises(
         InputError, match=r"dream\.generator: cannot load '.*broken' \(.*\); expected a Stable Diffusion"
     ):
@@ -139,6 +144,12 @@ def test_every_word_is_one_token_and_stays_so_when_saved_and_loaded(tmp_path):
         assert tokenizer(text).input_ids == loaded(text).input_ids
     ids = loaded("image of the zero").input_ids
     assert ids[0] == loaded.bos_token_id and ids[-1] == loaded.eos_token_id and len(ids) == 6
+
+
+def test_the_same_words_have_the_same_numbers_every_time():
+    texts = ["zero", "one", "two", "three", "aquarium fish", "A high-quality image of the "]
+    found = [anchors.word_tokenizer(texts).backend_tokenizer.to_str() for _ in range(5)]
+    assert len({json.dumps(json.loads(text)["model"], sort_keys=True) for text in found}) == 1
 
 
 def make(folder, **changes):

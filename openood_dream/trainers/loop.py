@@ -60,8 +60,7 @@ def fit(
             state = {"identity": identity, "best": best, "history": history, "random": torch.get_rng_state()}
             if trainer.device.type == "cuda":
                 state["cuda_random"] = torch.cuda.get_rng_state(trainer.device)
-            with store.replacing(out / TRAINING) as work:
-                torch.save(state | {"trainer": trainer.state_dict()}, work)
+            store.write_checkpoint(out / TRAINING, state | {"trainer": trainer.state_dict()})
             if board is not None:
                 rate = trainer.optimizer.param_groups[0]["lr"]
                 named = {"loss": row["loss"], "val_acc": row["val_acc"], "learning_rate": rate}
@@ -103,5 +102,4 @@ def scalars(out: Path, done: int) -> Any | None:
 def save_weights(net: nn.Module, path: Path) -> None:
     """Saves a network's tensors in OpenOOD's form (a state dict), by rename."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    with store.replacing(path) as work:
-        torch.save(state, work)
+    store.write_checkpoint(path, state)

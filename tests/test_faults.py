@@ -1,0 +1,604 @@
+"""Faults: killed, interrupted, doubled, out of disk, damaged files, wrong clocks. One line says what is wrong, no
+finished work is lost, and the same command again ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import forks
+import pytest
+import torch
+
+from openood_dream import anchors, imagine, pipelines, store
+from openood_dream.config import InputError
+from openood_dream.trainers import BaseTrainer, loop
+
+BASE = "benchmarks/methods/base.yml"
+HINT = "openood-dream: error: interrupted; run the same command again to go on where it stopped"
+AGAIN = "mend that and run the same command again to go on"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen]:
+    with forks.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def fork(server, tmp_path) -> Iterator[Callable[..., forks.Fork]]:
+    """Starts a command in a process of its own, with code to execute there first."""
+    started: list[forks.Fork] = []
+
+    def start(*words: object, hook: str = "") -> forks.Fork:
+        folder = tmp_path / f"process-{len(started)}"
+        folder.mkdir()
+        started.append(forks.Fork(server, folder, list(map(str, words)), hook))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):  # most have ended
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+# What a run that is killed in its last moment may leave, which nothing reads.
+SCRAP = re.compile(r"\.lock$|training\.ckpt$|/classes/")
+
+
+def tree(root: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder; how long things took, and where, does not count."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.name != "report.html" and not SCRAP.search(str(path)):
+            content = path.read_bytes().replace(os.fsencode(root), b"ROOT")
+            if path.suffix == ".json":
+                content = re.sub(rb'"seconds": [-\d.e]+', b"", content)
+            found[path.relative_to(root).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def job(tiny, root: Path, *more: object) -> list[object]:
+    """The words that train and score one network of the benchmark."""
+    keys = [
+        "--method",
+        "base",
+        "--seed",
+        "0",
+        "--optimizer.num_epochs",
+        "4",
+        "--benchmark.postprocessors",
+        "[msp, knn]",
+    ]
+    return ["job", "--config", tiny.file, BASE, "--root", root, *keys, *more]
+
+
+@pytest.fixture(scope="module")
+def scored(tiny, tmp_path_factory) -> Path:
+    """What `job` leaves where nothing happens to it: the folder of a trained and scored run."""
+    keys = list(map(str, job(tiny, tmp_path_factory.mktemp("scored"))))
+    return pipelines.job(keys[2:4], keys[4:])
+
+
+@pytest.fixture(scope="module")
+def whole(scored) -> dict[str, str]:
+    """The tree of `job`."""
+    return tree(scored.parents[2])
+
+
+def run_folder(root: Path) -> Path:
+    return root / "runs" / "base" / "s0"
+
+
+# ------------------------------------------------------------------------------------------------------------- kill -9
+
+
+# Kills the process instead of giving the nth file its name.
+KILL = """
+import os, signal
+replace, count = os.replace, 0
+
+def counted(*args):
+    global count
+    count += 1
+    if count == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*args)
+
+os.replace = counted
+"""
+
+
+def test_a_job_killed_while_it_trains_and_while_it_scores_ends_as_one_that_was_not(fork, tiny, whole, tmp_path):
+    root = tmp_path / "out"
+    for number in (3, 8, 13):
+        assert fork(*job(tiny, root), hook=KILL.format(number=number)).wait().code == -signal.SIGKILL
+    assert (run_folder(root) / "train.json").exists() and not (run_folder(root) / "knn" / "ood.csv").exists()
+    assert fork(*job(tiny, root)).wait().code == 0
+    assert tree(root) == whole
+
+
+def test_a_run_that_was_to_be_replaced_is_not_taken_for_finished(tiny, tmp_path, monkeypatch):
+    """Its weights may be those of the other configuration already."""
+
+    def config(*more):
+        return tiny.method("base", "--root", str(tmp_path), "--merge_option", "merge", *more)
+
+    folder = pipelines.train(config())
+    weights = (folder / "best.ckpt").read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        write = store.write_checkpoint
+        patch.setattr(store, "write_checkpoint", lambda path, state: write(path, state) or interrupt())
+        pipelines.train(config("--optimizer.lr", "0.05"))
+    assert (folder / "best.ckpt").read_bytes() != weights
+    pipelines.train(config())
+    assert (folder / "best.ckpt").read_bytes() == weights
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+# The quickstart's stages in their order: the words of a command that makes this stage alone once the ones before are there.
+STAGES = {
+    "data": ["anchors"],
+    "text and anchors": ["anchors"],
+    "space": ["space"],
+    "generator": ["generator"],
+    "outliers": ["sample"],
+    "images and quality": ["synthesize"],
+    "training and scores": ["job"],
+    "leaderboard": ["benchmark", "--methods", "dream_ood", "--seeds", "1"],
+}
+
+
+@pytest.mark.slow
+def test_a_chain_killed_ten_times_in_each_stage_gives_the_table_of_one_that_was_not(fork, tiny, tmp_path):
+    work, before = tmp_path / "work", tmp_path / "before"
+    keys = ["--root", work, "--data_root", work / "data", "--benchmark.postprocessors", "[msp, knn]"]
+
+    def words(stage: str) -> list[object]:
+        layers = [tiny.file]
+        more = []
+        if stage == "training and scores":
+            layers += tiny.config().benchmark.methods["dream_ood"]
+            more = ["--method", "dream_ood", "--seed", "0"]
+        return [STAGES[stage][0], "--config", *layers, *STAGES[stage][1:], *keys, *more]
+
+    for stage in STAGES:
+        shutil.rmtree(before, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+        if stage == "text and anchors":
+            shutil.rmtree(work / "dream")
+        shutil.copytree(work, before)
+        start = time.monotonic()
+        assert fork(*words(stage)).wait().code == 0
+        seconds, expected = time.monotonic() - start, tree(work)
+        kills = tries = 0
+        again = True
+        while kills < 10:
+            if again:
+                shutil.rmtree(work)
+                shutil.copytree(before, work)
+            process = fork(*words(stage))
+            time.sleep(seconds * (tries % 10 + 0.5) / 10)
+            process.signal(signal.SIGKILL)
+            again = process.wait().code == 0  # it was faster than expected
+            assert not again or tree(work) == expected
+            kills, tries = kills + (not again), tries + 1
+            assert tries < 40, f"{stage}: {seconds} seconds"
+        assert fork(*words(stage)).wait().code == 0
+        assert tree(work) == expected, stage
+        print(f"{stage}: {seconds:.1f} s, {kills} kills in {tries} tries")
+    table = (work / "leaderboard.csv").read_bytes()
+    shutil.rmtree(work)
+    assert fork(*words("leaderboard")).wait().code == 0
+    assert (work / "leaderboard.csv").read_bytes() == table and tree(work) == expected
+
+
+# ---------------------------------------------------------------------------------------------------- two at one time
+
+
+# Begins to train when another process waits for that.
+HOLD = """
+import time
+from pathlib import Path
+from openood_dream.trainers import BaseTrainer
+
+epoch, other = BaseTrainer.train_epoch, Path({other!r})
+
+def held(self, number):
+    while not (other.exists() and "waiting" in other.read_text()):
+        time.sleep(0.01)
+    return epoch(self, number)
+
+BaseTrainer.train_epoch = held
+"""
+
+
+@pytest.mark.parametrize("change", [[], ["--optimizer.lr", "0.01"]])
+def test_of_two_jobs_in_one_folder_the_second_waits_and_then_reuses_or_refuses(fork, tiny, whole, tmp_path, change):
+    root, waiting = tmp_path / "out", f"waiting for another run that makes {run_folder(tmp_path / 'out')}"
+    first = fork(*job(tiny, root), hook=HOLD.format(other=str(tmp_path / "process-1" / "err.txt")))
+    first.until((run_folder(root) / ".lock").exists)
+    second = fork(*job(tiny, root, *change)).wait()
+    ended = first.wait()
+    assert (ended.code, ended.out) == (0, f"{run_folder(root)}\n")
+    if change:
+        assert second.code == 2 and second.err[0] == waiting and len(second.err) == 2
+        assert second.err[1].startswith(
+            f"openood-dream: error: {run_folder(root)}: holds a run of another configuration; "
+        )
+    else:
+        assert second.code == 0 and second.err[0] == waiting
+        assert set(ended.err + second.err) == {waiting}  # they may meet once more, when they score
+    assert tree(root) == whole
+
+
+@pytest.mark.slow
+def test_two_benchmarks_that_make_their_data_at_once_leave_what_one_leaves(fork, tiny, tmp_path):
+    trees = []
+    for count in (1, 2):
+        root = tmp_path / f"of-{count}"
+        words = ["benchmark", "--config", tiny.file, "--methods", "base,dream_ood", "--seeds", "1"]
+        keys = ["--root", root, "--data_root", root / "data", "--dataset.train.imglist_pth"]
+        processes = [fork(*words, *keys, root / "data/benchmark_imglist/digits/train.txt") for _ in range(count)]
+        assert [process.wait().code for process in processes] == [0] * count
+        trees.append(tree(root))
+    assert trees[0] == trees[1]
+
+
+# -------------------------------------------------------------------------------------------------------- interruptions
+
+# What begins in the middle of the work: says so, and is slow to end when it is interrupted.
+STUCK = """
+import sys, time
+from pathlib import Path
+from {room} import {name} as owner
+
+def stuck(*args):
+    Path({mark!r}).touch()
+    try:
+        time.sleep(120)
+    finally:
+        Path({mark!r} + "-again").touch()
+        time.sleep({clean_up})
+
+owner.{method} = stuck
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("stage", ["synthesize", "train", "benchmark"])
+def test_interruptions_end_a_command_in_one_line_that_says_how_to_go_on(
+    fork, tiny, chain, whole, tmp_path, stage, times
+):
+    """Once: cleanly, with all that was finished. Twice: at once, even while it cleans up."""
+    root, mark = tmp_path / "out", tmp_path / "mark"
+    place = {"room": "openood_dream.trainers", "name": "BaseTrainer", "method": "train_epoch"}
+    if stage == "synthesize":
+        place = {"room": "openood_dream.imagine", "name": "Imaginer", "method": "__call__"}
+        shutil.copytree(tiny.root / "dream", root / "dream", ignore=shutil.ignore_patterns("images-*", "quality-*"))
+    words = [stage, "--config", tiny.file, *([BASE] if stage == "train" else []), "--root", root]
+    words += ["--methods", "base", "--jobs", "1"] if stage == "benchmark" else []
+    process = fork(*words, hook=STUCK.format(**place, mark=str(mark), clean_up=120 * (times - 1)))
+    process.until(mark.exists)
+    process.signal(signal.SIGINT)
+    if times == 2:
+        process.until(Path(f"{mark}-again").exists)
+        process.signal(signal.SIGINT)
+    ended = process.wait()
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err == [HINT if times == 1 else "openood-dream: error: interrupted again; stopped at once"]
+    left = [path.name for path in root.rglob("*") if path.is_file()]
+    assert not {"train.json", "imglist.txt", "ood.csv", "leaderboard.csv"} & set(left)
+    if times == 1:
+        assert not [name for name in left if name.startswith(store.UNFINISHED) or name.endswith("lock")]
+
+
+@pytest.mark.slow
+def test_an_interrupted_benchmark_interrupts_the_jobs_that_it_started(fork, tiny, tmp_path):
+    words = ["benchmark", "--config", tiny.file, "--methods", "base", "--jobs", "2", "--root", tmp_path / "out"]
+    long = ["--optimizer.num_epochs", "10000"]
+    process = fork(*words, *long)
+    folders = [tmp_path / "out" / "runs" / "base" / seed for seed in ("s0", "s1")]
+    process.until(lambda: all((folder / loop.TRAINING).exists() for folder in folders))
+    process.signal(signal.SIGINT)
+    ended = process.wait()
+    assert (ended.code, ended.err) == (130, [HINT])
+    for seed in (0, 1):
+        assert (tmp_path / "out" / "logs" / f"base-s{seed}.log").read_text().splitlines()[-1] == HINT
+    assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+
+
+# ----------------------------------------------------------------------------------------------------------- full disks
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of this size at `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)  # this process may have a file mapped
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+# The stages of the imagination in their order, and the commands that make them.
+COMMANDS = {
+    "text": "anchors",
+    "anchors": "anchors",
+    "space": "space",
+    "generator": "generator",
+    "outliers": "sample",
+    "images": "synthesize",
+    "quality": "synthesize",
+}
+
+
+@pytest.fixture
+def folders(tiny, chain) -> dict[str, Path]:
+    """Where the shared chain keeps each stage."""
+    found = {stage: Path(getattr(chain, stage).path) for stage in COMMANDS if hasattr(chain, stage)}
+    found["text"] = Path(anchors.text_source(chain.config).path)
+    return found | {"quality": pipelines.stage("quality", [tiny.file], []).path}
+
+
+@pytest.fixture
+def until(folders, tmp_path) -> Callable[[str], Path]:
+    """A cache of its own with the stages before a given one."""
+
+    def copied(stage: str) -> Path:
+        for other in itertools.takewhile(lambda other: other != stage, COMMANDS):
+            shutil.copytree(folders[other], tmp_path / "dream" / folders[other].name)
+        (tmp_path / "dream").mkdir(exist_ok=True)
+        return tmp_path / "dream"
+
+    return copied
+
+
+def fails_and_goes_on(command, words: list, disk: Path, folder: Path, finished: str) -> None:
+    """A command on a full disk ends in one line that names the folder; with room it does its work."""
+    done = command(*words)
+    assert (done.code, done.out, len(done.err)) == (1, "", 1), done
+    assert done.err[0].startswith(f"openood-dream: error: {folder}") and done.err[0].endswith(AGAIN), done.err
+    assert "No space left on device" in done.err[0]
+    assert not list(disk.rglob(finished))
+    remount(disk, "size=50m")
+    assert command(*words).code == 0 and list(disk.rglob(finished))
+    assert not list(disk.rglob(f"{store.UNFINISHED}*"))
+
+
+@pytest.mark.parametrize(
+    "stage, size",
+    [
+        *((stage, "4k") for stage in COMMANDS),
+        *(pytest.param(stage, size, marks=pytest.mark.slow) for stage in COMMANDS for size in ("8k", "32k")),
+    ],
+)
+def test_a_stage_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+    command, tiny, folders, until, tmp_path, stage, size
+):
+    files = [path for path in folders[stage].rglob("*") if path.is_file()]
+    if sum(-(-path.stat().st_size // 4096) for path in files) <= int(size[:-1]) / 4:
+        pytest.skip("all of it fits")
+    place = until(stage) / folders[stage].name
+    with small_disk(tmp_path / "disk", size) as disk:
+        place.symlink_to(disk)
+        words = [COMMANDS[stage], "--config", tiny.file, "--dream.cache_dir", place.parent]
+        fails_and_goes_on(command, words, disk, place, "manifest.json")
+
+
+@pytest.mark.parametrize("size", ["4k", "48k"])
+def test_a_training_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(command, tiny, whole, tmp_path, size):
+    with small_disk(tmp_path / "disk", size) as disk:
+        words = job(tiny, disk / "out")
+        words[0:4] = ["train", "--config", tiny.file, BASE]
+        fails_and_goes_on(command, words, disk, run_folder(disk / "out"), "train.json")
+        assert command(*job(tiny, disk / "out")).code == 0 and tree(disk / "out") == whole
+
+
+@pytest.mark.parametrize("free", ["8k", "100k"])
+def test_an_evaluation_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(command, tiny, scored, tmp_path, free):
+    layers = [tiny.file, "pipelines/test/test_ood.yml", "postprocessors/msp.yml"]
+    with small_disk(tmp_path / "disk", free) as disk:
+        (disk / "run").mkdir()
+        (disk / "run" / "best.ckpt").symlink_to(scored / "best.ckpt")
+        words = ["evaluate", "--config", *layers, "--output_dir", disk / "scores"]
+        words += ["--network.checkpoint", disk / "run" / "best.ckpt"]
+        fails_and_goes_on(command, words, disk, disk, "ood.csv")
+
+
+def test_a_table_that_does_not_fit_on_the_disk_is_not_written(command, tiny, scored, tmp_path):
+    with small_disk(tmp_path / "disk", "4k") as disk:
+        (disk / "filler").write_bytes(bytes(4096))
+        for fmt in ("csv", "html"):
+            done = command("leaderboard", scored, "--format", fmt, "--out", disk / f"board.{fmt}")
+            assert done.code == 1 and len(done.err) == 1 and str(disk) in done.err[0] and AGAIN in done.err[0]
+        assert os.listdir(disk) == ["filler"]
+        remount(disk, "size=1m")
+        assert command("leaderboard", scored, "--format", "csv", "--out", disk / "board.csv").code == 0
+
+
+# --------------------------------------------------------------------------------------------------------- damaged files
+
+
+def halve(path: Path) -> Path:
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+def named(command, words: list, path: Path, remedy: str) -> None:
+    """A command ends in one line that names the damaged file and says what to do."""
+    done = command(*words)
+    assert (done.code, done.out, len(done.err)) == (2, "", 1), done
+    assert str(path) in done.err[0] and remedy in done.err[0], done.err[0]
+
+
+@pytest.mark.parametrize(
+    "stage, file, user",
+    [
+        ("text", "text_encoder/model.safetensors", "anchors"),
+        ("anchors", "anchors.safetensors", "space"),
+        ("space", "encoder.safetensors", "generator"),
+        ("space", "embeddings.safetensors", "outliers"),
+        ("generator", "unet/diffusion_pytorch_model.safetensors", "images"),
+        ("generator", "vae/diffusion_pytorch_model.safetensors", "images"),
+        ("outliers", "embeddings.safetensors", "images"),
+        ("outliers", "outliers.parquet", "images"),
+    ],
+)
+def test_a_truncated_file_of_a_stage_is_named_with_the_folder_to_delete(
+    command, tiny, folders, until, stage, file, user
+):
+    cache = until(user)
+    path = halve(cache / folders[stage].name / file)
+    words = [COMMANDS[user], "--config", tiny.file, "--dream.cache_dir", cache]
+    named(command, words, path, "delete")
+    shutil.rmtree(cache / folders[stage].name)
+    assert command(*words).code == 0
+
+
+@pytest.mark.parametrize("file", ["images.parquet", "zero/0000000.png"])
+def test_a_truncated_file_of_an_image_set_is_named_with_the_command_that_says_how_to_repair_it(
+    command, tiny, folders, until, file
+):
+    cache = until("quality")
+    images = cache / folders["images"].name
+    path = halve(images / file)
+    words = ["synthesize", "--config", tiny.file, "--dream.cache_dir", cache]
+    named(command, words, path, f"openood-dream verify {images} says how to repair it")
+    done = command("verify", images)
+    assert done.code in (1, 2) and file in done.out + done.err[0]
+
+
+@pytest.mark.parametrize(
+    "file, words, remedy",
+    [
+        ("best.ckpt", "evaluate", "train again"),
+        ("passes/*/pass.safetensors", "evaluate", "delete its folder"),
+        ("passes/*/manifest.json", "evaluate", "delete the folder"),
+        ("train.json", "job", "delete it"),
+        ("knn/evaluate.json", "job", "delete it"),
+        ("knn/scores/digits.npz", "leaderboard", "score the run again"),
+        ("knn/ood.csv", "leaderboard", "run it again"),
+        ("knn/evaluate.json", "leaderboard", "delete it"),
+    ],
+)
+def test_a_truncated_file_of_a_run_is_named_with_what_to_do(command, tiny, scored, tmp_path, file, words, remedy):
+    root = tmp_path / "out"
+    shutil.copytree(scored, run_folder(root))
+    path = halve(next(iter(sorted(run_folder(root).glob(file)))))
+    if words == "evaluate":
+        layers = [tiny.file, "pipelines/test/test_ood.yml", "postprocessors/knn.yml"]
+        words = ["evaluate", "--config", *layers, "--output_dir", tmp_path / "new"]
+        words += ["--network.checkpoint", run_folder(root) / "best.ckpt"]
+    else:
+        words = job(tiny, root) if words == "job" else ["leaderboard", root, "--format", "json"]
+    named(command, words, path, remedy)
+
+
+def test_a_truncated_checkpoint_of_an_interrupted_training_is_named(command, tiny, scored, tmp_path):
+    run_folder(tmp_path).mkdir(parents=True)
+    path = run_folder(tmp_path) / loop.TRAINING
+    shutil.copy(scored / "best.ckpt", path)
+    halve(path)
+    named(command, job(tiny, tmp_path), path, "delete it to start again")
+    path.unlink()
+    assert command(*job(tiny, tmp_path)).code == 0
+
+
+def test_truncated_latents_are_named(chain, folders, until, tiny, monkeypatch):
+    config = tiny.config("--dream.cache_dir", str(until("images")))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "join_tensors", lambda *args: interrupt())
+        imagine.latents(config)
+    path = halve(next(Path(config.dream.cache_dir).glob("latents-*/shards/000001.safetensors")))
+    with pytest.raises(
+        InputError, match=rf"{re.escape(str(path))}: not a readable safetensors file .* delete its folder"
+    ):
+        imagine.latents(config)
+
+
+# ------------------------------------------------------------------------------------------------- the same checkpoint?
+
+
+def test_an_altered_checkpoint_at_the_same_place_is_another_run_and_a_copy_elsewhere_is_not(tiny, scored, tmp_path):
+    weights = [tmp_path / name for name in ("start.ckpt", "copy.ckpt")]
+    for path in weights:
+        shutil.copy(scored / "best.ckpt", path)
+
+    def train(path: Path) -> Path:
+        start = ["--network.pretrained", "true", "--network.checkpoint", str(path)]
+        return pipelines.train(tiny.method("base", "--root", str(tmp_path / "out"), *start))
+
+    before = tree(train(weights[0]))
+    assert tree(train(weights[1])) == before
+    state = torch.load(weights[0], weights_only=True)
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, weights[0])
+    with pytest.raises(InputError, match="holds a run of another configuration"):
+        train(weights[0])
+    weights[0].unlink()
+    with pytest.raises(InputError, match=r"network\.checkpoint: cannot read '.*start\.ckpt' \(No such file"):
+        train(weights[0])
+
+
+# ------------------------------------------------------------------------------------------------- read-only, and clocks
+
+
+def test_what_is_finished_can_be_used_where_nothing_can_be_written(command, tiny, scored, tmp_path):
+    with small_disk(tmp_path / "disk", "50m") as disk:
+        shutil.copytree(scored, run_folder(disk / "out"))
+        remount(disk, "ro")
+        done = command(*job(tiny, disk / "out"))
+        assert (done.code, done.out) == (0, f"{run_folder(disk / 'out')}\n")
+        assert command("leaderboard", disk, "--format", "json").code == 0
+        for words in (job(tiny, disk / "out", "--seed", "1"), job(tiny, disk / "out", "--output_dir", disk / "new")):
+            done = command(*words)
+            assert done.code == 2 and len(done.err) == 1
+            assert str(disk) in done.err[0] and "cannot write here (Read-only file system)" in done.err[0]
+
+
+@pytest.mark.parametrize("moment", [1, 2**32])
+def test_files_of_the_past_and_the_future_are_those_that_they_were(
+    command, tiny, scored, tmp_path, monkeypatch, moment
+):
+    shutil.copytree(scored, run_folder(tmp_path))
+    before = tree(tmp_path)
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (moment, moment))
+    monkeypatch.setattr(BaseTrainer, "train_epoch", lambda *args: pytest.fail("trained again"))
+    assert command(*job(tiny, tmp_path)).code == 0 and tree(tmp_path) == before
+
+
+def test_a_clock_that_runs_backwards_changes_nothing(fork, tiny, whole, tmp_path):
+    hook = """
+import itertools, os, time
+os.environ.pop("TQDM_DISABLE")
+ticks = itertools.count()
+time.time = lambda: 2e9 - 1000 * next(ticks)
+time.time_ns = lambda: int(1e9 * time.time())
+import tqdm.std
+tqdm.std.time = time.time
+"""
+    process = fork(*job(tiny, tmp_path), hook=hook)
+    process.until((run_folder(tmp_path) / loop.TRAINING).exists)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    assert fork(*job(tiny, tmp_path), hook=hook).wait().code == 0
+    assert {name: digest for name, digest in tree(tmp_path).items() if not name.startswith("process-")} == whole
