@@ -347,25 +347,21 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """Makes an artifact's folder, and removes it again where the block fails with nothing in it.
-
-    Disk errors become an OSError of one line, those of libraries written in Rust (safetensors) too.
+    """Makes a folder where things are written, as `made_if_used`. Disk errors become an OSError of one line, those of
+    libraries written in Rust (safetensors) too.
     """
-    writable(folder)
-    try:
-        yield
-    except Exception as error:
-        rust = re.search(r"\(os error (\d+)\)", str(error))
-        code = error.errno if isinstance(error, OSError) else rust and int(rust[1])
-        if code is None or isinstance(error, InputError):
-            raise
-        where = getattr(error, "filename", None) or folder
-        raise OSError(
-            f"{where}: {os.strerror(code)}; what is finished is kept: mend that and run the same command again to go on"
-        ) from error
-    finally:
-        with suppress(OSError):
-            folder.rmdir()
+    with made_if_used(folder):
+        try:
+            yield
+        except Exception as error:
+            rust = re.search(r"\(os error (\d+)\)", str(error))
+            code = error.errno if isinstance(error, OSError) else rust and int(rust[1])
+            if code is None or isinstance(error, InputError):
+                raise
+            where = getattr(error, "filename", None) or folder
+            raise OSError(
+                f"{where}: {os.strerror(code)}; what is finished is kept: mend that and run the same command again to go on"
+            ) from error
 
 
 # ---------------------------------------------------------------------------------------------------- imglists
