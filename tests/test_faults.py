@@ -28,6 +28,15 @@ HINT = "openood-dream: error: interrupted; run the same command again to go on w
 AGAIN = "mend that and run the same command again to go on"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Here as many threads as in the forks: on their number depends how sums are rounded."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[subprocess.Popen]:
     with forks.serving() as server:
