@@ -46,7 +46,7 @@ def test_a_network_sees_the_very_pixels_of_the_files(normalization, tmp_path):
     both = network("vae", channels=3, normalization_type=normalization, frequency=True).pixels(batch)
     assert torch.equal(both[:, :3], expected) and torch.equal(both[:, 3:], high_frequency(expected))
     one = network("vae", normalization_type=normalization).image(batch)
-    assert torch.equal(one, grey(expected).round().to(torch.uint8))
+    assert (one - grey(expected)).abs().max() <= 0.501  # the nearest, and of two that are as near either
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 1, 8, 8), (2, 3, 8, 16)])
