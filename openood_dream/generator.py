@@ -324,15 +324,17 @@ def train_vae(
 
 @torch.inference_mode()
 def encode(
-    vae: AutoencoderKL, loader: DataLoader, device: torch.device, *, mirrored: bool = False
+    vae: AutoencoderKL, loader: DataLoader, session: Session, *, mirrored: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation (N, C, L, L) of the latent posterior of every image, or of every mirrored image."""
     vae.eval()
     posteriors = []
     for batch in tqdm(loader, desc="generator: latents", leave=False):
         x = unit_range(batch, loader.dataset)
-        posteriors.append(vae.encode((MIRROR(x) if mirrored else x).to(device)).latent_dist)
-    return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+        x = (MIRROR(x) if mirrored else x).to(session.device, memory_format=torch.channels_last)
+        with autocast(session.device, session.dtype):
+            posteriors.append(vae.encode(x).latent_dist)
+    return torch.cat([p.mean.float() for p in posteriors]), torch.cat([p.std.float() for p in posteriors])
 
 
 class Denoiser(nn.Module):
@@ -570,14 +572,14 @@ def make_pipeline(
     shuffled = data.loader(images, batch_size, shuffle=True, workers=workers)
     error = train_vae(vae, shuffled, training, session, flip=flip)
 
-    mean, std = encode(vae, in_order, device)
+    mean, std = encode(vae, in_order, session)
     vae.register_to_config(scaling_factor=1 / mean.std().item())
     scale = vae.config.scaling_factor
     encoder = space_stage.load_encoder(config, space, anchors.shape[1])
     as_seen = data.loader(seen, 256, shuffle=False, workers=workers)
     own, labels = space_stage.embed(encoder, as_seen, device), images.labels
     if flip:
-        mirrored = encode(vae, in_order, device, mirrored=True)
+        mirrored = encode(vae, in_order, session, mirrored=True)
         mean, std = torch.cat([mean, mirrored[0]]), torch.cat([std, mirrored[1]])
         own = torch.cat([own, space_stage.embed(nn.Sequential(MIRROR, encoder), as_seen, device)])
         labels = labels.repeat(2)
