@@ -223,6 +223,16 @@ def test_phi_is_trained_by_the_optimiser_of_the_network():
     } <= inside
 
 
+@pytest.mark.parametrize("name", ["dream_ood", "vos"])
+def test_a_phi_that_turned_round_is_noticed(name):
+    trainer = make(name, Batches(2), Batches(2, label=-1))
+    assert not trainer.turned_round()
+    with torch.no_grad():
+        trainer.extra["phi"].weight.neg_()
+    assert trainer.turned_round()
+    assert not make("base", Batches(2), None).turned_round()
+
+
 def test_outliers_reach_the_network_by_a_gradient():
     """In a public implementation of a similar method they do not."""
     inside, outside = Batches(1), Batches(1, label=-1)

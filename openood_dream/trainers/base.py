@@ -19,6 +19,10 @@ from openood_dream.networks import autocast, pick_dtype
 from openood_dream.trainers import processes
 
 TRAINERS: dict[str, type[BaseTrainer]] = {}
+TURNED_ROUND = (
+    "the network learned to give outliers larger energies than ID images, so its energy score is turned round; lower the "
+    "weight of the outlier loss"
+)
 
 
 def trainer(name: str) -> Callable[[type[BaseTrainer]], type[BaseTrainer]]:
@@ -185,6 +189,16 @@ class BaseTrainer:
                 f"epoch {self.epoch}, step {step}: the loss is not finite ({parts}); lower optimizer.lr ({rate}), "
                 "or set optimizer.clip_norm"
             )
+
+    def turned_round(self) -> bool:
+        """Whether phi, where the method has one, has learned that outliers have the larger energies.
+
+        The loss on outliers is as small that way, but the energy score is turned round: OOD images look like ID ones.
+        """
+        if "phi" not in self.extra:
+            return False
+        outlier, inside = self.extra["phi"].weight[:, 0].tolist()
+        return inside < outlier
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later `load_state_dict` needs to go on as if nothing had happened, random numbers apart."""
