@@ -33,7 +33,6 @@ from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocesso
 from openood_dream.generative.network import Generative, pixel_probability
 from openood_dream.networks import check_network, get_network, load_weights, pick_device, pick_dtype
 from openood_dream.trainers import get_trainer, loop, processes
-from openood_dream.trainers.base import TURNED_ROUND
 
 TRAINED, SCORED = "train.json", "evaluate.json"
 
@@ -181,8 +180,6 @@ def train(config: Config) -> Path:
             title=f"train: {label_of(config)}, seed {config.seed}",
         )
         if processes.first():
-            if trainer.turned_round():
-                print(f"{out}: warning: {TURNED_ROUND}", file=sys.stderr)
             store.write_text(out / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
             store.write_json(
                 out / TRAINED,
@@ -192,7 +189,6 @@ def train(config: Config) -> Path:
                     "seconds": round(time.perf_counter() - start, 3),
                     "epochs": history,
                     "parameters": sum(p.numel() for p in net.parameters()),
-                    "turned_round": trainer.turned_round(),
                 },
             )
             (out / loop.TRAINING).unlink()

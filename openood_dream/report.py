@@ -15,7 +15,6 @@ import torch
 from openood_dream import data, leaderboard, plots, store
 from openood_dream.config import GENERATIVE_SETTINGS, Config, settings
 from openood_dream.networks import get_network, load_weights, pick_device, pick_dtype
-from openood_dream.trainers.base import TURNED_ROUND
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
 PLAIN_PER_CLASS = 50
@@ -44,11 +43,6 @@ def write(
     stages, figures, notes, judged = training_stages(runs, configs), {}, [], {}
     failed = {(one["method"], one["seed"]): one for one in failures}  # each stands there once for every postprocessor
     notes += [f"Failed: {method}, seed {seed}: {one['text']}" for (method, seed), one in failed.items()]
-    notes += [
-        f"{config.method}, seed {config.seed}: {TURNED_ROUND}."
-        for run, config in zip(runs, configs)
-        if store.read_record(run / "train.json").get("turned_round")
-    ]
     dreams = imagined(configs)
     if dreams:
         from openood_dream import quality

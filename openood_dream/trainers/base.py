@@ -19,10 +19,6 @@ from openood_dream.networks import autocast, pick_dtype
 from openood_dream.trainers import processes
 
 TRAINERS: dict[str, type[BaseTrainer]] = {}
-TURNED_ROUND = (
-    "the network learned to give outliers larger energies than ID images, so its energy score is turned round; lower the "
-    "weight of the outlier loss"
-)
 
 
 def trainer(name: str) -> Callable[[type[BaseTrainer]], type[BaseTrainer]]:
@@ -66,14 +62,27 @@ def bare(net: nn.Module) -> nn.Module:
     return net.module if isinstance(net, nn.parallel.DistributedDataParallel) else net
 
 
-def logistic() -> nn.Linear:
-    """phi, a Linear(1, 2) from energies to logits of outlier and ID, which starts with the right sign."""
-    phi = nn.Linear(1, 2)
-    with torch.no_grad():
-        # from a random start phi may learn that outliers have the higher energy, and turn the test score round
-        phi.weight.copy_(torch.tensor([[-1.0], [1.0]]))
-        phi.bias.zero_()
-    return phi
+class Logistic(nn.Linear):
+    """phi, a Linear(1, 2) from energies to logits of outlier and ID, which rises with the energy by `LEAST` or more.
+
+    Left free, phi may learn that outliers have the larger energies: the loss is as small, the test score turned round.
+    """
+
+    LEAST = 1.0  # of the difference of the two logits, per nat
+
+    def __init__(self) -> None:
+        super().__init__(1, 2)
+        with torch.no_grad():
+            self.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.bias.zero_()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Raises the slope to the least that is allowed, if it is below: the nearest point that is."""
+        outlier, inside = self.weight
+        lack = (self.LEAST - (inside - outlier)).clamp_min(0) / 2
+        outlier -= lack
+        inside += lack
 
 
 @trainer("base")
@@ -158,6 +167,8 @@ class BaseTrainer:
                 [p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm
             )
         self.optimizer.step()
+        if "phi" in self.extra:
+            self.extra["phi"].hold()
         self.scheduler.step()
         return {name: term.detach() for name, term in terms.items()}
 
@@ -189,16 +200,6 @@ class BaseTrainer:
                 f"epoch {self.epoch}, step {step}: the loss is not finite ({parts}); lower optimizer.lr ({rate}), "
                 "or set optimizer.clip_norm"
             )
-
-    def turned_round(self) -> bool:
-        """Whether phi, where the method has one, has learned that outliers have the larger energies.
-
-        The loss on outliers is as small that way, but the energy score is turned round: OOD images look like ID ones.
-        """
-        if "phi" not in self.extra:
-            return False
-        outlier, inside = self.extra["phi"].weight[:, 0].tolist()
-        return inside < outlier
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later `load_state_dict` needs to go on as if nothing had happened, random numbers apart."""

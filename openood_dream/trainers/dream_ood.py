@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from openood_dream.losses import energy_regularisation, outlier_exposure, with_extra_class
-from openood_dream.trainers.base import OutlierTrainer, logistic, trainer
+from openood_dream.trainers.base import Logistic, OutlierTrainer, trainer
 
 
 @trainer("dream_ood")
@@ -22,7 +22,7 @@ class DreamOODTrainer(OutlierTrainer):
     title = "DREAM-OOD"
 
     def additions(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"phi": logistic()} if self.settings.loss == "energy" else {})
+        return nn.ModuleDict({"phi": Logistic()} if self.settings.loss == "energy" else {})
 
     def terms(self, batch: dict[str, Any], outliers: dict[str, Any]) -> dict[str, torch.Tensor]:
         y = self.labels(batch)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from openood_dream.losses import energy_regularisation, virtual_outliers
-from openood_dream.trainers.base import BaseTrainer, bare, logistic, trainer
+from openood_dream.trainers.base import BaseTrainer, Logistic, bare, trainer
 from openood_dream.trainers.queue import ClassQueue
 
 RIDGE = 1e-4  # on the covariance's diagonal
@@ -57,7 +57,7 @@ class VOSTrainer(BaseTrainer):
         nn.init.uniform_(weights.weight)
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # sums that never start afresh drift
         queue = Gaussians(fc.out_features, self.settings.sample_number, fc.in_features, exact)
-        return nn.ModuleDict({"phi": logistic(), "weights": weights, "queue": queue})
+        return nn.ModuleDict({"phi": Logistic(), "weights": weights, "queue": queue})
 
     def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         s, y, queue = self.settings, self.labels(batch), self.extra["queue"]
