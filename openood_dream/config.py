@@ -301,6 +301,11 @@ class SynthesisSettings(_Section):
     )
     slicing: bool = Field(False, description="attention and VAE in slices: slower, for when memory is short")
     compile: bool = Field(False, description="compile the UNet with torch.compile, which pays off for large sets")
+    residual: bool = Field(
+        False,
+        description="whether what the autoencoder loses of a random ID training image is added to each image, so that"
+        " outliers cannot be told from ID by lost detail",
+    )
     seed: _Seed = Field(0, description="seed of the noise")
     shard_size: int = Field(256, ge=1, description="images per shard, the unit of resuming and distributing")
 

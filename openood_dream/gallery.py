@@ -135,7 +135,7 @@ def draw_lines(config: Config, labels: Sequence[int], noises: int) -> store.Arti
     dream, names = settings(config, "dream"), data.class_names(config)
     upstream, source, given = outliers_stage.run(config), generator.run(config), anchors_stage.run(config)
     inputs = {
-        **imagine.set_inputs(source, upstream, names, dream.synthesis, "per_class", "shard_size"),
+        **imagine.set_inputs(source, upstream, names, dream.synthesis, "per_class", "shard_size", "residual"),
         "labels": list(labels),
         "noises": noises,
         "steps": STEPS,

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from openood_dream import __version__, data, generator, store
 from openood_dream import anchors as anchors_stage
 from openood_dream import outliers as outliers_stage
+from openood_dream import space as space_stage
 from openood_dream.anchors import Source
 from openood_dream.config import Config, GeneratorTraining, InputError, SynthesisSettings, settings
 from openood_dream.networks import pick_device
@@ -120,10 +121,14 @@ class Imaginer:
             "pooled_prompt_embeds": outputs[1][0],
         }
 
+    @property
+    def size(self) -> int:
+        """Pixels a side that are generated."""
+        return self.synthesis.size or self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+
     @torch.inference_mode()
     def _draw(self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: list[int], kind: str) -> torch.Tensor:
-        pipe, options = self.pipeline, self.synthesis
-        size = options.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
+        pipe, options, size = self.pipeline, self.synthesis, self.size
         shape = (pipe.unet.config.in_channels, size // pipe.vae_scale_factor, size // pipe.vae_scale_factor)
         # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch; some
         # schedulers draw more of it, from the same generators
@@ -152,13 +157,22 @@ class Imaginer:
         """What the images of `__call__` are decoded from: latents (B, c, h, w), float32 on the CPU."""
         return self._draw(labels, tokens, seeds, "latent").cpu()
 
-    def __call__(self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: list[int]) -> torch.Tensor:
+    def __call__(
+        self,
+        labels: torch.Tensor,
+        tokens: torch.Tensor | None,
+        seeds: list[int],
+        residuals: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Images (B, 3, S, S) as uint8 on the CPU, for class `labels` (B,), class tokens (B, m) and a noise seed each.
 
-        `tokens` None draws the plain prompts, class names in full. An image depends on its label, token and seed, not
-        on its batch. Raises InputError where a batch does not fit into memory.
+        `tokens` None draws the plain prompts, class names in full. `residuals` (B, 3, size, size), from -1 to 1, are added
+        to what is generated. An image depends on its label, token, seed and residual, not on its batch. Raises InputError
+        where a batch does not fit into memory.
         """
         images = self._draw(labels, tokens, seeds, "pt")
+        if residuals is not None:
+            images = images + residuals.to(images)
         size, save = images.shape[-1], self.synthesis.save_size or images.shape[-1]
         if save != size:
             images = F.interpolate(
@@ -214,8 +228,14 @@ def set_inputs(
         "generator": source.identity,
         "outliers": upstream.hash,
         "class_names": names,
-        "synthesis": synthesis.model_dump(exclude=set(without_effect)),
+        "synthesis": drawing(synthesis, *without_effect),
     }
+
+
+def drawing(synthesis: SynthesisSettings, *without_effect: str) -> dict[str, Any]:
+    """The settings that decide about an image; those that are newer than some image sets only where they are used."""
+    newer = [] if synthesis.residual else ["residual"]
+    return synthesis.model_dump(exclude={*newer, *without_effect})
 
 
 def run(config: Config) -> store.Artifact:
@@ -277,13 +297,15 @@ class Shards:
         pipeline = load_pipeline(source, config)
         self.imaginer = Imaginer(pipeline, self.names, self.synthesis)
         check_anchors(self.imaginer, self.embeddings)
+        self.residuals = load_residuals(residuals(config, self.imaginer, source)) if self.synthesis.residual else None
 
     def draw(self, number: int, images: range, pool: ThreadPoolExecutor, bar: tqdm | None) -> None:
         """Draws and writes one shard; its table comes last, when all its images are on disk."""
         written = []
         for batch in self.batches(images):
             labels, tokens, seeds = self.inputs(batch)
-            pixels = self.imaginer(labels, tokens, seeds).permute(0, 2, 3, 1).numpy()
+            lost = None if self.residuals is None else residuals_of(self.residuals, seeds)
+            pixels = self.imaginer(labels, tokens, seeds, lost).permute(0, 2, 3, 1).numpy()
             rows = self.rows[batch]
             for i, row, label, seed, image in zip(batch, rows, labels.tolist(), seeds, pixels, strict=True):
                 written.append(pool.submit(self.write, i, int(row), label, seed, image))
@@ -320,6 +342,53 @@ class Shards:
         }
 
 
+# --------------------------------------------------------------------------------------------------- what a decoder loses
+
+RESIDUALS, RESIDUAL_BYTES = 1024, 1 << 28  # as many as fit
+
+
+@torch.inference_mode()
+def residuals(config: Config, imaginer: Imaginer, source: Source) -> store.Artifact:
+    """`residuals.safetensors`: of random ID training images, the image less what the autoencoder makes of it.
+
+    `residuals` are (R, 3, size, size) int16, in steps of 1/255. What is drawn lacks such detail: a network learns to call
+    its absence OOD, or, worse, ID, and hardly looks at what is in the picture.
+    """
+    dream, dataset, size = settings(config, "dream"), config.dataset, imaginer.size
+    inputs = {
+        "generator": source.identity,
+        "train": store.list_digest(dataset.train.imglist_pth, dataset.train.data_dir, "dataset.train.imglist_pth"),
+        "transform": space_stage.transform_identity(config),
+        "size": size,
+        "seed": dream.synthesis.seed,
+    }
+
+    def make(folder: Path) -> None:
+        images, vae = generator.training_images(config, size), imaginer.pipeline.vae
+        count = max(1, min(RESIDUALS, len(images), RESIDUAL_BYTES // (2 * 3 * size**2)))
+        picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(dream.synthesis.seed))[:count]
+        dtype, found = vae.dtype, []
+        vae.float()  # half precision has losses of its own
+        for rows in tqdm(picked.split(dream.synthesis.batch_size), desc="imagine: residuals", unit="batch", delay=2):
+            x = generator.unit_range(images.__getitems__(rows.tolist()), images).to(vae.device)
+            again = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+            found.append(((x - again) * 127.5).round().to(torch.int16).cpu())
+        vae.to(dtype)
+        store.write_tensors(folder / "residuals.safetensors", residuals=torch.cat(found))
+
+    return store.build(dream.cache_dir, "residuals", inputs, make)
+
+
+def load_residuals(artifact: store.Artifact) -> torch.Tensor:
+    """The residuals (R, 3, S, S) of an artifact, int16."""
+    return store.read_tensors(artifact.path / "residuals.safetensors")["residuals"]
+
+
+def residuals_of(every: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+    """The residuals (B, 3, S, S), from -1 to 1, that images with these noise seeds get."""
+    return every[[seed % len(every) for seed in seeds]].float() / 255
+
+
 def check_anchors(imaginer: Imaginer, anchors: torch.Tensor) -> None:
     """Raises InputError where the embeddings are not as wide as the text encoders' tables."""
     width = sum(imaginer.widths)
@@ -336,7 +405,7 @@ def plain(config: Config, per_class: int) -> store.Artifact:
     inputs = {
         "generator": source.identity,
         "class_names": names,
-        "synthesis": dream.synthesis.model_dump(),
+        "synthesis": drawing(dream.synthesis, "residual"),
         "per_class": per_class,
     }
 
@@ -367,7 +436,7 @@ def latents(config: Config) -> store.Artifact:
     dream, names = settings(config, "dream"), data.class_names(config)
     synthesis = dream.synthesis
     upstream, source = outliers_stage.run(config), generator.run(config)
-    inputs = set_inputs(source, upstream, names, synthesis, "save_size")
+    inputs = set_inputs(source, upstream, names, synthesis, "save_size", "residual")
 
     def make(folder: Path) -> dict[str, Any]:
         wanted = store.shards(synthesis.per_class * len(names), synthesis.shard_size)

@@ -63,10 +63,7 @@ def bare(net: nn.Module) -> nn.Module:
 
 
 class Logistic(nn.Linear):
-    """phi, a Linear(1, 2) from energies to logits of outlier and ID, which rises with the energy by `LEAST` or more.
-
-    Left free, phi may learn that outliers have the larger energies: the loss is as small, the test score turned round.
-    """
+    """phi, a Linear(1, 2) from energies to logits of outlier and ID; it begins with a rise of 2."""
 
     LEAST = 1.0  # of the difference of the two logits, per nat
 
@@ -78,7 +75,10 @@ class Logistic(nn.Linear):
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Raises the slope to the least that is allowed, if it is below: the nearest point that is."""
+        """Makes phi rise with the energy by `LEAST` or more: the nearest one that does.
+
+        Left free, phi may learn that outliers have the larger energies: the loss is as small, the test score turned round.
+        """
         outlier, inside = self.weight
         lack = (self.LEAST - (inside - outlier)).clamp_min(0) / 2
         outlier -= lack
@@ -167,8 +167,6 @@ class BaseTrainer:
                 [p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm
             )
         self.optimizer.step()
-        if "phi" in self.extra:
-            self.extra["phi"].hold()
         self.scheduler.step()
         return {name: term.detach() for name, term in terms.items()}
 

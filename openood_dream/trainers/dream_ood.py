@@ -14,7 +14,7 @@ from openood_dream.trainers.base import Logistic, OutlierTrainer, trainer
 
 @trainer("dream_ood")
 class DreamOODTrainer(OutlierTrainer):
-    """CE + beta * energy_regularisation; phi, a Linear(1, 2), is trained by the same optimiser.
+    """CE + beta * energy_regularisation; phi, a Linear(1, 2) that rises with the energy, is trained by the same optimiser.
 
     Or, by `loss`, CE + beta * outlier_exposure, or cross-entropy with outliers, weighted by beta, as one more class.
     """
@@ -23,6 +23,12 @@ class DreamOODTrainer(OutlierTrainer):
 
     def additions(self) -> nn.ModuleDict:
         return nn.ModuleDict({"phi": Logistic()} if self.settings.loss == "energy" else {})
+
+    def step(self, *batches: dict[str, Any]) -> dict[str, torch.Tensor]:
+        terms = super().step(*batches)
+        if "phi" in self.extra:
+            self.extra["phi"].hold()
+        return terms
 
     def terms(self, batch: dict[str, Any], outliers: dict[str, Any]) -> dict[str, torch.Tensor]:
         y = self.labels(batch)
