@@ -16,7 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from openood_dream import anchors, imagine, outliers, store
+from openood_dream import anchors, data, imagine, outliers, store
 from openood_dream.anchors import Source
 from openood_dream.config import Config, InputError, SynthesisSettings
 
@@ -443,6 +443,46 @@ def test_plain_samples_of_a_trained_generator_are_those_of_its_anchors(chain, ti
     token = anchors.load(chain.anchors)[[4]]
     again = imaginer(torch.tensor([4]), token, [imagine.image_seed(0, 4 * 3 + 1)])[0]
     assert (again.int() - images[4, 1].int()).abs().max() <= 1
+
+
+# ----------------------------------------------------------------------------------------------------------- residuals
+
+
+def test_residuals_are_what_the_autoencoder_loses_of_training_images(chain, tiny):
+    config = tiny.config("--dream.synthesis.residual", "true")
+    pipe = imagine.load_pipeline(chain.generator, config)
+    settings = imagine.settings(config, "dream").synthesis
+    artifact = imagine.residuals(config, imagine.Imaginer(pipe, config.dream.class_names, settings), chain.generator)
+    found = imagine.load_residuals(artifact)
+    train = data.id_loader(config, "train").dataset
+    assert found.dtype == torch.int16 and found.shape == (min(1024, len(train)), 3, 16, 16)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    for place in (0, len(found) - 1):
+        image = np.array(train.image(int(order[place])).resize((16, 16), Image.Resampling.BILINEAR))
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.inference_mode():
+            again = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
+        lost = (image - (again[0].permute(1, 2, 0).numpy() + 1) * 127.5).transpose(2, 0, 1)
+        assert np.abs(lost - found[place].numpy()).max() <= 1
+
+
+def test_an_image_gets_the_residual_that_its_seed_picks(chain, tiny, table):
+    changed = imagine.run(tiny.config("--dream.synthesis.residual", "true"))
+    assert changed.path != chain.images.path
+    (folder,) = (tiny.root / "dream").glob("residuals-*")
+    every = store.read_tensors(folder / "residuals.safetensors")["residuals"].numpy()
+    for row in table.itertuples():
+        before, after = (
+            np.asarray(Image.open(root / row.file)).astype(int) for root in (chain.images.path, changed.path)
+        )
+        lost = every[row.seed % len(every)].transpose(1, 2, 0)
+        assert np.abs((before + lost).clip(0, 255) - after).max() <= 1
+
+
+def test_image_sets_without_residuals_keep_the_names_that_they_had(tiny):
+    settings = imagine.settings(tiny.config(), "dream").synthesis
+    assert "residual" not in imagine.drawing(settings)
+    assert imagine.drawing(settings.model_copy(update={"residual": True}))["residual"] is True
 
 
 # ------------------------------------------------------------------------------------------------------------- latents
