@@ -6,12 +6,13 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageFilter, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 from torchvision.transforms import functional as tvf
@@ -128,7 +129,7 @@ class ImageList(Dataset):
 def read_image(path: Path, remedy: str = "restore it") -> Image.Image:
     """A decoded RGB image; InputError names one that is missing or broken, and the remedy."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with strict(), Image.open(io.BytesIO(path.read_bytes())) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would cut all values above 255
                 raise ValueError(f"its mode {image.mode} has more than 8 bits a channel, save it with 8")
             return image.convert("RGB")
@@ -137,6 +138,16 @@ def read_image(path: Path, remedy: str = "restore it") -> Image.Image:
         if (images / store.MANIFEST).exists():  # it was drawn here
             remedy = f"openood-dream verify {images} says how to repair it"
         raise InputError(f"{path}: broken image ({error}); {remedy}") from None
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """Pillow refuses truncated images within the block; OpenOOD, once imported, lets them pass as half grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def random_crop(pixels: torch.Tensor, padding: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from sklearn.datasets import load_digits
 from torchvision import transforms
 
@@ -316,12 +316,15 @@ def test_a_missing_image_is_named_with_its_list_and_key(pictures):
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty", "zeros"])
-def test_a_broken_image_is_named(pictures, damage):
+@pytest.mark.parametrize("host", [False, True])
+def test_a_broken_image_is_named(pictures, damage, host, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", host)  # OpenOOD sets it for the whole process
     path = pictures / "a photo.jpg" if damage == "cut" else pictures / "1.png"
     content = {"cut": path.read_bytes()[:700], "text": b"<html>not found</html>", "empty": b"", "zeros": bytes(2000)}
     path.write_bytes(content[damage])
     with pytest.raises(InputError, match=rf"{path.name}: broken image .*restore it or take it from .*list\.txt"):
         open_list(pictures)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is host
 
 
 def test_a_png_with_damaged_pixels_is_named(pictures):
