@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -288,7 +288,7 @@ class Shards:
 
     def __init__(self, config: Config, source: Source, outliers: store.Artifact, folder: Path) -> None:
         dream = settings(config, "dream")
-        self.folder, self.synthesis, self.source = folder, dream.synthesis, source
+        self.config, self.folder, self.synthesis, self.source = config, folder, dream.synthesis, source
         self.names = data.class_names(config)
         self.folders = folder_names(self.names)
         self.table, self.embeddings = outliers_stage.load(outliers)
@@ -297,7 +297,13 @@ class Shards:
         pipeline = load_pipeline(source, config)
         self.imaginer = Imaginer(pipeline, self.names, self.synthesis)
         check_anchors(self.imaginer, self.embeddings)
-        self.residuals = load_residuals(residuals(config, self.imaginer, source)) if self.synthesis.residual else None
+
+    @cached_property
+    def residuals(self) -> torch.Tensor | None:
+        """What images get back, if anything; not made for latents, which get nothing."""
+        if not self.synthesis.residual:
+            return None
+        return load_residuals(residuals(self.config, self.imaginer, self.source))
 
     def draw(self, number: int, images: range, pool: ThreadPoolExecutor, bar: tqdm | None) -> None:
         """Draws and writes one shard; its table comes last, when all its images are on disk."""
