@@ -1,6 +1,8 @@
 # make quickstart   the main job, from nothing
-# make test         the tests
-# make lowest       the tests with the lowest versions that setup.py allows
+# make test         the tests; make slow: those that take minutes each
+# make lint         what ruff says
+# make bench        how fast, in ratios
+# make lowest       the tests with the lowest versions that setup.py allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -24,7 +26,6 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-# The quick tests with the lowest versions that setup.py allows, in an environment of their own.
 lowest:
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	grep -oE '[a-z0-9-]+>=[0-9.]+' setup.py | sed 's/>=/==/' > $(LOWEST)/constraints.txt

@@ -108,7 +108,7 @@ def given_source(config: Config) -> Source:
 
 
 def _bad_generator(config: Config, what: str) -> str:
-    where = origin(config, "dream.generator") or "config"
+    where = origin(config, "dream.generator")
     return f"{where}: dream.generator: {what}; expected a Stable Diffusion folder, a hub id (owner/name) or {{train: small}}"
 
 

@@ -41,9 +41,8 @@ def configured(context: typer.Context) -> tuple[list[str], list[str]]:
     """The config files and the overrides of a command line."""
     files: list[str] = []
     overrides: list[str] = []
-    words = iter(context.args)
     reading = False
-    for word in words:
+    for word in context.args:
         if word in ("--config", "-c"):
             reading = True
         elif word.startswith("--config="):
@@ -55,8 +54,6 @@ def configured(context: typer.Context) -> tuple[list[str], list[str]]:
         else:
             reading = False
             overrides.append(word)
-            if word.startswith("--") and "=" not in word:
-                overrides.extend([value] if (value := next(words, None)) is not None else [])
     if not files:
         raise InputError(f"{context.info_name}: no config; expected --config A.yml B.yml ...")
     return files, overrides
@@ -287,6 +284,10 @@ def leaderboard(
     frame = board.collect(runs)
     table = board.table(frame, mixed, sort, published=published)
     if submission is not None:
+        if mixed:
+            raise InputError("--submission: an entry is about one data set and network; leave --mixed out")
+        if out is not None or format is not Format.terminal:
+            raise InputError("--submission: writes a folder of its own; leave --format and --out out")
         with store.exclusive(submission):
             finished(board.submit(frame, table, submission))
     elif format is Format.html:
@@ -363,9 +364,8 @@ def show(report: Path) -> None:
     typer.echo(f"Report: {report}")
 
 
-def finished(path: Path | None) -> None:
-    if path is not None:
-        typer.echo(str(path))
+def finished(path: Path) -> None:
+    typer.echo(str(path))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ the sections that are ours are validated. Whatever is wrong ends in an InputErro
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import types
@@ -115,12 +116,12 @@ _Name = Annotated[str, BeforeValidator(_not_blank), _Expects("text that is not b
 _Seed = Annotated[int, Field(ge=0)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     # defer_build: most commands need few of the sections, and importing this module must be cheap
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
-class RunSettings(_Section):
+class RunSettings(Section):
     """The top-level keys that are ours: where and how to compute."""
 
     backend: Literal["auto", "openood", "standalone"] = Field(
@@ -148,7 +149,7 @@ def _channels(multiple: int) -> Any:
     return Annotated[list[width], Field(min_length=1), _Expects(f"a list of multiples of {multiple}")]
 
 
-class GeneratorTraining(_Section):
+class GeneratorTraining(Section):
     """`dream.generator: {train: small}`: a small Stable-Diffusion-format pipeline trained on the ID images."""
 
     train: Literal["small"] = Field(description="which architecture to train")
@@ -205,7 +206,7 @@ class GeneratorTraining(_Section):
         return self
 
 
-class AnchorSettings(_Section):
+class AnchorSettings(Section):
     """`dream.anchors`: the token embeddings T(y) of the class names."""
 
     multi_token: Literal["mean", "first", "last"] = Field(
@@ -213,7 +214,7 @@ class AnchorSettings(_Section):
     )
 
 
-class SpaceSettings(_Section):
+class SpaceSettings(Section):
     """`dream.space`: phase 1, the text-conditioned latent space (DREAM-OOD Eq. 2)."""
 
     network: _Name = Field("timm:resnet34", description="image encoder")
@@ -221,14 +222,14 @@ class SpaceSettings(_Section):
     epochs: int = Field(200, ge=1, description="training epochs")
     batch_size: int = Field(256, ge=1, description="images per step")
     lr: float = Field(0.1, gt=0, description="learning rate at the start of the cosine schedule")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum")
+    momentum: float = Field(0.9, gt=0, lt=1, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     temperature: float = Field(0.1, gt=0, description="temperature t of the cosine softmax")
     per_class: int = Field(500, ge=1, description="embeddings kept per class")
     seed: _Seed = Field(0, description="seed of weights and batches")
 
 
-class OutlierSettings(_Section):
+class OutlierSettings(Section):
     """`dream.outliers`: phase 2a, embeddings of outliers or inliers (DREAM-OOD Sec. 3.2; BOOD for `boundary`)."""
 
     method: Literal["knn", "inlier", "boundary", "plain"] = Field(
@@ -276,7 +277,7 @@ def _one_place(text: Any) -> Any:
     return text
 
 
-class SynthesisSettings(_Section):
+class SynthesisSettings(Section):
     """`dream.synthesis`: phase 2b, embeddings to images with the diffusion model."""
 
     per_class: int = Field(1000, ge=1, description="images per class")
@@ -310,7 +311,7 @@ class SynthesisSettings(_Section):
     shard_size: int = Field(256, ge=1, description="images per shard, the unit of resuming and distributing")
 
 
-class QualitySettings(_Section):
+class QualitySettings(Section):
     """`dream.quality`: how imagined images are judged."""
 
     checkpoint: _Name | None = Field(
@@ -320,7 +321,7 @@ class QualitySettings(_Section):
     k: int = Field(5, ge=1, description="which nearest ID training feature measures the distance")
 
 
-class FilterSettings(_Section):
+class FilterSettings(Section):
     """`dream.filter`: which imagined images are not trained with; null and false: none for that reason."""
 
     confidence: float | None = Field(
@@ -344,7 +345,7 @@ def _training(generator: Any) -> Any:
     return GeneratorTraining.model_validate(generator) if isinstance(generator, dict) else generator
 
 
-class DreamSettings(_Section):
+class DreamSettings(Section):
     """`dream`: everything of the imagination, shared by its stages."""
 
     class_names: Annotated[_Name | list[_Name], _Expects("a file or a list of names")] = Field(
@@ -372,7 +373,7 @@ class DreamSettings(_Section):
         return names
 
 
-class BaseTrainer(_Section):
+class BaseTrainer(Section):
     """`trainer.name: base`: plain cross-entropy."""
 
     name: Literal["base"] = Field(description="the trainer")
@@ -383,7 +384,7 @@ _Implementation = Annotated[
 ]
 
 
-class OE(_Section):
+class OE(Section):
     """`trainer.name: oe`: Outlier Exposure."""
 
     name: Literal["oe"] = Field(description="the trainer")
@@ -391,7 +392,7 @@ class OE(_Section):
     implementation: _Implementation = "openood"
 
 
-class DreamOOD(_Section):
+class DreamOOD(Section):
     """`trainer.name: dream_ood`: phase 3, energy regularisation with imagined outliers."""
 
     name: Literal["dream_ood"] = Field(description="the trainer")
@@ -402,7 +403,7 @@ class DreamOOD(_Section):
     )
 
 
-class DreamID(_Section):
+class DreamID(Section):
     """`trainer.name: dream_id`: cross-entropy on ID images and imagined inliers."""
 
     name: Literal["dream_id"] = Field(description="the trainer")
@@ -419,7 +420,7 @@ def _not_more(section: Any, *pairs: tuple[str, str]) -> Any:
     return section
 
 
-class VOS(_Section):
+class VOS(Section):
     """`trainer.name: vos`: virtual outliers from class Gaussians."""
 
     name: Literal["vos"] = Field(description="the trainer")
@@ -435,7 +436,7 @@ class VOS(_Section):
         return _not_more(self, ("select", "sample_from"))
 
 
-class NPOSArguments(_Section):
+class NPOSArguments(Section):
     """`trainer.trainer_args` of npos, by OpenOOD's names."""
 
     proto_m: float = Field(0.95, ge=0, lt=1, description="momentum of the class prototypes")
@@ -458,7 +459,7 @@ class NPOSArguments(_Section):
         return _not_more(self, ("ID_points_num", "sample_from"), ("pick_nums", "select"), *numbers)
 
 
-class NPOS(_Section):
+class NPOS(Section):
     """`trainer.name: npos`: CIDER's losses, and outliers around features that lie far from their class."""
 
     name: Literal["npos"] = Field(description="the trainer")
@@ -466,7 +467,7 @@ class NPOS(_Section):
     implementation: _Implementation = "openood"
 
 
-class TeacherSettings(_Section):
+class TeacherSettings(Section):
     """`trainer.teacher`: the network that OAL's student learns from."""
 
     network: _Name = Field("timm:vit_base_patch16_224", description="the teacher")
@@ -480,7 +481,7 @@ class TeacherSettings(_Section):
     lr: float = Field(0.01, gt=0, description="learning rate of its training")
 
 
-class OAL(_Section):
+class OAL(Section):
     """`trainer.name: oal`: distillation from a teacher, and little information shared with outliers."""
 
     name: Literal["oal"] = Field(description="the trainer")
@@ -493,7 +494,7 @@ class OAL(_Section):
     teacher: TeacherSettings = Field(default_factory=TeacherSettings, description="the teacher")
 
 
-class FRL(_Section):
+class FRL(Section):
     """`trainer.name: frl`: maximum likelihood of a generative network."""
 
     name: Literal["frl"] = Field(description="the trainer")
@@ -512,7 +513,7 @@ TRAINER_SETTINGS: dict[str, type[BaseModel]] = {
 }
 
 
-class GenerativeNetwork(_Section):
+class GenerativeNetwork(Section):
     """`network` where it is a generative model: what the three have in common. Their defaults are the papers' sizes."""
 
     name: _Name = Field(description="the model")
@@ -577,7 +578,7 @@ GENERATIVE_SETTINGS: dict[str, type[GenerativeNetwork]] = {
 }
 
 
-class BenchmarkSettings(_Section):
+class BenchmarkSettings(Section):
     """`benchmark`: methods x seeds x postprocessors."""
 
     methods: Annotated[dict[str, list[_Name]], _Expects("a mapping of labels to lists of config files")] = Field(
@@ -646,8 +647,8 @@ def _origin(origins: _Origins, path: _Path) -> _Origin:
 
 
 def origin(config: dict, key: str) -> str:
-    """The file (or "command line") that set a dotted key or, where it is not set, wrote its section; "" if unknown."""
-    return _origin(_origins(config), tuple(key.split("."))).file
+    """The file (or "command line") that set a dotted key or, where it is not set, wrote its section, else "config"."""
+    return _origin(_origins(config), tuple(key.split("."))).file or "config"
 
 
 def _dotted(path: _Path) -> str:
@@ -857,6 +858,15 @@ def _assign(config: Config, origins: _Origins, path: _Path, value: Any, file: st
     origins.pop(path, None)  # so that the newest is always the last
     newest = next(reversed(origins.values()), _UNKNOWN)
     origins[path] = _Origin(file, newest.order + 1)
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, in quotes only where YAML would read it as something else."""
+    try:
+        alike = _parse(text) == text and not text.startswith("-")
+    except yaml.YAMLError:
+        alike = False
+    return text if alike else json.dumps(text)
 
 
 def _override_pairs(tokens: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -1121,7 +1131,8 @@ def _join_output_dir(config: Config) -> None:
         return
     for key, value in (("exp_name", config.exp_name), ("output_dir", config.output_dir)):
         if value is None or isinstance(value, (dict, list)):
-            file = origin(config, key) or origin(config, "exp_name")
+            origins = _origins(config)
+            file = _origin(origins, (key,)).file or _origin(origins, ("exp_name",)).file
             raise InputError(f"{file}: {key}: expected text, since exp_name is set, got {_show(value)}")
     config.output_dir = os.path.join(str(config.output_dir), str(config.exp_name))
 
@@ -1170,5 +1181,14 @@ def settings(config: dict, section: str) -> Any:
     for part in path[1:]:
         model = _model_in(model.model_fields[part].annotation)
     data = plain(_lookup(config, path, {})) if path else _run_keys(config)
+    return _validated(model, data, path, origins)
+
+
+def arguments(config: dict, section: str, model: type[Section], values: dict[str, Any]) -> Any:
+    """`values`, which stand in a section of the config, as a model of another room; InputError as for our own sections."""
+    return _validated(model, plain(values), tuple(section.split(".")), _origins(config))
+
+
+def _validated(model: Any, data: Any, path: _Path, origins: _Origins) -> Any:
     _raise_first(_check(model, data, path, origins))
     return model.model_validate(data)

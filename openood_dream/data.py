@@ -23,6 +23,7 @@ from openood_dream.config import Config, InputError, origin, shipped_configs
 # Channel means and deviations by OpenOOD's normalization_type; any other name means 0.5 and 0.5.
 NORMALIZATION = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "covid": ((0.4907,) * 3, (0.2697,) * 3),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "imagenet200": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -34,10 +35,10 @@ IMAGINED = "imagined"  # an imglist_pth that stands for the image set which the 
 class ImageList(Dataset):
     """The images of an imglist as OpenOOD's batches: `data` (B, 3, S, S) normalised float32, `label`, `index`, `image_name`.
 
-    Transforms are those of OpenOOD's `base` preprocessor, applied to a whole batch at once: resize, centre crop, and
-    for training a horizontal flip (`flip`) and a random crop with 4 pixels of padding (`crop`), or with `resized_crop`
-    (OpenOOD's rule for ImageNet) a random resized crop; before these RandAugment with `randaugment`, (n, m). Raises
-    InputError that names a missing or broken image.
+    Transforms are those of OpenOOD's `base` preprocessor (but for the colour jitter of its `cub` and `aircraft`), applied
+    to a whole batch at once: resize, centre crop, and for training a horizontal flip (`flip`) and a random crop with 4
+    pixels of padding (`crop`), or with `resized_crop` (OpenOOD's rule for ImageNet) a random resized crop; before these
+    RandAugment with `randaugment`, (n, m). Raises InputError that names a missing or broken image.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ImageList(Dataset):
             pixels = torch.stack([self.randaugment(image) for image in pixels])
         if self.augment and self.crop and not self.resized_crop:
             pixels = random_crop(pixels, padding=4)
-        if self.augment and (self.flip or self.resized_crop):
+        if self.augment and self.flip:
             pixels = random_flip(pixels)
         return {
             "data": pixels.float().div_(255).sub_(self.mean).div_(self.std),
@@ -169,7 +170,7 @@ def whole(config: Config, key: str) -> int:
     """The integer >= 1 at a dotted key; InputError for anything else."""
     value = config.at(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{origin(config, key) or 'config'}: {key}: expected an integer >= 1, got {value!r}")
+        raise InputError(f"{origin(config, key)}: {key}: expected an integer >= 1, got {value!r}")
     return value
 
 
@@ -177,7 +178,7 @@ def switch(config: Config, key: str) -> bool:
     """The truth value at a dotted key, true where there is none; InputError for anything else."""
     value = config.at(key, True)
     if not isinstance(value, bool):
-        raise InputError(f"{origin(config, key) or 'config'}: {key}: expected true or false, got {value!r}")
+        raise InputError(f"{origin(config, key)}: {key}: expected true or false, got {value!r}")
     return value
 
 
@@ -193,7 +194,7 @@ def image_list(
     dataset, key = config.dataset, f"{name}.{split}"
     known, interpolation = [mode.value for mode in InterpolationMode], dataset.interpolation or "bilinear"
     if interpolation not in known:
-        where = origin(config, "dataset.interpolation") or "config"
+        where = origin(config, "dataset.interpolation")
         raise InputError(f"{where}: dataset.interpolation: expected one of {', '.join(known)}, got {interpolation!r}")
     return ImageList(
         section["imglist_pth"],
@@ -217,7 +218,7 @@ def randaugment(config: Config) -> tuple[int, int] | None:
         return None
     n, m = whole(config, "preprocessor.n"), whole(config, "preprocessor.m")
     if m > 30:
-        where = origin(config, "preprocessor.m") or "config"
+        where = origin(config, "preprocessor.m")
         raise InputError(f"{where}: preprocessor.m: expected an integer from 1 to 30, got {m}")
     return n, m
 
@@ -253,7 +254,7 @@ def set_names(config: Config, group: str) -> list[str]:
     key = f"ood_dataset.{group}.datasets"
     names = config.at(key)
     if not isinstance(names, list) or not names:
-        where = origin(config, key) or "config"
+        where = origin(config, key)
         raise InputError(f"{where}: {key}: expected a list of data set names, got {names!r}")
     return names
 
@@ -277,7 +278,7 @@ def section_of(config: Config, which: Sequence[str]) -> Config:
     for part in which:
         section = section.get(part) if isinstance(section, dict) else None
     if not isinstance(section, dict):
-        where = origin(config, which[0]) or "config"
+        where = origin(config, which[0])
         raise InputError(f"{where}: {'.'.join(which)}: missing; expected imglist_pth and data_dir")
     for key in ("imglist_pth", "data_dir"):
         if not isinstance(section.get(key), str):
@@ -302,7 +303,7 @@ def class_names(config: Config) -> list[str]:
     Raises InputError for a missing file or a number of names that does not fit the labels.
     """
     names = config.dream.class_names
-    where = origin(config, "dream.class_names") or "config"
+    where = origin(config, "dream.class_names")
     if isinstance(names, str):
         path = Path(names) if os.path.exists(names) else shipped_configs() / names
         try:
@@ -499,6 +500,6 @@ def ensure(config: Config) -> None:
     if name is None:
         return
     if name not in BUILT_IN:
-        where = origin(config, "dataset.make") or "config"
+        where = origin(config, "dataset.make")
         raise InputError(f"{where}: dataset.make: unknown benchmark {name!r}; expected one of {', '.join(BUILT_IN)}")
     BUILT_IN[name](config.data_root or "data")

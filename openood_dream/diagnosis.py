@@ -29,8 +29,6 @@ def machine() -> list[str]:
     ]
     try:
         import torch
-
-        from openood_dream.networks import pick_device, pick_dtype
     except ImportError as error:
         return [*lines, f"torch cannot be imported ({error}); install the packages below that are missing"]
     for number in range(torch.cuda.device_count()):
@@ -39,6 +37,10 @@ def machine() -> list[str]:
     if not torch.cuda.is_available():
         built = "torch is built without CUDA" if torch.version.cuda is None else "no GPU, or no driver for it"
         lines.append(f"CUDA is not available: {built}")
+    try:
+        from openood_dream.networks import pick_device, pick_dtype
+    except ImportError as error:
+        return [*lines, f"device: auto is unknown ({error})"]
     device = pick_device("auto")
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")
     return [*lines, f"device: auto means {device}; precision: auto means {dtype}"]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from openood_dream import data, store
-from openood_dream.config import Config, InputError
+from openood_dream.config import Config, InputError, Section
 from openood_dream.generative import scores  # noqa: F401  (registers its detectors)
 from openood_dream.networks import autocast, pick_device
 from openood_dream.postprocessors import Images, Pass, Postprocessor, find_postprocessor
@@ -184,9 +184,9 @@ def evaluate(passes: Passes, config: Config, out: Path) -> np.ndarray:
     """
     cls, section = find_postprocessor(config), config.postprocessor
     if section.APS_mode and section.postprocessor_sweep:
-        detector = best_on_validation(cls, section, passes)
+        detector = best_on_validation(cls, config, passes)
     else:
-        detector = fitted(cls, section.postprocessor_args or {}, passes)
+        detector = fitted(cls, cls.arguments(config), passes)
     inside, groups = verdicts(detector, passes, TEST), {}
     for group, name in data.ood_sets(config):
         groups.setdefault(group, {})[name] = verdicts(detector, passes, ("ood_dataset", group, name))
@@ -244,7 +244,7 @@ def write_rows(path: Path, rows: list[tuple[str, np.ndarray]]) -> None:
     store.write_text(path, text.getvalue())
 
 
-def fitted(cls: type[Postprocessor], args: dict[str, Any], passes: Passes) -> Postprocessor:
+def fitted(cls: type[Postprocessor], args: Section, passes: Passes) -> Postprocessor:
     detector = cls(args)
     detector.fit(lambda split: passes.of(("dataset", split), cls), passes.head())
     return detector
@@ -262,12 +262,12 @@ def verdicts(detector: Postprocessor, passes: Passes, which: Set) -> Verdict:
     return detector.prediction(of).numpy(), conf, label if known else np.full_like(label, -1)
 
 
-def best_on_validation(cls: type[Postprocessor], section: Config, passes: Passes) -> Postprocessor:
+def best_on_validation(cls: type[Postprocessor], config: Config, passes: Passes) -> Postprocessor:
     """The detector with the hyperparameters of the best AUROC on ID validation against OOD validation images.
 
     Of equally good ones it is the last in OpenOOD's order, in which the first argument varies fastest.
     """
-    sweep = section.postprocessor_sweep
+    sweep = config.postprocessor.postprocessor_sweep
     lists = []
     for name in cls.sweep:
         values = sweep.get(f"{name}_list")
@@ -276,9 +276,9 @@ def best_on_validation(cls: type[Postprocessor], section: Config, passes: Passes
                 f"postprocessor.postprocessor_sweep.{name}_list: expected a list of values, got {values!r}"
             )
         lists.append(values)
+    combinations = [dict(zip(reversed(cls.sweep), values)) for values in itertools.product(*reversed(lists))]
     best, best_auroc = None, -1.0
-    for values in itertools.product(*reversed(lists)):
-        args = {**(section.postprocessor_args or {}), **dict(zip(reversed(cls.sweep), values))}
+    for args in [cls.arguments(config, **given) for given in combinations]:  # all are checked before the first is tried
         detector = fitted(cls, args, passes)
         sides = [verdicts(detector, passes, which) for which in (("dataset", "val"), ("ood_dataset", "val"))]
         pred, conf, label = (np.concatenate(pair) for pair in zip(*sides))

@@ -477,12 +477,23 @@ def latent_size(config: Config, training: GeneratorTraining, size: int) -> int:
     halvings = len(training.vae_channels) - 1
     whole = 2 ** (halvings + len(training.unet_channels) - 1)
     if size % whole:
-        where = origin(config, "dream.generator.size") or origin(config, "dream.generator") or "config"
+        where = origin(config, "dream.generator.size")
         raise InputError(
             f"{where}: dream.generator.size: {size} pixels cannot be halved by all levels of vae_channels and "
             f"unet_channels; expected a multiple of {whole}"
         )
     return size // 2**halvings
+
+
+def check_size(config: Config) -> None:
+    """Raises InputError where images are to be drawn at another size than the generator that is trained here knows."""
+    training, size = settings(config, "dream").generator, settings(config, "dream").synthesis.size
+    own = isinstance(training, GeneratorTraining) and (training.size or config.dataset.image_size)
+    if own and size not in (own, None):
+        raise InputError(
+            f"{origin(config, 'dream.synthesis.size')}: dream.synthesis.size: {size} pixels, and the generator is trained "
+            f"with {own}; set it to {own}, or null"
+        )
 
 
 def run(config: Config) -> Source:
@@ -502,7 +513,7 @@ def train(config: Config) -> store.Artifact:
     dream = settings(config, "dream")
     training = dream.generator
     if not isinstance(training, GeneratorTraining):
-        where = origin(config, "dream.generator") or "config"
+        where = origin(config, "dream.generator")
         raise InputError(f"{where}: dream.generator: expected {{train: small}} to train one, got {training!r}")
     size = training.size or config.dataset.image_size
     latent_size(config, training, size)

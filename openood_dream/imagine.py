@@ -98,7 +98,7 @@ class Imaginer:
     def _negative(self) -> dict[str, torch.Tensor]:
         """The encoding (1, ...) of the negative prompt, which is the same for every image of a run."""
         text = self.synthesis.negative_prompt
-        prompts = [[Prompt.plain(tokenizer, text)] for tokenizer, _ in self.texts]
+        prompts = [[Prompt.plain(tokenizer, text, "negative_prompt")] for tokenizer, _ in self.texts]
         encoded = self._encoded(prompts, torch.zeros(1, dtype=torch.long), None)
         if not text and self.pipeline.config.get("force_zeros_for_empty_prompt"):
             encoded = {name: torch.zeros_like(tensor) for name, tensor in encoded.items()}
@@ -245,6 +245,7 @@ def run(config: Config) -> store.Artifact:
     synthesis, on_ray = dream.synthesis, settings(config, "").executor == "ray"
     if on_ray:
         from openood_dream import distributed  # first of all, since it may not be installed
+    generator.check_size(config)
     upstream = outliers_stage.run(config)
     source = generator.run(config)
     inputs = set_inputs(source, upstream, names, synthesis)
@@ -482,6 +483,7 @@ def forecast(config: Config) -> str:
 
     The probe draws random embeddings, which take as long as any.
     """
+    generator.check_size(config)
     dream, names = settings(config, "dream"), data.class_names(config)
     synthesis = dream.synthesis
     wanted = store.shards(synthesis.per_class * len(names), synthesis.shard_size)

@@ -62,6 +62,7 @@ AVERAGES = {"auroc": "AUROC", "fpr95": "FPR@95"}  # of a published mean over set
 BASE = "base"  # the method that others are compared with
 BETTER, WORSE, AS_GOOD = "▲", "▼", "≈"
 OOD_ROWS = ("nearood", "farood")
+ALONE = ("base", "vos", "npos", "frl")  # trainers that learn from ID images alone, whatever dataset.oe says
 # The keys of a run's config that tell it from others; the column is the key's first word.
 RUN_KEYS = ("method", "seed", "postprocessor.name", "network.name", "dataset.name")
 
@@ -128,7 +129,7 @@ def table(
 
     Where the runs have their scores: `<metric>_low` and `_high`, a bootstrap 95 % interval over the test images; `p_base`
     and `p_best`, two-sided p-values against the base method (with the same postprocessor, else its best) and against the
-    best row, by paired bootstrap of the mean near-OOD AUROC over seeds; `gain_over_base`, the difference in it. With
+    best row (which has none), by paired bootstrap of the mean near-OOD AUROC over seeds; `gain_over_base`, the difference in it. With
     `published`, the numbers of published.yml for the same data set are added. Each of `failures` (method, postprocessor,
     seed, text, ...) is noted in its row.
     Raises InputError for runs of different data sets, networks, epochs or OOD sets, unless `allow_mixed`: then such
@@ -143,7 +144,9 @@ def table(
     differing = [key for key in ("dataset", "network", "epochs", "OOD sets") if runs[key].nunique() > 1]
     if differing and not allow_mixed:
         values = " and ".join(f"{key} ({', '.join(sorted(runs[key].unique()))})" for key in differing)
-        raise InputError(f"the runs differ in {values}; give runs that agree, so that the rows can be compared")
+        raise InputError(
+            f"the runs differ in {values}; give runs that agree, or --mixed for rows that cannot be compared"
+        )
     noted = [key for key in differing if key != "network"]
     by = list(dict.fromkeys(["method", "postprocessor", "outlier_data", "network", "dataset", *noted]))
     all_seeds = runs.groupby("dataset")["seed"].nunique()
@@ -182,8 +185,8 @@ def _sorted(frame: pd.DataFrame, sort: str) -> pd.DataFrame:
     if sort not in known:
         raise InputError(f"sort: no column {sort!r}; expected one of {', '.join(known)}")
     text = not pd.api.types.is_numeric_dtype(frame[sort])
-    order = {sort: text or "fpr95" in sort} | {"near_auroc": False, "far_auroc": False} | {"method": True}
-    order = {sort: order[sort]} | {key: up for key, up in order.items() if key != sort} | {"postprocessor": True}
+    ties = {"near_auroc": False, "far_auroc": False, "method": True, "postprocessor": True}
+    order = {sort: text or "fpr95" in sort} | {key: up for key, up in ties.items() if key != sort}
     return frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
 
 
@@ -229,7 +232,10 @@ def _statistics(frame: pd.DataFrame, draws: list[dict[str, np.ndarray]], alike: 
         bases = [i for i in order if frame["method"][i] == BASE and (frame.loc[i, alike] == row[alike]).all()]
         same = [i for i in bases if frame["postprocessor"][i] == row["postprocessor"]]
         if metric in draws[index]:
-            cells["p_best"] = significance.p_value(draws[order[0]][metric] - draws[index][metric])
+            # those that were tested on the same images; networks may differ
+            best = next(i for i in order if (frame.loc[i, alike[1:]] == row[alike[1:]]).all())
+            if best != index:
+                cells["p_best"] = significance.p_value(draws[best][metric] - draws[index][metric])
             if bases and row["method"] != BASE:
                 base = (same or bases)[0]
                 cells["gain_over_base"] = row[metric] - frame[metric][base]
@@ -301,7 +307,7 @@ def report(
 ) -> Path:
     """Writes one self-contained report.html into the folder `out` (or to `out` itself if it ends in .html).
 
-    `table` is that of `runs`. `stages` are dicts of name, seconds, reused, hash (absent: a dash). `figures` maps
+    `table` is that of `runs`. `stages` are dicts of name, seconds, hash (absent: a dash). `figures` maps
     "<function of plots.py>" or "<function>: <of what>" to PNG; the function chooses the explanation. Without `commands`,
     this process's is shown. "mistakes: <method>" are those of report.mistake_grid. `judged` maps image sets to the
     tables of quality.table.
@@ -317,6 +323,7 @@ def report(
         "rows": _rows(table),
         "shown": _rows(shown),
         "ranks": _ranks(table),
+        "descending": table["near_auroc"].dropna().is_monotonic_decreasing,
         "legend": LEGEND if any(_marks(table)) else "",
         "stages": stages,
         "versions": versions,
@@ -411,15 +418,17 @@ def _read_run(path: Path) -> dict[str, Any]:
     run |= {f"acc_{name}": row["ACC"] for name, row in files.get("csid.csv", {}).items() if name != "csid"}
     run |= {f"{group}_sets": config.at(f"ood_dataset.{group}ood.datasets") or [] for group in ("near", "far")}
     run["epochs"] = epochs if isinstance(epochs, int) else None
-    return run | _hashes(path.parent) | {"outlier_data": _outlier_data(config, trained), "path": str(path.parent)}
+    return run | _hashes(path.parent) | {"outlier_data": outlier_data(config, trained), "path": str(path.parent)}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     """What names the inputs of a run's training and evaluation, where it was ours: HASHES."""
-    found = {}
-    for key, path in (("run", folder.parent / "train.json"), ("evaluation", folder / "evaluate.json")):
-        if path.is_file():
-            found[key] = read_record(path)["hash"]
+    files = {"run": folder.parent / "train.json", "evaluation": folder / "evaluate.json"}
+    records = {key: read_record(path) for key, path in files.items() if path.is_file()}
+    found = {key: record["hash"] for key, record in records.items()}
+    scored = records["evaluation"]["inputs"].get("run") if "evaluation" in records else None
+    if scored is not None and scored != found.get("run", scored):
+        raise InputError(f"{folder}: scores of a network that was trained again since; delete them or score it again")
     checkpoint = folder.parent / "best.ckpt"
     return found | ({"checkpoint": sha256(checkpoint)[:16]} if checkpoint.is_file() else {})
 
@@ -443,12 +452,15 @@ def _training_config(config: Config) -> Config:
     return _read_config(beside) if beside.is_file() else config
 
 
-def _outlier_data(config: Config, trained: Config) -> str:
-    imglist = trained.at("dataset.oe.imglist_pth")
-    if not config.outlier_data and trained.at("trainer.name") == "oal":
+def outlier_data(config: Config, trained: Config) -> str:
+    """What a network learned from besides ID images, by the configs of its evaluation and of its training."""
+    imglist, trainer = trained.at("dataset.oe.imglist_pth"), trained.at("trainer.name")
+    if config.outlier_data:
+        return str(config.outlier_data)
+    if trainer == "oal":
         return "imagined (latents)"
-    if config.outlier_data or not imglist:
-        return str(config.outlier_data or "none")
+    if not imglist or trainer in ALONE:
+        return "none"
     if imglist == "imagined":
         return f"imagined ({trained.at('dream.outliers.method', OutlierSettings().method)})"
     return Path(imglist).stem
@@ -509,7 +521,7 @@ def _marks(table: pd.DataFrame) -> list[str]:
     for row in table.itertuples():
         sure = pd.notna(row.p_base) and row.p_base < significance.LEVEL
         mark = (BETTER if row.gain_over_base > 0 else WORSE) if sure else ""
-        level = pd.notna(row.p_best) and significance.LEVEL <= row.p_best < 1
+        level = pd.notna(row.p_best) and row.p_best >= significance.LEVEL
         marks.append(mark + (AS_GOOD if level else ""))
     return marks
 
@@ -528,7 +540,8 @@ def _narrowed(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     facts += networks if len(networks) == 1 else []
     facts += [LEGEND] if any(_marks(table)) else []
     facts += [f"{notes}: {_names(rows)}" for notes, rows in table.groupby("notes", sort=False) if notes]
-    return _shown(table).drop(columns=["seeds", "notes", *["network"][: len(networks) == 1]]), "; ".join(facts)
+    said = ["seeds", "notes", "network"] if len(networks) == 1 else ["seeds", "notes"]
+    return _shown(table).drop(columns=said), "; ".join(facts)
 
 
 def _names(rows: pd.DataFrame) -> str:

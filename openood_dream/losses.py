@@ -37,7 +37,7 @@ def energy_regularisation(
 
 
 def outlier_exposure(outlier_logits: torch.Tensor) -> torch.Tensor:
-    """logsumexp(logits) - mean(logits), averaged over auxiliary outliers (O, C): cross-entropy to uniform, less log C (OE)."""
+    """logsumexp(logits) - mean(logits), averaged over auxiliary outliers (O, C): the cross-entropy to uniform (OE)."""
     return (torch.logsumexp(outlier_logits, dim=1) - outlier_logits.mean(dim=1)).mean()
 
 

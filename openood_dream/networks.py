@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,8 +22,8 @@ class TimmNetwork(nn.Module):
     """A timm backbone with a linear classifier, in OpenOOD's network protocol.
 
     `forward(x)` gives logits (B, num_classes); with `return_feature` also the pooled features (B, feature_size), with
-    `return_feature_list` also every stage's features, pooled ones last. `small` gives convolutional stems a 3x3
-    kernel, stride 1 and no pooling. Raises InputError for arguments that timm refuses.
+    `return_feature_list` also every stage's features, pooled ones last. `small` gives the stems of ResNet-like
+    models a 3x3 kernel, stride 1 and no pooling. Raises InputError for arguments that timm refuses.
     """
 
     def __init__(
@@ -98,9 +99,9 @@ def check_network(config: Config) -> None:
     network = config.network or Config()
     if network.name in GENERATIVE_SETTINGS:
         return
-    backbone_name(str(network.name), f"{origin(config, 'network.name') or 'config'}: network.name")
+    backbone_name(str(network.name), f"{origin(config, 'network.name')}: network.name")
     if not isinstance(network.args, (dict, type(None))):
-        where = origin(config, "network.args") or "config"
+        where = origin(config, "network.args")
         raise InputError(f"{where}: network.args: expected a mapping of timm's arguments, got {network.args!r}")
 
 
@@ -115,10 +116,16 @@ def get_network(config: Config) -> nn.Module:
         net = Generative(settings(config, "network"))
     else:
         small = config.dataset.image_size <= SMALL_IMAGE
-        model, where = network.name.partition(":")[2], origin(config, "network.args") or "config"
+        model, where = network.name.partition(":")[2], origin(config, "network.args")
         classes, key = config.dataset.num_classes, f"{where}: network.args"
         net = TimmNetwork(model, classes, small=small, args=network.args, key=key)
     if network.pretrained:
+        if not network.checkpoint:
+            where = origin(config, "network.pretrained")
+            raise InputError(
+                f"{where}: network.checkpoint: missing, and network.pretrained loads it; for timm's own weights, "
+                "network.args: {pretrained: true}"
+            )
         load_weights(net, network.checkpoint)
     return net
 
@@ -141,7 +148,7 @@ def load_weights(net: nn.Module, checkpoint: str | Path) -> None:
     try:
         net.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = textwrap.shorten(str(error).splitlines()[-1], 160, placeholder=" ...")
         raise InputError(
             f"{checkpoint}: the weights do not fit the network ({reason}); check network.name and num_classes"
         ) from None

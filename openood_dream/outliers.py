@@ -551,7 +551,7 @@ def load(artifact: store.Artifact) -> tuple[pd.DataFrame, Tensor]:
 def _where(config: Config, key: str) -> str:
     """The start of a message about a key of dream.outliers: who set it, and its name."""
     key = f"dream.outliers.{key}".rstrip(".")
-    return f"{origin(config, key) or 'config'}: {key}"
+    return f"{origin(config, key)}: {key}"
 
 
 def _check_anchors_and_space(

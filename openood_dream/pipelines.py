@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import json
 import os
 import queue
@@ -28,13 +28,24 @@ from tqdm import tqdm
 
 import openood_dream.openood
 from openood_dream import data, store
-from openood_dream.config import BenchmarkSettings, Config, InputError, OutlierSettings, load_config, origin, settings
-from openood_dream.evaluate import Passes, accuracy, evaluate, find_postprocessor, passes_dir
+from openood_dream.config import (
+    BenchmarkSettings,
+    Config,
+    InputError,
+    OutlierSettings,
+    check_name,
+    load_config,
+    origin,
+    quoted,
+    settings,
+)
+from openood_dream.evaluate import TRANSFORM, Passes, accuracy, evaluate, find_postprocessor, passes_dir
 from openood_dream.generative.network import Generative, pixel_probability
 from openood_dream.networks import check_network, get_network, load_weights, pick_device, pick_dtype
 from openood_dream.trainers import get_trainer, loop, processes
 
 TRAINED, SCORED = "train.json", "evaluate.json"
+STARTED = "training.json"  # whose run is in a folder, while it is not finished
 
 
 def run(files: list[str], overrides: list[str]) -> Path:
@@ -47,12 +58,7 @@ def run(files: list[str], overrides: list[str]) -> Path:
         return openood_dream.openood.run(config)
     known = own_pipelines()
     if name not in known:
-        near = difflib.get_close_matches(str(name), [*known, "benchmark"], n=1)
-        where = origin(config, "pipeline.name") or "config"
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(
-            f"{where}: pipeline.name: unknown pipeline {name!r}; expected {', '.join(known)} or benchmark{hint}"
-        )
+        check_name("pipeline.name", name, [*known, "benchmark"], origin(config, "pipeline.name"))
     return known[name](config)
 
 
@@ -68,7 +74,7 @@ def hosted(config: Config, standalone: Callable[[Config], Path]) -> Path:
     kind = [name for name, ours in own_pipelines().items() if ours is standalone]
     name = (config.pipeline or {}).get("name")
     if name not in kind:
-        where = origin(config, "pipeline.name") or "config"
+        where = origin(config, "pipeline.name")
         raise InputError(f"{where}: pipeline.name: expected {' or '.join(kind)}, got {name!r}")
     return openood_dream.openood.run(config)
 
@@ -77,7 +83,7 @@ def require(config: Config, *keys: str) -> None:
     """Raises InputError for the first of `keys` that the config lacks."""
     for key in keys:
         if config.at(key) is None:
-            where = origin(config, key) or "config"
+            where = origin(config, key)
             raise InputError(f"{where}: {key}: missing; add a config file that sets it, or --{key} on the command line")
 
 
@@ -89,7 +95,7 @@ def check_dataset(config: Config) -> None:
     for key in ("dataset.num_workers", "ood_dataset.num_workers"):
         value = config.at(key, 0)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            where = origin(config, key) or "config"
+            where = origin(config, key)
             raise InputError(f"{where}: {key}: expected an integer >= 0, got {value!r}")
 
 
@@ -102,11 +108,11 @@ def check_optimizer(config: Config) -> None:
         value, sign = config.at(key), ">=" if key.endswith("decay") else ">"  # Nesterov needs a momentum
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not (value > 0 or value == 0 and sign == ">="):
-            where = origin(config, key) or "config"
+            where = origin(config, key)
             raise InputError(f"{where}: {key}: expected a number {sign} 0, got {value!r}")
     clip = config.optimizer.clip_norm
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or clip <= 0):
-        where = origin(config, "optimizer.clip_norm") or "config"
+        where = origin(config, "optimizer.clip_norm")
         raise InputError(f"{where}: optimizer.clip_norm: expected a number > 0 or null, got {clip!r}")
 
 
@@ -132,12 +138,7 @@ def train(config: Config) -> Path:
         loaders = [loader for loader in (train_loader, outlier_loader) if loader]
         lessons, sources = taught(config) if cls.taught else ({}, None)
         inputs = {
-            "dataset": [
-                config.dataset.name,
-                config.dataset.num_classes,
-                config.dataset.image_size,
-                config.dataset.pre_size,
-            ],
+            "dataset": {key: config.dataset.get(key) for key in ("name", "num_classes", *TRANSFORM)},
             "batch_size": [loader.batch_size for loader in loaders],
             "data": [list_identity(config, "train"), list_identity(config, "val")],
             "outliers": outliers or sources,
@@ -164,6 +165,7 @@ def train(config: Config) -> Path:
         if processes.first():
             (out / TRAINED).unlink(missing_ok=True)  # of another configuration, whose weights are replaced from here on
             store.remove_unfinished(out)
+            store.write_json(out / STARTED, {"hash": identity})
         if config.compile:
             net.compile()
         shares = [processes.share(loader, config.seed) for loader in loaders]
@@ -192,17 +194,17 @@ def train(config: Config) -> Path:
                 },
             )
             (out / loop.TRAINING).unlink()
+            (out / STARTED).unlink()
         processes.first_process_only(lambda: None)  # the others wait until all is written
     return out
 
 
 def trained(out: Path, identity: str, config: Config) -> bool:
-    """Whether the run of `identity` is finished; InputError for a finished one of another, unless it may be replaced."""
-    if not (out / TRAINED).exists():
-        return False
-    if store.read_record(out / TRAINED)["hash"] == identity:
-        return True
-    if config.merge_option != "merge":
+    """Whether the run of `identity` is finished; InputError for weights of another one, unless they may be replaced."""
+    record = next((out / name for name in (TRAINED, STARTED) if (out / name).exists()), None)
+    if record is not None and store.read_record(record)["hash"] == identity:
+        return record.name == TRAINED
+    if config.merge_option != "merge" and (record is not None or (out / "best.ckpt").exists()):
         raise InputError(
             f"{out}: holds a run of another configuration; choose another output_dir or mark, or --merge_option merge"
         )
@@ -218,7 +220,7 @@ def network_identity(config: Config) -> dict[str, Any]:
     try:
         return network | {"checkpoint": store.sha256(checkpoint)}
     except OSError as error:
-        where = origin(config, "network.checkpoint") or "config"
+        where = origin(config, "network.checkpoint")
         raise InputError(
             f"{where}: network.checkpoint: cannot read {checkpoint!r} ({error.strerror}); check the path"
         ) from None
@@ -292,7 +294,10 @@ def outlier_set(config: Config) -> tuple[torch.utils.data.DataLoader, str]:
         config.outlier_data = f"imagined ({settings(config, 'dream').outliers.method})"
     else:
         identity = list_identity(config, "oe")
-    return data.id_loader(config, "oe", augment=True), identity
+    loader = data.id_loader(config, "oe", augment=True)
+    if get_trainer(config).inliers:
+        data.check_labels(loader.dataset, config.dataset.num_classes)
+    return loader, identity
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
@@ -307,7 +312,14 @@ def test(config: Config) -> Path:
     config.network.pretrained = True
     net = get_network(config)
     out, checkpoint = Path(config.output_dir), Path(config.network.checkpoint)
+    inputs, record = {"checkpoint": store.sha256(checkpoint)}, out / SCORED
+    if (out / "ood.csv").exists() and config.merge_option != "merge":
+        if not record.exists() or store.read_record(record)["inputs"] != inputs:
+            raise InputError(
+                f"{out}: holds scores of another checkpoint; choose another output_dir or mark, or --merge_option merge"
+            )
     evaluate(Passes(net, config, checkpoint, passes_dir(checkpoint, out)), config, out)
+    store.write_json(record, {"hash": store.fingerprint(inputs), "inputs": inputs})
     return out
 
 
@@ -399,7 +411,8 @@ def benchmark(
     data.ensure(jobs[0].config)
     for config in [config for job in jobs for config in job.scored]:
         ood_identity(config)
-        for split in ("train", "val", "test"):
+        real = get_trainer(config).auxiliary and config.at("dataset.oe.imglist_pth") != data.IMAGINED
+        for split in ("train", "val", "test", *(["oe"] if real else [])):
             list_identity(config, split)
     out = store.writable(Path(jobs[0].config.root or "results"))
     count = places(jobs[0].config) if workers is None else workers
@@ -438,7 +451,7 @@ def benchmark_jobs(files: list[str], overrides: list[str], methods: list[str] | 
     common = load_config(files, overrides)
     require(common, "benchmark")
     if common.backend == "openood":
-        where = origin(common, "backend") or "config"
+        where = origin(common, "backend")
         raise InputError(f"{where}: backend: the benchmark runs standalone, got 'openood'; run its methods one by one")
     plan = settings(common, "benchmark")
     chosen = list(plan.methods) if methods is None else methods
@@ -446,15 +459,16 @@ def benchmark_jobs(files: list[str], overrides: list[str], methods: list[str] | 
         raise InputError(f"--methods: expected some of {', '.join(plan.methods)}, got none")
     for name in chosen:
         if name not in plan.methods:
-            near = difflib.get_close_matches(name, plan.methods, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"--methods: unknown method {name!r}; expected some of {', '.join(plan.methods)}{hint}")
+            check_name("--methods", name, plan.methods, "command line")
     if seeds is not None and not 1 <= seeds <= len(plan.seeds):
         raise InputError(f"--seeds: expected 1 to {len(plan.seeds)} (benchmark.seeds), got {seeds}")
     jobs = []
     for seed in plan.seeds[:seeds]:
         for name, label, varied in variants(plan, chosen):
-            layers, keys = [*files, *plan.methods[name]], [*overrides, "--method", label, "--seed", str(seed), *varied]
+            layers, keys = (
+                [*files, *plan.methods[name]],
+                [*overrides, "--method", quoted(label), "--seed", str(seed), *varied],
+            )
             config, scored = job_configs(layers, keys)
             log = Path(config.root or "results") / "logs" / f"{label}-s{seed}.log"
             jobs.append(Job(label, seed, ["--config", *map(os.fspath, layers), *keys], log, config, scored))
@@ -469,6 +483,8 @@ def job_configs(layers: list[str], overrides: list[str]) -> tuple[Config, list[C
     scored = [load_config([*layers, f"postprocessors/{name}.yml"], overrides) for name in names]
     for one in scored:
         find_postprocessor(one)
+    check_dataset(config)
+    check_optimizer(config)
     get_trainer(config)
     check_network(config)
     return config, scored
@@ -576,6 +592,8 @@ def ended(log: Path, code: int) -> None:
 
 def failure(job: Job, postprocessor: str) -> dict[str, Any]:
     """What the leaderboard says of a job that failed: the end of its log, and where that is."""
+    from openood_dream import leaderboard
+
     lines = [
         line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
     ]
@@ -586,7 +604,7 @@ def failure(job: Job, postprocessor: str) -> dict[str, Any]:
         "postprocessor": postprocessor,
         "network": job.config.network.name,
         "dataset": job.config.dataset.name,
-        "outlier_data": job.config.at("dataset.oe.imglist_pth") or "none",
+        "outlier_data": leaderboard.outlier_data(job.config, job.config),
         "text": f"{' / '.join(lines[-3:]) or f'exit code {code}'} ({job.log})",
     }
 
@@ -623,24 +641,14 @@ def command_line(files: list[str], overrides: list[str], methods: list[str] | No
     return shlex.join(["openood-dream", "benchmark", "--config", *map(os.fspath, files), *chosen, *overrides])
 
 
+ROOMS = {"sample": "outliers", "synthesize": "imagine"}  # of the stages that are not called like theirs
+
+
 def stage(name: str, files: list[str], overrides: list[str]) -> Any:
     """Runs one stage of the imagination with all that it needs, and returns its artifact."""
+    room = importlib.import_module(f"openood_dream.{ROOMS.get(name, name)}")
     config = imagining(files, overrides)
-    if name == "anchors":
-        from openood_dream import anchors as room
-    elif name == "space":
-        from openood_dream import space as room
-    elif name == "generator":
-        from openood_dream import generator
-
-        return generator.train(config)
-    elif name == "sample":
-        from openood_dream import outliers as room
-    elif name == "quality":
-        from openood_dream import quality as room
-    else:
-        from openood_dream import imagine as room
-    return room.run(config)
+    return room.train(config) if name == "generator" else room.run(config)
 
 
 def imagining(files: list[str], overrides: list[str]) -> Config:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from pytorch_ood.detector import DICE, NCI, EnergyBased, MaxLogit, MaxSoftmax, ViM
 from pytorch_ood.detector.ash import ash_b
 from pytorch_ood.detector.scale import scale
@@ -23,7 +24,7 @@ from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, check_name, origin
+from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, Section, arguments, check_name, origin
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,28 @@ class Postprocessor:
     A class with `runs_network`, for gradients, inner layers or likelihoods, gets Images wherever others get a Pass.
     """
 
+    class Arguments(Section):
+        """What `postprocessor_args` may hold; nothing."""
+
     name: str  # as registered
     sweep: tuple[str, ...] = ()
     runs_network = False
     generative = False  # whether it scores generative networks, and no classifier
 
-    def __init__(self, args: dict[str, Any]) -> None:
-        self.args = args
+    def __init__(self, args: Section) -> None:
+        self.args: Any = args
+
+    @classmethod
+    def arguments(cls, config: dict, **given: Any) -> Section:
+        """The config's `postprocessor_args`, those `given` in their place; InputError where they cannot be.
+
+        Those of other detectors, which a config underneath may have left, are not looked at.
+        """
+        own = cls.Arguments.model_fields
+        others = {name for other in POSTPROCESSORS.values() for name in other.Arguments.model_fields if name not in own}
+        values = {**(config["postprocessor"].get("postprocessor_args") or {}), **given}
+        values = {name: value for name, value in values.items() if name not in others}
+        return arguments(config, "postprocessor.postprocessor_args", cls.Arguments, values)
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear | None) -> None:
         """Learns from the pass of an ID split ("train" or "val", without augmentation) and the network's classifier.
@@ -97,20 +113,21 @@ def postprocessor(name: str) -> Callable[[type[Postprocessor]], type[Postprocess
 
 
 def find_postprocessor(config: Config) -> type[Postprocessor]:
-    """The class of `postprocessor.name`; InputError lists the known names, or says that it is not for this network."""
-    name, where = (config.postprocessor or {}).get("name"), origin(config, "postprocessor.name") or "config"
+    """The class of `postprocessor.name`; InputError for an unknown name, one that is not for this network, or bad arguments."""
+    name, where = (config.postprocessor or {}).get("name"), origin(config, "postprocessor.name")
     check_name("postprocessor.name", name, POSTPROCESSORS, where)
-    check_network(config)
+    check_fits(config)
+    POSTPROCESSORS[name].arguments(config)
     return POSTPROCESSORS[name]
 
 
-def check_network(config: Config) -> None:
+def check_fits(config: Config) -> None:
     """Raises InputError where the postprocessor is for generative networks and the network is none, or the reverse."""
     name, network = config.postprocessor.name, (config.network or {}).get("name")
     generative = name in POSTPROCESSORS and POSTPROCESSORS[name].generative
     if network is not None and generative != (network in GENERATIVE_SETTINGS):
         where, kind = (
-            origin(config, "postprocessor.name") or "config",
+            origin(config, "postprocessor.name"),
             "generative networks" if generative else "classifiers",
         )
         raise InputError(f"{where}: postprocessor.name: {name} scores {kind}, and network.name is {network!r}")
@@ -139,10 +156,13 @@ class MLS(Postprocessor):
 class EBO(Postprocessor):
     """Energy score at `temperature`."""
 
+    class Arguments(Section):
+        temperature: float = Field(1, gt=0)
+
     sweep = ("temperature",)
 
     def confidence(self, images: Pass) -> torch.Tensor:
-        return -EnergyBased.score(images.logits, t=self.args.get("temperature", 1))
+        return -EnergyBased.score(images.logits, t=self.args.temperature)
 
 
 @postprocessor("gen")
@@ -152,11 +172,15 @@ class GEN(Postprocessor):
     pytorch-ood's keeps probabilities away from 0 and 1, which puts confident images in another order.
     """
 
+    class Arguments(Section):
+        gamma: float = Field(0.1, gt=0)
+        M: int = Field(100, ge=1)
+
     sweep = ("gamma", "M")
 
     def confidence(self, images: Pass) -> torch.Tensor:
-        gamma = self.args.get("gamma", 0.1)
-        p = images.logits.softmax(1).sort(1).values[:, -self.args.get("M", 100) :]
+        gamma = self.args.gamma
+        p = images.logits.softmax(1).sort(1).values[:, -self.args.M :]
         return -(p**gamma * (1 - p) ** gamma).sum(1)
 
 
@@ -191,11 +215,14 @@ class KNN(Postprocessor):
     With faiss, as in OpenOOD: in tight clusters its rounding decides the order.
     """
 
+    class Arguments(Section):
+        K: int = Field(50, ge=1)
+
     sweep = ("K",)
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
-        bank, self.K = unit(split("train").features), self.args.get("K", 50)
-        if not 1 <= self.K <= len(bank):
+        bank, self.K = unit(split("train").features), self.args.K
+        if self.K > len(bank):
             raise InputError(
                 f"postprocessor.postprocessor_args.K: expected 1 to {len(bank)} (training images), got {self.K}"
             )
@@ -216,11 +243,14 @@ def unit(features: torch.Tensor) -> np.ndarray:
 class VIM(Postprocessor):
     """Energy minus the virtual logit: the residual outside the `dim` principal directions of training features."""
 
+    class Arguments(Section):
+        dim: int = Field(256, ge=0)
+
     sweep = ("dim",)
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
-        train, dim = split("train"), self.args.get("dim", 256)
-        if not 0 <= dim < train.features.shape[1]:
+        train, dim = split("train"), self.args.dim
+        if dim >= train.features.shape[1]:
             raise InputError(
                 "postprocessor.postprocessor_args.dim: expected less than the "
                 f"{train.features.shape[1]} features of the network, got {dim}"
@@ -237,6 +267,7 @@ class MDS(Postprocessor):
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
         train = split("train")
+        _every_class(self.name, train.labels.bincount(minlength=head.out_features), "no training image")
         self.means = torch.stack([train.features[train.labels == label].mean(0) for label in range(head.out_features)])
         self.precision = precision(train.features - self.means[train.labels])
 
@@ -271,17 +302,26 @@ def mahalanobis(centred: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
 class SHE(Postprocessor):
     """Similarity to the mean feature of the training images that are rightly taken for the predicted class."""
 
+    class Arguments(Section):
+        metric: Literal["inner_product"] = "inner_product"
+
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
-        train, metric = split("train"), self.args.get("metric", "inner_product")
-        if metric != "inner_product":
-            raise InputError(f"postprocessor.postprocessor_args.metric: expected 'inner_product', got {metric!r}")
+        train = split("train")
         right = train.logits.argmax(1) == train.labels
+        counts = train.labels[right].bincount(minlength=head.out_features)
+        _every_class(self.name, counts, "no training image that the network rightly predicts; train it for longer")
         self.patterns = torch.stack(
             [train.features[right & (train.labels == label)].mean(0) for label in range(head.out_features)]
         )
 
     def confidence(self, images: Pass) -> torch.Tensor:
         return (images.features * self.patterns[images.logits.argmax(1)]).sum(1)
+
+
+def _every_class(name: str, counts: torch.Tensor, none: str) -> None:
+    """Raises InputError for a class of which there is `none`, `counts` (C,) says."""
+    if not counts.all():
+        raise InputError(f"{name}: class {int((counts == 0).nonzero()[0])} has {none}, or choose another postprocessor")
 
 
 @postprocessor("gradnorm")
@@ -298,17 +338,20 @@ class GradNorm(Postprocessor):
 
 @postprocessor("fdbd")
 class FDBD(Postprocessor):
-    """Mean distance to the decision boundaries, by the distance to the training mean or by the feature's length.
+    """Sum of the distances to the decision boundaries, by the distance to the training mean or by the feature's length.
 
     pytorch-ood has the first of the two alone.
     """
+
+    class Arguments(Section):
+        distance_as_normalizer: bool = True
 
     sweep = ("distance_as_normalizer",)
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
         weight = head.weight.detach().double()
         self.gaps = (weight[:, None] - weight).norm(dim=2).fill_diagonal_(1)
-        self.centre = split("train").features.mean(0) * bool(self.args.get("distance_as_normalizer", True))
+        self.centre = split("train").features.mean(0) * self.args.distance_as_normalizer
 
     def confidence(self, images: Pass) -> torch.Tensor:
         values, predicted = images.logits.max(1)
@@ -321,10 +364,13 @@ class FDBD(Postprocessor):
 class NCIDistance(Postprocessor):
     """Closeness of the centred feature to the predicted class's weight, plus alpha times the feature's L1 norm."""
 
+    class Arguments(Section):
+        alpha: float = Field(0.0001, ge=0)
+
     sweep = ("alpha",)
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
-        self.detector = NCI(None, head, self.args.get("alpha", 0.0001)).fit_features(split("train").features)
+        self.detector = NCI(None, head, self.args.alpha).fit_features(split("train").features)
 
     def confidence(self, images: Pass) -> torch.Tensor:
         return -self.detector.predict_features(images.features)
@@ -358,11 +404,14 @@ class Shaped(Postprocessor):
 class ReAct(Shaped):
     """Features above a percentile of all validation features are clipped."""
 
+    class Arguments(Section):
+        percentile: float = Field(90, ge=0, le=100)
+
     sweep = ("percentile",)
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
         super().fit(split, head)
-        self.threshold = float(np.percentile(split("val").features.numpy(), self.args.get("percentile", 90)))
+        self.threshold = float(np.percentile(split("val").features.numpy(), self.args.percentile))
 
     def shape(self, features: torch.Tensor) -> torch.Tensor:
         return features.clip(max=self.threshold)
@@ -372,11 +421,15 @@ class ReAct(Shaped):
 class VRA(Shaped):
     """Features outside two percentiles of all validation features are clipped; pytorch-ood's are per feature."""
 
+    class Arguments(Section):
+        percentile_low: float = Field(10, ge=0, le=100)
+        percentile_high: float = Field(90, ge=0, le=100)
+
     sweep = ("percentile_high", "percentile_low")
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
         super().fit(split, head)
-        limits = [self.args.get("percentile_low", 10), self.args.get("percentile_high", 90)]
+        limits = [self.args.percentile_low, self.args.percentile_high]
         self.low, self.high = map(float, np.percentile(split("val").features.numpy(), limits))
 
     def shape(self, features: torch.Tensor) -> torch.Tensor:
@@ -387,20 +440,26 @@ class VRA(Shaped):
 class ASH(Shaped):
     """ASH-B: the largest features of an image share the sum of all, the others are 0."""
 
+    class Arguments(Section):
+        percentile: float = Field(90, ge=0, lt=100)
+
     sweep = ("percentile",)
 
     def shape(self, features: torch.Tensor) -> torch.Tensor:
-        return ash_b(features[:, :, None, None], self.args.get("percentile", 90) / 100)[:, :, 0, 0]
+        return ash_b(features[:, :, None, None], self.args.percentile / 100)[:, :, 0, 0]
 
 
 @postprocessor("scale")
 class Scale(Shaped):
     """Features times exp(sum of all / sum of the largest)."""
 
+    class Arguments(Section):
+        percentile: float = Field(85, ge=0, lt=100)
+
     sweep = ("percentile",)
 
     def shape(self, features: torch.Tensor) -> torch.Tensor:
-        return scale(features[:, :, None, None], self.args.get("percentile", 85) / 100)[:, :, 0, 0]
+        return scale(features[:, :, None, None], self.args.percentile / 100)[:, :, 0, 0]
 
 
 @postprocessor("dice")
@@ -410,14 +469,12 @@ class Dice(Shaped):
     No `sweep`: OpenOOD's search over p goes on using the weights of the first one.
     """
 
+    class Arguments(Section):
+        p: float = Field(90, ge=0, le=100)
+
     def fit(self, split: Callable[[str], Pass], head: nn.Linear) -> None:
         train = split("train")
-        self.detector = DICE(None, head.weight, head.bias, self.args.get("p", 90) / 100).fit_features(
-            train.features, train.labels
-        )
+        self.detector = DICE(None, head.weight, head.bias, self.args.p / 100).fit_features(train.features, train.labels)
 
     def logits(self, images: Pass) -> torch.Tensor:
         return F.linear(images.features, self.detector.masked_w, self.detector.bias)
-
-
-__all__ = ["POSTPROCESSORS", "Images", "Pass", "Postprocessor", "find_postprocessor"]

@@ -34,16 +34,16 @@ class Prompt:
         return cls(_framed(tokenizer, [*head, middle[0], *tail]), 1 + len(head))
 
     @classmethod
-    def plain(cls, tokenizer: CLIPTokenizer, text: str) -> Prompt:
-        """An ordinary prompt, for example the negative one."""
-        return cls(_framed(tokenizer, tokenizer(text, add_special_tokens=False).input_ids), None)
+    def plain(cls, tokenizer: CLIPTokenizer, text: str, key: str = "prompt") -> Prompt:
+        """An ordinary prompt, for example the negative one; messages name the `key` of dream.synthesis that has it."""
+        return cls(_framed(tokenizer, tokenizer(text, add_special_tokens=False).input_ids, key), None)
 
 
-def _framed(tokenizer: CLIPTokenizer, ids: list[int]) -> torch.Tensor:
+def _framed(tokenizer: CLIPTokenizer, ids: list[int], key: str = "prompt") -> torch.Tensor:
     length = tokenizer.model_max_length
     if len(ids) + 2 > length:
         raise InputError(
-            f"dream.synthesis.prompt: {len(ids)} tokens, the generator takes {length - 2}; shorten the prompt"
+            f"dream.synthesis.{key}: {len(ids)} tokens, the generator takes {length - 2}; shorten the prompt"
         )
     ids = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     return torch.tensor(ids + [tokenizer.pad_token_id] * (length - len(ids)))

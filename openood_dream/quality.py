@@ -27,15 +27,18 @@ from openood_dream.outliers import QUANTILES, knn_distance
 Judge = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def judge_identity(config: Config) -> dict[str, str]:
+def judge_identity(config: Config) -> dict[str, Any]:
     """What names the judge in hashes; InputError where its checkpoint is not there. Loads nothing."""
     checkpoint = settings(config, "dream.quality").checkpoint
     if checkpoint is None:
         return {"space": space_stage.run(config).hash}
     if not Path(checkpoint).is_file():
-        where = origin(config, "dream.quality.checkpoint") or "config"
+        where = origin(config, "dream.quality.checkpoint")
         raise InputError(f"{where}: dream.quality.checkpoint: no file {checkpoint!r}; expected a checkpoint of network")
-    return {"checkpoint": store.sha256(Path(checkpoint)), "network": config.network.name}
+    return {
+        "checkpoint": store.sha256(Path(checkpoint)),
+        "network": {key: config.network.get(key) for key in ("name", "args")},
+    }
 
 
 def judge(config: Config) -> Judge:
@@ -64,8 +67,9 @@ def judge(config: Config) -> Judge:
 @torch.inference_mode()
 def judged(decide: Judge, loader: DataLoader, device: torch.device, desc: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities (N, C) and unit features (N, D) of a loader's images, on the CPU."""
-    parts = [decide(batch["data"].to(device)) for batch in tqdm(loader, desc=desc, unit="batch", leave=False, delay=2)]
-    return torch.cat([part[0] for part in parts]).softmax(1).cpu(), torch.cat([part[1] for part in parts]).cpu()
+    batches = tqdm(loader, desc=desc, unit="batch", leave=False, delay=2)
+    parts = [[part.cpu() for part in decide(batch["data"].to(device))] for batch in batches]
+    return torch.cat([part[0] for part in parts]).softmax(1), torch.cat([part[1] for part in parts])
 
 
 def difference_hash(images: torch.Tensor) -> np.ndarray:
@@ -105,17 +109,18 @@ def run(config: Config) -> store.Artifact:
 
     def make(folder: Path) -> dict[str, Any]:
         device, decide = pick_device(config.device), judge(config)
-        train = data.loader(data.id_loader(config, "train").dataset, 256, shuffle=False)
+        workers = config.dataset.num_workers or 0
+        train = data.loader(data.id_loader(config, "train").dataset, 256, shuffle=False, workers=workers)
         bank = judged(decide, train, device, "quality: ID training images")[1]
         if quality.k > len(bank):
-            where = origin(config, "dream.quality.k") or "config"
+            where = origin(config, "dream.quality.k")
             raise InputError(
                 f"{where}: dream.quality.k: expected at most {len(bank)} (training images), got {quality.k}"
             )
         table = store.read_images(images.path)
         section = Config(imglist_pth=str(images.path / "imglist.txt"), data_dir=str(images.path))
         drawn = data.image_list(config, "imagined", section, name="dream")
-        loader = data.loader(drawn, 256, shuffle=False, workers=config.dataset.num_workers or 0)
+        loader = data.loader(drawn, 256, shuffle=False, workers=workers)
         found = pd.DataFrame({"file": table["file"], "class": table["class"]})
         add_verdicts(found, *judged(decide, loader, device, "quality: imagined images"), bank, quality.k)
         found["duplicate"] = duplicates(drawn)
@@ -124,7 +129,7 @@ def run(config: Config) -> store.Artifact:
         found["dropped"] = dropped(found, dream.filter, nearest, inliers=dream.outliers.method == "inlier")
         kept = found["dropped"] == ""
         if not kept.any():
-            where = origin(config, "dream.filter") or "config"
+            where = origin(config, "dream.filter")
             reasons = ", ".join(f"{reason} {count}" for reason, count in found["dropped"].value_counts().items())
             raise InputError(f"{where}: dream.filter: drops all {len(found)} images ({reasons}); loosen it")
         store.write_table(folder / "quality.parquet", found)
@@ -163,20 +168,22 @@ def duplicates(images: data.ImageList) -> np.ndarray:
 
 
 def dropped(found: pd.DataFrame, rule: FilterSettings, val: np.ndarray, inliers: bool) -> pd.Series:
-    """Why each image is dropped, or "": confidence, else distance, else duplicate.
+    """Why each image is dropped, or "": confidence, else distance, else duplicate of one that is kept.
 
     `confidence` drops outliers whose own class is surer than that, and inliers whose own class is less sure; `distance`
     drops outliers nearer to ID than that share of the validation images, of distances `val` (V,), and inliers farther.
     """
     why = pd.Series("", index=found.index)
-    if rule.duplicates:
-        why[found["duplicate"] != ""] = "duplicate"
     if rule.distance is not None:
         far = found["distance"] > np.quantile(val, rule.distance)
         why[far if inliers else ~far] = "distance"
     if rule.confidence is not None:
         sure = found["confidence"] > rule.confidence
         why[~sure if inliers else sure] = "confidence"
+    if rule.duplicates:
+        left = found[why == ""]
+        again = left["duplicate"].where(left["duplicate"] != "", left["file"]).duplicated()
+        why[again[again].index] = "duplicate"
     return why
 
 
@@ -239,7 +246,9 @@ def render(artifact: store.Artifact) -> str:
     about = artifact.manifest["inputs"]
     sure, k = about["settings"]["confidence"], about["settings"]["k"]
     judge = (
-        f"the checkpoint's {about['judge']['network']}" if "checkpoint" in about["judge"] else "the space's classifier"
+        f"the checkpoint's {about['judge']['network']['name']}"
+        if "checkpoint" in about["judge"]
+        else "the space's classifier"
     )
     headers = {
         "own class": "own\nclass %",

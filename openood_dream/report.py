@@ -18,7 +18,6 @@ from openood_dream.networks import get_network, load_weights, pick_device, pick_
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
 PLAIN_PER_CLASS = 50
-SURE = 0.95  # an outlier that a classifier gives its own class with more confidence than this lies close to ID
 COLUMNS = 12  # thumbnails in a row
 THUMBNAIL = 64
 
@@ -35,7 +34,10 @@ def write(
 
     `failures` are those that leaderboard.table notes in its rows.
     """
-    frame = leaderboard.collect(runs)
+    scored = zip(runs, configs)  # a run's folder may hold scores of postprocessors that are not asked for any more
+    frame = leaderboard.collect(
+        [run / name for run, config in scored for name in settings(config, "benchmark").postprocessors]
+    )
     # the methods that a benchmark names may differ in network and epochs
     table = leaderboard.table(frame, allow_mixed=True, failures=failures)
     for fmt in ("md", "csv", "json"):
@@ -47,11 +49,11 @@ def write(
     if dreams:
         from openood_dream import quality
 
-        stages = dream_figures(dreams, runs[0], configs[0], figures, notes) + stages
+        stages = dream_figures(dreams, classifier(runs, configs), figures, notes) + stages
         judged = {name: quality.table(quality.run(config)) for name, config in dreams.items()}
     first = first_runs(runs, configs)
     figures = {"comparison": comparison(frame, first)} | figures | score_figures(first) | sampled(first, notes)
-    stages.append({"name": "everything, this time", "seconds": round(seconds, 1), "reused": False, "hash": ""})
+    stages.append({"name": "everything, this time", "seconds": round(seconds, 1), "hash": ""})
     return leaderboard.report(
         out,
         runs=frame,
@@ -89,10 +91,7 @@ def training_stages(runs: list[Path], configs: list[Config]) -> list[dict[str, A
     spent: dict[str, float] = {}
     for run, config in zip(runs, configs):
         spent[config.method] = spent.get(config.method, 0) + store.read_record(run / "train.json")["seconds"]
-    return [
-        {"name": f"train: {method}", "seconds": round(total, 1), "reused": False, "hash": ""}
-        for method, total in spent.items()
-    ]
+    return [{"name": f"train: {method}", "seconds": round(total, 1), "hash": ""} for method, total in spent.items()]
 
 
 def first_runs(runs: list[Path], configs: list[Config]) -> dict[str, tuple[Path, Config]]:
@@ -240,10 +239,15 @@ def imagined(configs: list[Config]) -> dict[str, Config]:
     return {method: config for method, config in found.items() if spaces[method] == next(iter(spaces.values()))}
 
 
+def classifier(runs: list[Path], configs: list[Config]) -> tuple[Path, Config] | None:
+    """The first run of a network that knows classes."""
+    return next((pair for pair in zip(runs, configs) if pair[1].network.name not in GENERATIVE_SETTINGS), None)
+
+
 def dream_figures(
-    dreams: dict[str, Config], run: Path, run_config: Config, figures: dict[str, bytes], notes: list[str]
+    dreams: dict[str, Config], judge: tuple[Path, Config] | None, figures: dict[str, bytes], notes: list[str]
 ) -> list[dict[str, Any]]:
-    """Adds the figures of all `dreams`, and findings on the images of the first, judged by the network of `run`.
+    """Adds the figures of all `dreams`, and what the run `judge` sees in plain prompts of the first.
 
     Returns the stages of the first.
     """
@@ -257,39 +261,30 @@ def dream_figures(
     if made is not None:
         artifacts.append(store.Artifact(Path(source.path), made, reused=True))
     artifacts += [outliers.run(config), imagine.run(config), imagine.plain(config, PLAIN_PER_CLASS)]
-    net = get_network(run_config)
-    load_weights(net, run / "best.ckpt")
-    judge = f"{run_config.method}, seed {run_config.seed}"
-
     plain = store.read_tensors(artifacts[-1].path / "plain.safetensors")["images"]
-    truth = torch.arange(len(names)).repeat_interleave(plain.shape[1])
-    agrees = (classify(net, plain.flatten(0, 1), run_config).argmax(1) == truth).float().mean().item()
+    if judge is not None:
+        run, run_config = judge
+        net = get_network(run_config)
+        load_weights(net, run / "best.ckpt")
+        truth = torch.arange(len(names)).repeat_interleave(plain.shape[1])
+        agrees = (classify(net, plain.flatten(0, 1), run_config).argmax(1) == truth).float().mean().item()
+        notes.append(
+            f"Generator: the classifier {run_config.method}, seed {run_config.seed}, sees the class of the prompt in "
+            f"{100 * agrees:.1f} % of {len(truth)} plain samples."
+        )
     accuracy = artifacts[1].manifest["val_accuracy"]
-    notes.append(
-        f"Generator: the classifier {judge} sees the class of the prompt in {100 * agrees:.1f} % of {len(truth)} plain samples. "
-        f"Space: the cosine classifier has {accuracy:.1f} % validation accuracy."
-    )
-
-    images_dir = artifacts[-2].path
-    rows = store.read_images(images_dir)
-    drawn = torch.from_numpy(np.stack([gallery.picture(images_dir / file) for file in rows["file"]])).permute(
-        0, 3, 1, 2
-    )
-    confidence, guess = classify(net, drawn, run_config).softmax(1).max(1)
-    own = torch.tensor(rows["class"].to_numpy()) == guess
-    close = (own & (confidence > SURE)).float().mean().item()
-    notes.append(
-        f"Imagined outliers: the same classifier gives {100 * own.float().mean().item():.1f} % of {len(rows)} images their own class, "
-        f"{100 * close:.1f} % with a confidence over {SURE} (too close to ID). Its mean confidence is {confidence.mean().item():.2f}."
-    )
+    notes.append(f"Space: the cosine classifier has {accuracy:.1f} % validation accuracy.")
     figures["image_grid: imagined"] = gallery.grid(dreams)
     figures["image_lines"] = gallery.line(config)
     figures["image_grid: plain prompts"] = plots.image_grid(
-        [(name, list(images[:COLUMNS].permute(0, 2, 3, 1).numpy()), None) for name, images in zip(names, plain)],
+        [
+            (names[label], list(plain[label, :COLUMNS].permute(0, 2, 3, 1).numpy()), None)
+            for label in gallery.few(range(len(names)), ())
+        ],
         "Plain prompts: what the generator draws of each class name",
     )
     figures["embedding_map"] = gallery.embeddings(dreams)
-    return [{"name": a.stage, "seconds": a.manifest["seconds"], "reused": a.reused, "hash": a.hash} for a in artifacts]
+    return [{"name": a.stage, "seconds": a.manifest["seconds"], "hash": a.hash} for a in artifacts]
 
 
 @torch.inference_mode()

@@ -66,7 +66,7 @@ def draws(
     """
     pred, conf, label = inside
     ids = counts(name, len(conf), resamples)
-    found = {} if (pred == -1).all() else {"id_acc": 100 * (ids @ (pred == label).astype(np.float64)) / len(conf)}
+    found = {} if (pred == -1).all() else {"id_acc": 100 * ids[:, pred == label].sum(1) / len(conf)}
     for group, sets in groups.items():
         both = [resampled(conf, scores, ids, counts(set_, len(scores), resamples)) for set_, scores in sets.items()]
         found[f"{group}_auroc"], found[f"{group}_fpr95"] = 100 * np.mean(both, axis=0)

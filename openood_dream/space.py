@@ -98,7 +98,7 @@ def check_labels(images: data.ImageList, classes: int, config: Config) -> None:
     counts = torch.bincount(images.labels, minlength=classes)
     if not counts.all():
         empty = int((counts == 0).nonzero()[0])
-        where = origin(config, "dream.class_names") or "config"
+        where = origin(config, "dream.class_names")
         raise InputError(
             f"{where}: dream.class_names: class {empty} has no image in {images.imglist}; names and labels must match"
         )
@@ -112,8 +112,9 @@ def run(config: Config) -> store.Artifact:
     dream = settings(config, "dream")
     space: SpaceSettings = dream.space
     dataset = config.dataset
-    where = origin(config, "dream.space.network") or "config"
+    where = origin(config, "dream.space.network")
     network = backbone_name(space.network, f"{where}: dream.space.network")
+    data.section_of(config, ("dataset", "val"))
     train_list = data.id_loader(config, "train").dataset
     names = data.class_names(config)
     check_labels(train_list, len(names), config)
@@ -163,13 +164,16 @@ def run(config: Config) -> store.Artifact:
 def transform_identity(config: Config) -> dict[str, Any]:
     """What of the config decides how an image becomes a tensor."""
     dataset = config.dataset
-    return {
+    found = {
         "sizes": [dataset.pre_size, dataset.image_size],
         "interpolation": dataset.interpolation,
         "normalization": dataset.normalization_type,
         "flip": (config.preprocessor or {}).get("horizontal_flip", True),
         "resized_crop": "imagenet" in dataset.name,
     }
+    # newer than some artifacts, and so only where they differ from what was always done
+    newer = {"crop": data.switch(config, "preprocessor.random_crop"), "randaugment": data.randaugment(config)}
+    return found | {key: value for key, value in newer.items() if value not in (True, None)}
 
 
 def load(artifact: store.Artifact) -> dict[str, torch.Tensor]:

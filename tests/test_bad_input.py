@@ -89,6 +89,7 @@ def half(content: bytes) -> bytes:
 TRAIN = "train --config {tiny} benchmarks/methods/base.yml --root {tmp}/new"
 LAYER = f"{TRAIN} --config {{tmp}}/layer.yml"
 SPACE = "space --config {tiny} --root {tmp}/new"
+SCORE = "evaluate --config {tiny} pipelines/test/test_ood.yml postprocessors/knn.yml --root {tmp}/new"
 
 
 def layer(name: str, text: str | bytes, line: str, **files: str) -> Row:
@@ -256,6 +257,23 @@ CONFIGS = [
         "optimizer.momentum null",
         r"optimizer\.momentum: missing; add a config file that sets it, or --optimizer\.momentum on the command line",
     ),
+    Row(
+        "no validation list",
+        f"{SPACE} --dataset.val null",
+        r"{tiny}: dataset\.val: missing; expected imglist_pth and data_dir",
+    ),
+    key(
+        "dream.synthesis.size 512",
+        r"dream\.synthesis\.size: 512 pixels, and the generator is trained with 16; set it to 16, or null",
+        SPACE.replace("space", "synthesize", 1),
+    ),
+    *(
+        key(f"postprocessor.postprocessor_args.{words}", rf"postprocessor\.postprocessor_args\.{line}", SCORE)
+        for words, line in {
+            "K 0": r"K: expected an integer >= 1, got 0",
+            "K many": r"K: expected an integer >= 1, got 'many'",
+        }.items()
+    ),
     key("optimizer.clip_norm 0", r"optimizer\.clip_norm: expected a number > 0 or null, got 0"),
     layer(
         "RandAugment beyond its strength",
@@ -266,7 +284,7 @@ CONFIGS = [
     Row(
         "an unknown pipeline",
         "run --config {tiny} --pipeline.name trian --root {tmp}/new",
-        r"command line: pipeline\.name: unknown pipeline 'trian'; .*; did you mean 'train'\?",
+        r"command line: pipeline\.name: unknown 'trian'; did you mean 'train'\? known are .*",
     ),
     Row(
         "a data set without a name",
@@ -641,7 +659,7 @@ ARGUMENTS = [
     Row(
         "an unknown method",
         f"{QUICK} --methods base,dreamood",
-        r"--methods: unknown method 'dreamood'; expected some of .*; did you mean 'dream_ood'\?",
+        r"command line: --methods: unknown 'dreamood'; did you mean 'dream_ood'\? known are .*",
     ),
     Row("no method", f"{QUICK} --methods ,", r"--methods: expected some of .*, got none"),
     Row(

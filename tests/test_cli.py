@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -45,6 +46,12 @@ FIGURES = ["embeddings", "grid", "line"]
 
 def python(code: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+def test_a_switch_does_not_take_the_option_that_follows_it():
+    words = ["--compile", "--config", "a.yml", "b.yml", "--seed", "1", "--quiet", "--trainer.beta", "-1"]
+    files, overrides = cli.configured(SimpleNamespace(args=words, info_name="train"))
+    assert files == ["a.yml", "b.yml"] and overrides == ["--compile", "--seed", "1", "--trainer.beta", "-1"]
 
 
 # ------------------------------------------------------------------------------------------------------- a light start

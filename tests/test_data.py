@@ -244,6 +244,21 @@ def test_augmentation_is_random_and_seeded(pictures):
         assert first.shape == plain.shape
 
 
+@pytest.mark.parametrize("resized_crop", [True, False])
+def test_without_the_flip_nothing_is_mirrored(tmp_path, resized_crop):
+    ramp = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    store.write_imglist(tmp_path / "list.txt", [("ramp.png", 0)])
+
+    def rising(flip: bool) -> list[bool]:
+        torch.manual_seed(0)
+        options = {"augment": True, "crop": False, "flip": flip, "resized_crop": resized_crop}
+        images = data.ImageList(tmp_path / "list.txt", tmp_path, pre_size=32, image_size=32, **options)
+        return [bool((images[0]["data"].diff(dim=2) >= 0).all()) for _ in range(20)]
+
+    assert all(rising(False)) and len(set(rising(True))) == 2
+
+
 def test_an_augmented_image_is_the_padded_one_flipped_or_not_and_cropped_somewhere(pictures):
     plain = data.ImageList(pictures / "list.txt", pictures, pre_size=32, image_size=32).pixels
     seen, draws = set(), torch.stack([data.random_flip(data.random_crop(plain, 4)) for _ in range(60)])

@@ -415,10 +415,10 @@ def test_hyperparameters_are_searched_on_validation_data_alone(net, tiny, tmp_pa
     cls, aurocs = evaluate.find_postprocessor(config), {}
     val, ood = (passes.of((room, "val"), cls) for room in ("dataset", "ood_dataset"))
     for k in (1, 20, 200):
-        detector = evaluate.fitted(cls, {"K": k}, passes)
+        detector = evaluate.fitted(cls, cls.arguments(config, K=k), passes)
         aurocs[k] = auroc_by_pairs(detector.confidence(val).numpy(), detector.confidence(ood).numpy())
     config.ood_dataset.nearood = config.ood_dataset.farood = None  # a look at the test sets would fail
-    best = evaluate.best_on_validation(cls, config.postprocessor, passes)
+    best = evaluate.best_on_validation(cls, config, passes)
     assert aurocs[best.K] == max(aurocs.values()) and len(set(aurocs.values())) > 1
 
 

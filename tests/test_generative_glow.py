@@ -28,6 +28,31 @@ def test_glow_inverts(channels):
     assert (latents[0] - F.pixel_unshuffle(x, 2)[:, : latents[0].shape[1]]).abs().max() > 0.1
 
 
+def _first_batch(rank: int, folder: str) -> None:
+    """What each of two processes does in the next test: its half of the batch goes through a model that is at its start."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", world_size=2, rank=rank)
+    _begun(torch.load(f"{folder}/images.pt").chunk(2)[rank], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _begun(images: torch.Tensor, file: str) -> None:
+    torch.manual_seed(0)
+    model = Glow(1, 8, levels=2, steps=2, width=8).train()
+    model.bound(images)
+    torch.save([parameter.detach() for parameter in model.parameters()], file)
+
+
+def test_processes_that_train_together_begin_with_the_model_of_the_whole_batch(tmp_path):
+    images = torch.cat([torch.randint(0, 60, (6, 1, 8, 8)), torch.randint(100, 256, (6, 1, 8, 8))]).float()
+    torch.save(images, tmp_path / "images.pt")
+    torch.multiprocessing.spawn(_first_batch, (str(tmp_path),), nprocs=2)
+    _begun(images, f"{tmp_path}/alone.pt")
+    alone, *both = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", 0, 1))
+    for parameters in zip(alone, *both):
+        assert torch.equal(parameters[1], parameters[2])
+        torch.testing.assert_close(parameters[0], parameters[1], rtol=0, atol=0.2)  # each draws its own noise
+
+
 @pytest.mark.parametrize("layer", [ActNorm, Invertible1x1, lambda c: Coupling(c, 8), lambda c: Step(c, 8)])
 def test_the_log_determinant_of_a_layer_is_that_of_its_jacobian(layer):
     layer, x = shaken(layer(4)).double().eval(), torch.randn(1, 4, 3, 3).double()

@@ -32,8 +32,9 @@ def images() -> torch.Tensor:
     return torch.cat([ramp, flat, torch.randint(0, 256, (3, 1, 8, 8))]).to(torch.uint8)
 
 
-def detector(name: str, tmp_path, **args) -> scores.Generative:
-    return POSTPROCESSORS[name]({"cache_dir": str(tmp_path), **args})
+def detector(name: str, tmp_path, **args) -> scores.LikelihoodScore:
+    section = {"name": name, "postprocessor_args": {"cache_dir": str(tmp_path), **args}}
+    return POSTPROCESSORS[name](POSTPROCESSORS[name].arguments(Config({"postprocessor": section})))
 
 
 def test_a_code_length_is_the_bits_of_a_png_of_the_image():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 
 import numpy as np
@@ -31,6 +31,24 @@ def test_missing_extras_can_be_imported_and_say_what_they_are_for_when_used(lack
                 InputError, match="OpenOOD needs an_absent_package for the postprocessor x.*pip install"
             ):
                 use()
+
+
+def test_an_editable_package_counts_as_installed_and_a_stand_in_does_not(lacking, monkeypatch, tmp_path):
+    class Editable:
+        """What setuptools leaves for a package that lies in a checkout."""
+
+        @staticmethod
+        def find_spec(name: str, path=None, target=None):
+            if name != "a_package_elsewhere":
+                return None
+            return importlib.util.spec_from_file_location(
+                name, tmp_path / "__init__.py", submodule_search_locations=[str(tmp_path)]
+            )
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Editable])
+    with compat.enabled():
+        assert not compat.installed("an_absent_package")
+        assert compat.installed("a_package_elsewhere") and compat.folder("a_package_elsewhere") == str(tmp_path)
 
 
 def test_after_the_block_a_missing_extra_is_missing(lacking):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from openood_dream import data, evaluate, imagine, pipelines, store
+from openood_dream import data, evaluate, imagine, leaderboard, pipelines, store
 from openood_dream.config import InputError
 from openood_dream.networks import get_network, load_weights
 from openood_dream.trainers import BaseTrainer, OutlierTrainer
@@ -70,6 +70,7 @@ def test_a_finished_run_is_reused(base):
         ("--optimizer.lr", "0.05"),
         ("--network.args.channels", "[8, 8, 8, 8]"),
         ("--dataset.train.batch_size", "17"),
+        ("--dataset.normalization_type", "cifar10"),
         ("--preprocessor.horizontal_flip", "true"),
         ("--dataset.train.imglist_pth", '"@{dataset.val.imglist_pth}"'),
     ],
@@ -80,6 +81,16 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(base, change):
     with pytest.raises(InputError, match=r"s0: holds a run of another configuration; .*--merge_option merge"):
         pipelines.train(base(*change))
     assert stamps(folder) == before
+
+
+def test_weights_that_another_program_left_are_not_replaced(base):
+    (folder := Path(base().output_dir)).mkdir(parents=True)
+    (folder / "best.ckpt").write_bytes(b"theirs")
+    with pytest.raises(InputError, match=r"s0: holds a run of another configuration; .*--merge_option merge"):
+        pipelines.train(base())
+    assert (folder / "best.ckpt").read_bytes() == b"theirs"
+    pipelines.train(base("--merge_option", "merge"))
+    assert (folder / "best.ckpt").read_bytes() != b"theirs"
 
 
 def test_with_merge_another_run_takes_the_folder(base):
@@ -103,6 +114,8 @@ def test_an_interrupted_run_starts_again_and_ends_as_if_it_had_not_been(base, tm
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(BaseTrainer, "train_epoch", interrupted)
         pipelines.train(base("--optimizer.num_epochs", "2"))
+    with pytest.raises(InputError, match="holds a run of another configuration"):
+        pipelines.train(base("--optimizer.num_epochs", "2", "--optimizer.lr", "0.05"))
     assert equal(weights(pipelines.train(base("--optimizer.num_epochs", "2"))), expected)
 
 
@@ -228,6 +241,30 @@ def test_the_checkpoint_scored_alone_gives_the_same_numbers(benchmarked, tiny, t
     folder = pipelines.test(config)
     assert folder == tmp_path / "one"
     assert (folder / "ood.csv").read_text() == (run / "ebo" / "ood.csv").read_text()
+    assert pipelines.test(config) == folder
+    before = stamps(folder)
+    config.network.checkpoint = str(benchmarked.root / "runs" / "oe" / "s0" / "best.ckpt")
+    with pytest.raises(InputError, match=r"one: holds scores of another checkpoint; .*--merge_option merge"):
+        pipelines.test(config)
+    assert stamps(folder) == before
+
+
+def test_the_table_has_no_scores_that_the_benchmark_does_not_ask_for(benchmarked, tiny, tmp_path):
+    shutil.copytree(benchmarked.root, tmp_path / "out")
+    asked = ["--benchmark.postprocessors", "[ebo]", "--optimizer.lr", "0.05", "--merge_option", "merge"]
+    where = ["--root", str(tmp_path / "out"), "--dream.cache_dir", str(tiny.root / "dream")]
+    pipelines.benchmark([tiny.file], [*where, *asked], ["base"], 1)
+    rows = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert [(row["method"], row["postprocessor"]) for row in rows] == [("base", "ebo")]
+    with pytest.raises(InputError, match=r"s0/(knn|msp): scores of a network that was trained again since"):
+        leaderboard.collect([tmp_path / "out" / "runs" / "base"])
+
+
+@pytest.mark.parametrize("label", ["0.07", "on", "a #b", "wide: x2"])
+def test_a_method_may_be_called_like_a_number_or_have_signs_of_yaml_in_its_name(tiny, label):
+    methods = json.dumps({label: ["benchmarks/methods/base.yml"]})
+    (job, *_) = pipelines.benchmark_jobs([tiny.file], ["--benchmark.methods", methods], [label], 1)
+    assert job.config.method == label and Path(job.config.output_dir).parts[-2:] == (label, "s0")
 
 
 def test_passes_lie_beside_the_checkpoint_or_in_the_output_where_that_is_not_allowed(tmp_path):
@@ -250,7 +287,7 @@ def test_every_network_of_a_method_has_the_same_first_weights_for_a_seed_and_oth
             ["bas"],
             None,
             [],
-            r"--methods: unknown method 'bas'; expected some of base, oe, dream_ood; did you mean 'base'\?",
+            r"--methods: unknown 'bas'; did you mean 'base'\? known are base, dream_ood, oe",
         ),
         (None, 3, [], r"--seeds: expected 1 to 2 \(benchmark\.seeds\), got 3"),
         (None, None, ["--benchmark.postprocessors", "[ebo, knnn]"], r"postprocessors/knnn\.yml: no such file"),
@@ -388,9 +425,7 @@ def test_run_does_what_the_pipeline_is_named(tiny, tmp_path):
     layers, where = ["benchmarks/methods/base.yml"], ["--root", str(tmp_path)]
     assert pipelines.run([tiny.file, *layers], where) == tmp_path / "runs" / "base" / "s0"
     assert (tmp_path / "runs" / "base" / "s0" / "best.ckpt").exists()
-    with pytest.raises(
-        InputError, match=r"command line: pipeline\.name: unknown pipeline 'trian'; .*did you mean 'train'\?"
-    ):
+    with pytest.raises(InputError, match=r"command line: pipeline\.name: unknown 'trian'; .*did you mean 'train'\?"):
         pipelines.run([tiny.file], [*where, "--pipeline.name", "trian"])
 
 

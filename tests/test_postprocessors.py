@@ -186,7 +186,9 @@ REFERENCES = [msp, mls, ebo, gen, klm, knn, vim, mds, rmds, she, gradnorm, fdbd,
 
 
 def fitted(name: str, splits: dict[str, Pass], head: nn.Linear, **args):
-    detector = POSTPROCESSORS[name](ARGS.get(name, {}) | args)
+    section = {"name": name, "postprocessor_args": ARGS.get(name, {}) | args}
+    cls = POSTPROCESSORS[name]
+    detector = cls(cls.arguments(Config({"postprocessor": section})))
     detector.fit(splits.__getitem__, head)
     return detector
 
@@ -228,11 +230,40 @@ def test_fitting_and_scoring_leave_the_passes_as_they_were(splits, head):
 
 
 @pytest.mark.parametrize(
-    ("name", "args"), [("knn", {"K": 201}), ("knn", {"K": 0}), ("vim", {"dim": DIM}), ("she", {"metric": "x"})]
+    ("name", "args"),
+    [
+        ("knn", {"K": 201}),
+        ("knn", {"K": 0}),
+        ("knn", {"K": "5"}),
+        ("vim", {"dim": DIM}),
+        ("she", {"metric": "x"}),
+        ("react", {"percentile": 150}),
+        ("ash", {"percentile": 100}),
+        ("ebo", {"temperature": 0}),
+        ("fdbd", {"distance_as_normalizer": 1}),
+        ("dice", {"p": None}),
+    ],
 )
 def test_impossible_arguments_are_named(name, args, splits, head):
     with pytest.raises(InputError, match=f"postprocessor.postprocessor_args.{next(iter(args))}: expected"):
         fitted(name, splits, head, **args)
+
+
+def test_a_misspelt_argument_is_named_and_one_of_another_detector_is_left_alone():
+    section = {"name": "ebo", "postprocessor_args": {"temperature": 2, "K": 5}}
+    assert POSTPROCESSORS["ebo"].arguments(Config({"postprocessor": section})).model_dump() == {"temperature": 2}
+    section["postprocessor_args"]["temprature"] = 5
+    with pytest.raises(InputError, match=r"postprocessor_args\.temprature: unknown key; did you mean 'temperature'"):
+        find_postprocessor(Config({"postprocessor": section}))
+
+
+@pytest.mark.parametrize("name", ["she", "mds", "rmds"])
+def test_a_class_without_training_images_is_named(name, splits, head):
+    train = splits["train"]
+    kept = train.labels != 2
+    splits["train"] = Pass(train.logits[kept], train.features[kept], train.labels[kept])
+    with pytest.raises(InputError, match=f"^{name}: class 2 has no training image"):
+        fitted(name, splits, head)
 
 
 def test_an_unknown_postprocessor_lists_the_known_ones():

@@ -99,6 +99,7 @@ def test_duplicates_name_the_first_image_that_looks_the_same(tmp_path):
 
 FOUND = pd.DataFrame(
     {
+        "file": ["a.png", "b.png", "c.png", "d.png", "e.png"],
         "confidence": [0.99, 0.2, 0.99, 0.5, 0.1],
         "distance": [0.1, 0.9, 0.9, 0.1, 0.5],
         "duplicate": ["", "", "a.png", "", "b.png"],
@@ -116,6 +117,7 @@ FOUND = pd.DataFrame(
         ({"distance": 0.5}, True, ["", "distance", "distance", "", "distance"]),
         ({"duplicates": True}, False, ["", "", "duplicate", "", "duplicate"]),
         ({"duplicates": True, "confidence": 0.95}, False, ["confidence", "", "confidence", "", "duplicate"]),
+        ({"duplicates": True, "distance": 0.5}, False, ["distance", "", "", "distance", "duplicate"]),
     ],
 )
 def test_the_filter_drops_what_it_names_and_says_why(rule, inliers, expected):

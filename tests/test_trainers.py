@@ -101,7 +101,7 @@ def test_every_registered_trainer_has_settings_that_the_config_checks():
     "name, hint", [("dream_od", "did you mean 'dream_ood'"), ("vae", "known are"), (None, "known are")]
 )
 def test_an_unknown_trainer_is_named_with_the_known_ones(name, hint):
-    with pytest.raises(InputError, match=rf"trainer\.name: unknown trainer {name!r}; .*base.*dream_ood.*oe") as caught:
+    with pytest.raises(InputError, match=rf"trainer\.name: unknown {name!r}; .*base.*dream_ood.*oe") as caught:
         get_trainer(Config(trainer={"name": name}))
     assert hint in str(caught.value)
 

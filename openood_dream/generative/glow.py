@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
@@ -46,10 +47,14 @@ class Glow(nn.Module):
         for level in reversed(range(len(self.levels))):
             if level < len(self.levels) - 1:
                 x = torch.cat([x, latents[level]], dim=1)
-            for step in reversed(self.levels[level]):
-                x = step.inverse(x)
-            x = F.pixel_shuffle(x, 2)
+            x = self.up(x, level)
         return x
+
+    def up(self, x: torch.Tensor, level: int) -> torch.Tensor:
+        """What came into a level, of what came out of its last step."""
+        for step in reversed(self.levels[level]):
+            x = step.inverse(x)
+        return F.pixel_shuffle(x, 2)
 
     def bound(self, x: torch.Tensor) -> torch.Tensor:
         """log p(x) of integers from below: the density of x plus uniform noise, in bins of width 1/256."""
@@ -64,17 +69,14 @@ class Glow(nn.Module):
         return density - math.log(256) * x[0].numel()
 
     @torch.no_grad()
-    def sample(self, count: int, temperature: float = 1.0) -> torch.Tensor:
-        """Images (count, channels, size, size), uint8, drawn from the model with its deviations times `temperature`."""
+    def sample(self, count: int) -> torch.Tensor:
+        """Images (count, channels, size, size), uint8, drawn from the model."""
         size = self.size // 2 ** len(self.levels)
         x = torch.zeros(count, self.priors[-1].channels, size, size, device=next(self.parameters()).device)
         for level in reversed(range(len(self.levels))):
             p = self.priors[level](x)
-            z = p.mean + temperature * p.stddev * torch.randn_like(p.mean)
-            x = z if level == len(self.levels) - 1 else torch.cat([x, z], dim=1)
-            for step in reversed(self.levels[level]):
-                x = step.inverse(x)
-            x = F.pixel_shuffle(x, 2)
+            z = p.mean + p.stddev * torch.randn_like(p.mean)
+            x = self.up(z if level == len(self.levels) - 1 else torch.cat([x, z], dim=1), level)
         return ((x + 0.5) * 256).floor().clamp(0, 255).to(torch.uint8)
 
 
@@ -109,13 +111,22 @@ class ActNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.training and not self.initialised:
             with torch.no_grad():
-                self.shift.copy_(-x.mean((0, 2, 3), keepdim=True))
-                self.log_scale.copy_(-x.std((0, 2, 3), correction=0, keepdim=True).clamp(min=1e-6).log())
+                self.shift.copy_(-over_processes(x.mean((0, 2, 3), keepdim=True)))
+                variance = over_processes((x + self.shift).square().mean((0, 2, 3), keepdim=True))
+                self.log_scale.copy_(-variance.sqrt().clamp(min=1e-6).log())
                 self.initialised.fill_(True)
         return (x + self.shift) * self.log_scale.exp(), self.log_scale.sum() * x[0, 0].numel()
 
     def inverse(self, y: torch.Tensor) -> torch.Tensor:
         return y * (-self.log_scale).exp() - self.shift
+
+
+def over_processes(mean: torch.Tensor) -> torch.Tensor:
+    """The mean over all processes that train together, so that each begins with the same model."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return mean
 
 
 class Invertible1x1(nn.Module):

@@ -77,7 +77,8 @@ def pixel_probability(
     It stands where classifiers have their accuracy on validation images: larger is better, 1 the best.
     """
     net.eval()
-    with torch.random.fork_rng(devices=[]), autocast(device, dtype):
+    accelerators = [] if device.type == "cpu" else [device.index or 0]
+    with torch.random.fork_rng(accelerators, device_type=device.type), autocast(device, dtype):
         torch.manual_seed(0)  # the same draws each time, so that only the weights make a difference
         nats = sum(net(batch["data"].to(device)).sum().item() for batch in loader)
     return math.exp(nats / len(loader.dataset) / net.dimensions)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from openood_dream.generative.vae import scaled
+
 STAGES = 3  # resolutions: full, half, quarter
 
 
@@ -135,11 +137,6 @@ def draw_pixel(numbers: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------- the layers
-
-
-def scaled(x: torch.Tensor) -> torch.Tensor:
-    """Integers 0 to 255 as floats in [-1, 1]."""
-    return x / 127.5 - 1
 
 
 def shift_down(x: torch.Tensor) -> torch.Tensor:

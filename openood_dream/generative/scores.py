@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torchvision.io import encode_png
 from tqdm import tqdm
 
 from openood_dream import store
-from openood_dream.config import InputError
+from openood_dream.config import InputError, Section
 from openood_dream.generative.frequency import with_high_frequency
 from openood_dream.generative.vae import VAE, prior
 from openood_dream.postprocessors import Images, Postprocessor, postprocessor
@@ -38,7 +39,7 @@ def code_lengths(images: torch.Tensor) -> torch.Tensor:
         return 8.0 * torch.tensor(list(sizes), dtype=torch.float64)
 
 
-def kept(
+def cached(
     cache_dir: str | Path, stage: str, images: torch.Tensor, inputs: dict[str, Any], make: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
     """The numbers (N,) that `make` computes of uint8 images: computed once for the same images and inputs, then read."""
@@ -107,11 +108,14 @@ def regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: flo
 # -------------------------------------------------------------------------------------------------------- detectors
 
 
-class Generative(Postprocessor):
+class LikelihoodScore(Postprocessor):
     """What the detectors of generative networks share: they see images, and predict no class.
 
     What takes long, likelihoods, regrets and code lengths, is kept in `cache_dir` for the same images and weights.
     """
+
+    class Arguments(Section):
+        cache_dir: str
 
     runs_network = True
     generative = True
@@ -130,15 +134,15 @@ class Generative(Postprocessor):
     def log_likelihood(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
         inputs = {"weights": digest(net.state_dict().values()), "model": type(net.model).__name__}
         make = functools.partial(log_likelihood, net, images, device)
-        return kept(self.args["cache_dir"], "log-likelihood", images, inputs, make)
+        return cached(self.args.cache_dir, "log-likelihood", images, inputs, make)
 
     def code_lengths(self, images: torch.Tensor) -> torch.Tensor:
         inputs = {"code": f"png {COMPRESSION}"}
-        return kept(self.args["cache_dir"], "code-length", images, inputs, lambda: code_lengths(images))
+        return cached(self.args.cache_dir, "code-length", images, inputs, lambda: code_lengths(images))
 
 
 @postprocessor("likelihood")
-class Likelihood(Generative):
+class Likelihood(LikelihoodScore):
     """log2 p(x)."""
 
     def score(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -146,7 +150,7 @@ class Likelihood(Generative):
 
 
 @postprocessor("input_complexity")
-class InputComplexity(Generative):
+class InputComplexity(LikelihoodScore):
     """log2 p(x) + L(x) (Serra et al., ICLR 2020)."""
 
     def score(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -167,21 +171,25 @@ class FRL(InputComplexity):
 
 
 @postprocessor("likelihood_regret")
-class LikelihoodRegret(Generative):
+class LikelihoodRegret(LikelihoodScore):
     """Minus the regret, with `steps` of Adam at rate `lr` (Xiao et al., NeurIPS 2020)."""
+
+    class Arguments(LikelihoodScore.Arguments):
+        steps: int = Field(100, ge=1)
+        lr: float = Field(0.05, gt=0)
 
     def score(self, net: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
         model = net.to(device).eval().model
         if not isinstance(model, VAE):
             raise InputError("postprocessor.name: likelihood_regret needs network.name vae, which has a posterior")
-        noise, steps, lr = draws(model, device), self.args.get("steps", 100), self.args.get("lr", 0.05)
+        noise, steps, lr = draws(model, device), self.args.steps, self.args.lr
 
-        def score(x: torch.Tensor) -> torch.Tensor:
+        def minus_regret(x: torch.Tensor) -> torch.Tensor:
             return -regret(model, with_high_frequency(x) if net.frequency else x, noise, steps, lr)
 
         inputs = {"weights": digest(net.state_dict().values()), "steps": steps, "lr": lr}
-        make = functools.partial(batched, score, images, device)
-        return kept(self.args["cache_dir"], "likelihood-regret", images, inputs, make)
+        make = functools.partial(batched, minus_regret, images, device)
+        return cached(self.args.cache_dir, "likelihood-regret", images, inputs, make)
 
 
 def read(net: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

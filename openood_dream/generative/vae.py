@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 class VAE(nn.Module):
     """p(x|z) of 256 classes a subpixel, q(z|x) a Gaussian of diagonal covariance, p(z) a standard one.
 
-    For images (B, channels, size, size), size a power of two from 8 on. With importance samples 1 the bound is the ELBO.
+    For images (B, channels, size, size), size a power of two from 8 on.
     """
 
     samples = 20  # importance samples of log_prob

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import importlib.machinery
 import sys
@@ -44,12 +45,18 @@ def missing() -> dict[str, str]:
 
 def installed(name: str) -> bool:
     """Whether a package is there, for real."""
-    return importlib.machinery.PathFinder.find_spec(name) is not None
+    return _spec(name) is not None
 
 
 def folder(name: str) -> str:
     """Where an installed package lies."""
-    return list(importlib.machinery.PathFinder.find_spec(name).submodule_search_locations)[0]
+    return list(_spec(name).submodule_search_locations)[0]
+
+
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    """Where any finder but ours has a package; editable ones are not on the path."""
+    finders = [finder for finder in sys.meta_path if not isinstance(finder, _Extras)]
+    return next(filter(None, (finder.find_spec(name, None) for finder in finders)), None)
 
 
 def lack(name: str) -> str:
@@ -234,6 +241,7 @@ def enable(cpu: bool = False) -> None:
     stack = ExitStack()
     stack.enter_context(enabled(cpu))
     _active.append(stack)
+    atexit.register(disable)
 
 
 def disable() -> None:

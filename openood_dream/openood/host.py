@@ -22,12 +22,16 @@ from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, check_
 from openood_dream.networks import backbone_name, pick_device
 from openood_dream.openood import compat, registry
 
+SPLITS = ("train", "oe", "val", "test")
+OOD_SPLITS = ("val", "nearood", "farood", "csid")
+DATASET = "ImglistDataset"
+
 
 def wanted(config: Config) -> bool:
     """Whether `backend` means OpenOOD; InputError where it asks for OpenOOD and that is not installed."""
     there = compat.installed("openood")
     if config.backend == "openood" and not there:
-        where = origin(config, "backend") or "config"
+        where = origin(config, "backend")
         raise InputError(f"{where}: backend: OpenOOD is not installed; {registry.INSTALL}, or use backend: standalone")
     return there and config.backend != "standalone"
 
@@ -50,7 +54,7 @@ def run(config: Config) -> Path:
         check(whole)
     check_output(config)
     data.ensure(config)
-    check_files(config)
+    check_files(config, whole)
     with own_stdout(), compat.enabled(cpu):
         from openood.utils import launch
 
@@ -73,10 +77,23 @@ def complete(config: Config) -> dict[str, Any]:
     """The config as plain dicts, with what OpenOOD's pipelines need and without what they stumble over."""
     whole = config.to_dict()
     whole.pop("benchmark", None)  # labels with dots in them are no keys of OpenOOD's Config
-    dataset = whole["dataset"]
+    dataset, outside = whole["dataset"], whole.get("ood_dataset") or {}
+    for section in (dataset, outside):
+        for key, least in (("num_gpus", 0), ("num_workers", 0), ("num_machines", 1)):
+            section.setdefault(key, whole.get(key) or least)
+    for section, splits in ((dataset, SPLITS), (outside, OOD_SPLITS)):
+        section.setdefault("split_names", [split for split in splits if isinstance(section.get(split), dict)])
+    dataset.setdefault("interpolation", "bilinear")
+    for split in filter(dataset.get, SPLITS):
+        dataset[split] = {"dataset_class": DATASET, "shuffle": split in ("train", "oe"), **dataset[split]}
+    outside.setdefault("name", f"{dataset.get('name')}_ood")
+    outside.setdefault("num_classes", dataset.get("num_classes"))
+    outside.setdefault("dataset_class", DATASET)
+    outside.setdefault("shuffle", False)
     if (dataset.get("oe") or {}).get("imglist_pth") == data.IMAGINED and name_of(whole, "pipeline").startswith("test"):
         dataset["split_names"] = [split for split in dataset["split_names"] if split != "oe"]  # nothing to draw for
     network = whole.get("network")
+    network.setdefault("num_gpus", whole.get("num_gpus") or 0)
     while isinstance(network, dict):
         generative = network.get("name") in GENERATIVE_SETTINGS
         if generative or str(network.get("name")).startswith("timm:"):
@@ -104,11 +121,14 @@ def check(config: dict[str, Any]) -> None:
         registry.check_postprocessor(config)
 
 
-def check_files(config: Config) -> None:
-    """Raises InputError for an image list or checkpoint that is not there, which OpenOOD would look for much later."""
-    wanted = {f"dataset.{split}.imglist_pth" for split in config.dataset.split_names or []}
+def check_files(config: Config, whole: dict[str, Any]) -> None:
+    """Raises InputError for an image list or checkpoint that is not there, which OpenOOD would look for much later.
+
+    `whole` is the complete config.
+    """
+    wanted = {f"dataset.{split}.imglist_pth" for split in whole["dataset"]["split_names"]}
     if name_of(config, "pipeline").startswith("test"):
-        for split in config.at("ood_dataset.split_names", []):
+        for split in (whole.get("ood_dataset") or {}).get("split_names", []):
             names = config.at(f"ood_dataset.{split}.datasets", [None])
             wanted |= {f"ood_dataset.{'.'.join(filter(None, [split, name]))}.imglist_pth" for name in names}
     if config.network.pretrained:
@@ -116,7 +136,7 @@ def check_files(config: Config) -> None:
     for key in sorted(wanted):
         path = config.at(key)
         if isinstance(path, str) and path != data.IMAGINED and not Path(path).is_file():
-            raise InputError(f"{origin(config, key) or 'config'}: {key}: no such file {path!r}; check the path")
+            raise InputError(f"{origin(config, key)}: {key}: no such file {path!r}; check the path")
         if key.endswith("imglist_pth") and isinstance(path, str) and path != data.IMAGINED:
             check_imglist(path)
 
@@ -127,10 +147,18 @@ def check_imglist(path: str) -> None:
         name, _, label = line.partition(" ")
         store.inside(name, f"{path}:{number}")
         if not re.fullmatch(r"-?[0-9]+\s*|\{.*\}\s*", label):  # it takes a mapping of labels too
+            remedy = "delete blank lines and give every image a label"
+            if " " in name_in(line):
+                remedy = "OpenOOD splits a line at its first space, so rename images with spaces in their names"
             raise InputError(
-                f"{path}:{number}: expected 'path label', got {line.strip()!r}; OpenOOD splits a line at its first "
-                "space, so rename images with spaces in their names, or use backend: standalone"
+                f"{path}:{number}: expected 'path label', got {line.strip()!r}; {remedy}, or use backend: standalone"
             )
+
+
+def name_in(line: str) -> str:
+    """The image that a line of a list names, as standalone reads it, or nothing."""
+    found = store.IMGLIST_LINE.fullmatch(line)
+    return found[1] if found else ""
 
 
 def name_of(config: dict[str, Any], section: str) -> str:
@@ -168,9 +196,17 @@ def work(config: dict[str, Any], cpu: bool) -> None:
         from openood.utils import comm
 
         host = HostConfig(config)
-        if comm.is_main_process() and str(host.pipeline.name).startswith("test"):
-            Path(host.output_dir, "ood.csv").unlink(missing_ok=True)  # OpenOOD would add its rows to the old ones
-        get_pipeline(host).run()
+        pipeline = get_pipeline(host)
+        module = sys.modules[type(pipeline).__module__]
+        ask = module.setup_logger
+
+        def prepared(config: Any) -> None:
+            ask(config)  # whether to write into a folder that exists
+            if comm.is_main_process() and str(host.pipeline.name).startswith("test"):
+                Path(host.output_dir, "ood.csv").unlink(missing_ok=True)  # OpenOOD would add its rows to the old ones
+
+        with compat.replaced(module, setup_logger=prepared):
+            pipeline.run()
         if comm.is_main_process() and host.save_output:
             store.write_text(Path(host.output_dir) / "config.yml", yaml.safe_dump(plain(host), sort_keys=False))
 

@@ -23,10 +23,9 @@ from openood_dream.generative.network import Generative, pixel_probability
 from openood_dream.generative.scores import read
 from openood_dream.networks import SMALL_IMAGE, TimmNetwork, backbone_name, load_weights
 from openood_dream.openood import cache, compat
-from openood_dream.postprocessors import POSTPROCESSORS, check_network
+from openood_dream.postprocessors import POSTPROCESSORS, check_fits
 from openood_dream.trainers import TRAINERS
-from openood_dream.trainers import get_trainer as find_trainer
-from openood_dream.trainers.base import bare
+from openood_dream.trainers.base import bare, check_auxiliary
 from openood_dream.trainers.processes import first_process_only
 
 PREPROCESSOR = "dream"
@@ -142,7 +141,7 @@ def check_trainer(config: dict) -> None:
     name = (config.get("trainer") or {}).get("name")
     check_name("trainer.name", name, [*TRAINERS, *known("trainers.get_trainer")])
     if name in TRAINERS:
-        find_trainer(config)
+        check_auxiliary(config, TRAINERS[name])
     if trainer_is_ours(config):
         cls, pipeline = TRAINERS[name], (config.get("pipeline") or {}).get("name")
         need = "train_oe" if cls.auxiliary else "train"
@@ -164,8 +163,7 @@ def _trainers(original: Callable) -> Callable:
             from openood_dream import pipelines
 
             lessons, _ = pipelines.taught(Config(plain(config)))
-        trainer = cls(net, *loaders, config, **lessons)
-        return trainer
+        return cls(net, *loaders, config, **lessons)
 
     return get_trainer
 
@@ -281,7 +279,7 @@ def generative_names() -> list[str]:
 def check_postprocessor(config: dict) -> None:
     """Raises InputError for a postprocessor that nobody knows, and for one that is not for this network."""
     check_name("postprocessor.name", (config.get("postprocessor") or {}).get("name"), postprocessor_names())
-    check_network(Config(config))
+    check_fits(Config(config))
 
 
 def _postprocessors(original: Callable) -> Callable:
@@ -294,7 +292,7 @@ def _postprocessors(original: Callable) -> Callable:
         check_postprocessor(config)
         name = config.postprocessor.name
         if name in generative_names():
-            return HostDetector(POSTPROCESSORS[name](plain(config.postprocessor.postprocessor_args or {})))
+            return HostDetector(POSTPROCESSORS[name](POSTPROCESSORS[name].arguments(config)))
         with mock.patch.dict(
             num_classes_dict, {config.dataset.name: config.dataset.num_classes}
         ):  # it knows four data sets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from openood_dream.config import InputError, origin, settings
+from openood_dream.config import InputError, check_name, origin, settings
 from openood_dream.data import IMAGINED
 from openood_dream.networks import autocast, pick_dtype
 from openood_dream.trainers import processes
@@ -34,13 +33,7 @@ def trainer(name: str) -> Callable[[type[BaseTrainer]], type[BaseTrainer]]:
 def get_trainer(config: dict) -> type[BaseTrainer]:
     """The trainer class of `trainer.name`; InputError lists the known names."""
     name = (config.get("trainer") or {}).get("name")
-    if name not in TRAINERS:
-        near = difflib.get_close_matches(str(name), TRAINERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        known = ", ".join(sorted(TRAINERS))
-        raise InputError(
-            f"{origin(config, 'trainer.name') or 'config'}: trainer.name: unknown trainer {name!r}; {hint}known are {known}"
-        )
+    check_name("trainer.name", name, TRAINERS, origin(config, "trainer.name"))
     check_auxiliary(config, TRAINERS[name])
     return TRAINERS[name]
 
@@ -52,7 +45,7 @@ def check_auxiliary(config: dict, cls: type[BaseTrainer]) -> None:
         return
     method = settings(config, "dream").outliers.method
     if (method == "inlier") != cls.inliers:
-        where, expected = origin(config, "dream.outliers.method") or "config", "inlier" if cls.inliers else "outliers"
+        where, expected = origin(config, "dream.outliers.method"), "inlier" if cls.inliers else "outliers"
         name = config["trainer"]["name"]
         raise InputError(f"{where}: dream.outliers.method: the trainer {name} learns from {expected}, got {method!r}")
 
