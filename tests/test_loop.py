@@ -93,7 +93,7 @@ def test_without_resume_training_starts_again(job, monkeypatch):
 
 def test_another_configuration_does_not_go_on_from_it(job, monkeypatch):
     interrupt(monkeypatch, job("base", *EPOCHS), at=2)
-    folder = pipelines.train(job("base", *EPOCHS, "--optimizer.lr", "0.01"))
+    folder = pipelines.train(job("base", *EPOCHS, "--optimizer.lr", "0.01", "--merge_option", "merge"))
     assert len(json.loads((folder / "train.json").read_text())["epochs"]) == 3
 
 

@@ -21,7 +21,15 @@ from openood_dream import anchors as anchors_stage
 from openood_dream import outliers, store
 from openood_dream import space as space_stage
 from openood_dream.config import InputError, OutlierSettings, load_config
-from openood_dream.outliers import Index, boundary_points, cross_boundary, knn_distance, sample_round, soonest
+from openood_dream.outliers import (
+    Index,
+    boundary_points,
+    cross_boundary,
+    cross_class,
+    knn_distance,
+    sample_round,
+    soonest,
+)
 
 many = hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -319,6 +327,11 @@ def test_the_soonest_are_the_share_with_fewest_steps_of_those_that_cross(steps, 
     crossing = sorted((count, row) for row, count in enumerate(steps) if count > 0)
     expected = [row for _, row in crossing][: math.ceil(fraction * len(steps))]
     assert soonest(torch.tensor(steps), fraction).tolist() == expected
+
+
+def test_a_class_whose_embeddings_all_lie_elsewhere_asks_for_a_better_space():
+    with pytest.raises(InputError, match="none of 2 embeddings is nearest to its own class, .*train the space"):
+        cross_class(torch.eye(3)[1:], 0, torch.eye(3), 0.1, OutlierSettings(**BOUNDARY))
 
 
 def test_one_class_has_no_boundary():
