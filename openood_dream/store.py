@@ -511,9 +511,9 @@ def verify(folder: Path) -> tuple[int, dict[str, str], list[Path]]:
         delete.add(shard_table(folder, shard))
     listed = set(table["file"])
     for place, _, names in os.walk(folder):
-        inside = Path(place).relative_to(folder)
-        if inside.parts and inside.parts[0] != "shards":
-            for file in sorted(f"{inside.as_posix()}/{name}" for name in names):
+        part = Path(place).relative_to(folder)
+        if part.parts and part.parts[0] != "shards":
+            for file in sorted(f"{part.as_posix()}/{name}" for name in names):
                 if file not in listed:
                     problems[file] = "not in images.parquet"
                     delete.add(folder / file)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from openood_dream import cli, store
 from openood_dream.config import load_config, settings
+from openood_dream.openood import compat
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +72,7 @@ device: cpu
 precision: float32
 num_workers: 0
 num_gpus: 0
-backend: standalone
+backend: BACKEND
 dataset: {pre_size: 16, image_size: 16, num_workers: 0}
 ood_dataset: {num_workers: 0}
 preprocessor: {name: base}
@@ -87,16 +88,20 @@ dream:
 
 
 @pytest.mark.slow
-def test_ones_own_images_go_from_lists_to_a_table(tmp_path, monkeypatch, command):
+@pytest.mark.parametrize("backend", ["standalone", pytest.param("openood", marks=pytest.mark.openood)])
+def test_ones_own_images_go_from_lists_to_a_table(tmp_path, monkeypatch, command, backend):
+    if backend == "openood" and not compat.installed("openood"):
+        pytest.skip("OpenOOD is not installed")
     page = ROOT / "docs" / "own-data.md"
     write_configs(page, tmp_path)
     monkeypatch.chdir(tmp_path)
-    Path("small.yml").write_text(SMALL)
+    Path("small.yml").write_text(SMALL.replace("BACKEND", backend))
+    bird = "one bird" if backend == "standalone" else "one_bird"  # OpenOOD splits lines at their first space
     rng, names = np.random.default_rng(0), ["robin", "great_tit", "nuthatch"]
 
     def images(name: str, count: int, label: int) -> list[tuple[str, int]]:
         """Images of a colour of their own in noise."""
-        rows = [(f"{name}/one bird {number}.png", label) for number in range(count)]
+        rows = [(f"{name}/{bird}_{number}.png", label) for number in range(count)]
         colour = rng.integers(0, 200, 3)
         for file, _ in rows:
             (path := Path("birds") / file).parent.mkdir(parents=True, exist_ok=True)
