@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from hashlib import sha256
@@ -405,15 +405,18 @@ def check_anchors(imaginer: Imaginer, anchors: torch.Tensor) -> None:
         )
 
 
-def plain(config: Config, per_class: int) -> store.Artifact:
-    """`plain.safetensors`: `images` (C, per_class, 3, S, S) uint8 of the plain prompts, which show what the generator knows."""
+def plain(config: Config, per_class: int, labels: Sequence[int] | None = None) -> store.Artifact:
+    """`plain.safetensors`: `images` (L, per_class, 3, S, S) uint8 of the plain prompts of some classes, or of all: they
+    show what the generator knows."""
     dream, names = settings(config, "dream"), data.class_names(config)
+    shown = list(range(len(names)) if labels is None else labels)
     source = generator.run(config)
     inputs = {
         "generator": source.identity,
         "class_names": names,
         "synthesis": drawing(dream.synthesis, "residual"),
         "per_class": per_class,
+        **({"labels": shown} if len(shown) < len(names) else {}),
     }
 
     def make(folder: Path) -> None:
@@ -422,14 +425,14 @@ def plain(config: Config, per_class: int) -> store.Artifact:
         trained = isinstance(dream.generator, GeneratorTraining)
         anchors = anchors_stage.load(anchors_stage.run(config)) if trained else None
         rows = []
-        for label in tqdm(range(len(names)), desc="imagine: plain prompts", unit="class"):
+        for label in tqdm(shown, desc="imagine: plain prompts", unit="class"):
             seeds = [image_seed(dream.synthesis.seed, label * per_class + i) for i in range(per_class)]
             parts = [seeds[i : i + dream.synthesis.batch_size] for i in range(0, per_class, dream.synthesis.batch_size)]
             for part in parts:
                 labels = torch.full((len(part),), label)
                 rows.append(imaginer(labels, None if anchors is None else anchors[labels], part))
         images = torch.cat(rows)
-        store.write_tensors(folder / "plain.safetensors", images=images.view(len(names), per_class, *images.shape[1:]))
+        store.write_tensors(folder / "plain.safetensors", images=images.view(len(shown), per_class, *images.shape[1:]))
 
     return store.build(dream.cache_dir, "plain", inputs, make)
 

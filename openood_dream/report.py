@@ -260,13 +260,14 @@ def dream_figures(
     made = store.complete(Path(source.path))
     if made is not None:
         artifacts.append(store.Artifact(Path(source.path), made, reused=True))
-    artifacts += [outliers.run(config), imagine.run(config), imagine.plain(config, PLAIN_PER_CLASS)]
+    shown = gallery.few(range(len(names)), ())
+    artifacts += [outliers.run(config), imagine.run(config), imagine.plain(config, PLAIN_PER_CLASS, shown)]
     plain = store.read_tensors(artifacts[-1].path / "plain.safetensors")["images"]
     if judge is not None:
         run, run_config = judge
         net = get_network(run_config)
         load_weights(net, run / "best.ckpt")
-        truth = torch.arange(len(names)).repeat_interleave(plain.shape[1])
+        truth = torch.tensor(shown).repeat_interleave(plain.shape[1])
         agrees = (classify(net, plain.flatten(0, 1), run_config).argmax(1) == truth).float().mean().item()
         notes.append(
             f"Generator: the classifier {run_config.method}, seed {run_config.seed}, sees the class of the prompt in "
@@ -277,10 +278,7 @@ def dream_figures(
     figures["image_grid: imagined"] = gallery.grid(dreams)
     figures["image_lines"] = gallery.line(config)
     figures["image_grid: plain prompts"] = plots.image_grid(
-        [
-            (names[label], list(plain[label, :COLUMNS].permute(0, 2, 3, 1).numpy()), None)
-            for label in gallery.few(range(len(names)), ())
-        ],
+        [(names[i], list(of[:COLUMNS].permute(0, 2, 3, 1).numpy()), None) for i, of in zip(shown, plain)],
         "Plain prompts: what the generator draws of each class name",
     )
     figures["embedding_map"] = gallery.embeddings(dreams)

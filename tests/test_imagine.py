@@ -434,6 +434,14 @@ def test_plain_samples_are_those_of_the_plain_prompts(chain, tiny):
     assert (again.int() - images[4, 1].int()).abs().max() <= 1
 
 
+def test_plain_samples_of_some_classes_are_those_that_all_have(chain, tiny):
+    every, some = (
+        store.read_tensors(imagine.plain(tiny.config(), 3, labels).path / "plain.safetensors")["images"]
+        for labels in (None, [1, 4])
+    )
+    assert some.shape == (2, *every.shape[1:]) and (some.int() - every[[1, 4]].int()).abs().max() <= 1
+
+
 def test_plain_samples_of_a_trained_generator_are_those_of_its_anchors(chain, tiny):
     images = store.read_tensors(imagine.plain(tiny.config(), 3).path / "plain.safetensors")["images"]
     settings = imagine.settings(chain.config, "dream").synthesis
