@@ -277,8 +277,8 @@ from pathlib import Path
 from {room} import {name} as owner
 
 def stuck(*args):
-    Path({mark!r}).touch()
     try:
+        Path({mark!r}).touch()  # inside, since the signal may come at once
         time.sleep(120)
     finally:
         Path({mark!r} + "-again").touch()
