@@ -117,6 +117,8 @@ _Seed = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
+    """A section of the config, or of another room's arguments: keys that are not its own are refused."""
+
     # defer_build: most commands need few of the sections, and importing this module must be cheap
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
@@ -1181,14 +1183,11 @@ def settings(config: dict, section: str) -> Any:
     for part in path[1:]:
         model = _model_in(model.model_fields[part].annotation)
     data = plain(_lookup(config, path, {})) if path else _run_keys(config)
-    return _validated(model, data, path, origins)
+    return validated(config, section, model, data)
 
 
-def arguments(config: dict, section: str, model: type[Section], values: dict[str, Any]) -> Any:
-    """`values`, which stand in a section of the config, as a model of another room; InputError as for our own sections."""
-    return _validated(model, plain(values), tuple(section.split(".")), _origins(config))
-
-
-def _validated(model: Any, data: Any, path: _Path, origins: _Origins) -> Any:
-    _raise_first(_check(model, data, path, origins))
-    return model.model_validate(data)
+def validated(config: dict, section: str, model: Any, values: Any) -> Any:
+    """`values`, which stand in a section of the config, as that model; InputError names file and key of a bad one."""
+    path = tuple(section.split(".")) if section else ()
+    _raise_first(_check(model, values, path, _origins(config)))
+    return model.model_validate(values)

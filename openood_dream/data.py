@@ -23,8 +23,8 @@ from openood_dream.config import Config, InputError, origin, shipped_configs
 # Channel means and deviations by OpenOOD's normalization_type; any other name means 0.5 and 0.5.
 NORMALIZATION = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "covid": ((0.4907,) * 3, (0.2697,) * 3),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "covid": ((0.4907,) * 3, (0.2697,) * 3),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "imagenet200": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }

@@ -167,7 +167,7 @@ def table(
     frame = pd.DataFrame(rows, index=range(len(rows)))
     numbers = [*metrics, *(f"{metric}_std" for metric in metrics)]
     frame[numbers] = frame[numbers].round(10)  # less than that is noise of the summation
-    frame = frame.join(_statistics(frame, draws, ["network", "dataset", *noted]))
+    frame = frame.join(_statistics(frame, draws, ["dataset", *noted]))
     more = [*_failed_rows(frame, failures), *others]
     frame = pd.concat([frame, pd.DataFrame(more)]) if more else frame
     columns = [*COLUMNS, *(f"{key}{end}" for key in metrics if key in SPECTRUM for end in ("", "_std"))]
@@ -222,20 +222,19 @@ def _mean_draws(draws: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _statistics(frame: pd.DataFrame, draws: list[dict[str, np.ndarray]], alike: list[str]) -> pd.DataFrame:
-    """Intervals and p-values of the rows; base is sought among the rows that agree in `alike`."""
+    """Intervals and p-values of the rows, against those that agree in `alike`: what they were tested on, and how."""
     metric, found = "near_auroc", []
     order = [i for i in frame[metric].sort_values(ascending=False).index if metric in draws[i]]
     for index, row in frame.iterrows():
         cells = {}
         for name, values in draws[index].items():
             cells[f"{name}_low"], cells[f"{name}_high"] = significance.interval(values)
-        bases = [i for i in order if frame["method"][i] == BASE and (frame.loc[i, alike] == row[alike]).all()]
+        others = [i for i in order if (frame.loc[i, alike] == row[alike]).all()]
+        bases = [i for i in others if frame["method"][i] == BASE and frame["network"][i] == row["network"]]
         same = [i for i in bases if frame["postprocessor"][i] == row["postprocessor"]]
         if metric in draws[index]:
-            # those that were tested on the same images; networks may differ
-            best = next(i for i in order if (frame.loc[i, alike[1:]] == row[alike[1:]]).all())
-            if best != index:
-                cells["p_best"] = significance.p_value(draws[best][metric] - draws[index][metric])
+            if others[0] != index:
+                cells["p_best"] = significance.p_value(draws[others[0]][metric] - draws[index][metric])
             if bases and row["method"] != BASE:
                 base = (same or bases)[0]
                 cells["gain_over_base"] = row[metric] - frame[metric][base]

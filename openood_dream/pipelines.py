@@ -312,13 +312,14 @@ def test(config: Config) -> Path:
     config.network.pretrained = True
     net = get_network(config)
     out, checkpoint = Path(config.output_dir), Path(config.network.checkpoint)
-    inputs, record = {"checkpoint": store.sha256(checkpoint)}, out / SCORED
+    passes = Passes(net, config, checkpoint, passes_dir(checkpoint, out))
+    inputs, record = {"checkpoint": passes.checkpoint}, out / SCORED
     if (out / "ood.csv").exists() and config.merge_option != "merge":
         if not record.exists() or store.read_record(record)["inputs"] != inputs:
             raise InputError(
                 f"{out}: holds scores of another checkpoint; choose another output_dir or mark, or --merge_option merge"
             )
-    evaluate(Passes(net, config, checkpoint, passes_dir(checkpoint, out)), config, out)
+    evaluate(passes, config, out)
     store.write_json(record, {"hash": store.fingerprint(inputs), "inputs": inputs})
     return out
 
@@ -465,10 +466,8 @@ def benchmark_jobs(files: list[str], overrides: list[str], methods: list[str] | 
     jobs = []
     for seed in plan.seeds[:seeds]:
         for name, label, varied in variants(plan, chosen):
-            layers, keys = (
-                [*files, *plan.methods[name]],
-                [*overrides, "--method", quoted(label), "--seed", str(seed), *varied],
-            )
+            layers = [*files, *plan.methods[name]]
+            keys = [*overrides, "--method", quoted(label), "--seed", str(seed), *varied]
             config, scored = job_configs(layers, keys)
             log = Path(config.root or "results") / "logs" / f"{label}-s{seed}.log"
             jobs.append(Job(label, seed, ["--config", *map(os.fspath, layers), *keys], log, config, scored))

@@ -24,7 +24,7 @@ from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, Section, arguments, check_name, origin
+from openood_dream.config import GENERATIVE_SETTINGS, Config, InputError, Section, check_name, origin, plain, validated
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Postprocessor:
         others = {name for other in POSTPROCESSORS.values() for name in other.Arguments.model_fields if name not in own}
         values = {**(config["postprocessor"].get("postprocessor_args") or {}), **given}
         values = {name: value for name, value in values.items() if name not in others}
-        return arguments(config, "postprocessor.postprocessor_args", cls.Arguments, values)
+        return validated(config, "postprocessor.postprocessor_args", cls.Arguments, plain(values))
 
     def fit(self, split: Callable[[str], Pass], head: nn.Linear | None) -> None:
         """Learns from the pass of an ID split ("train" or "val", without augmentation) and the network's classifier.

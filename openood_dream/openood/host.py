@@ -78,11 +78,10 @@ def complete(config: Config) -> dict[str, Any]:
     whole = config.to_dict()
     whole.pop("benchmark", None)  # labels with dots in them are no keys of OpenOOD's Config
     dataset, outside = whole["dataset"], whole.get("ood_dataset") or {}
-    for section in (dataset, outside):
-        for key, least in (("num_gpus", 0), ("num_workers", 0), ("num_machines", 1)):
-            section.setdefault(key, whole.get(key) or least)
     for section, splits in ((dataset, SPLITS), (outside, OOD_SPLITS)):
         section.setdefault("split_names", [split for split in splits if isinstance(section.get(split), dict)])
+        for key, least in (("num_gpus", 0), ("num_workers", 0), ("num_machines", 1)):
+            section.setdefault(key, whole.get(key) or least)
     dataset.setdefault("interpolation", "bilinear")
     for split in filter(dataset.get, SPLITS):
         dataset[split] = {"dataset_class": DATASET, "shuffle": split in ("train", "oe"), **dataset[split]}

@@ -292,7 +292,8 @@ def _postprocessors(original: Callable) -> Callable:
         check_postprocessor(config)
         name = config.postprocessor.name
         if name in generative_names():
-            return HostDetector(POSTPROCESSORS[name](POSTPROCESSORS[name].arguments(config)))
+            cls = POSTPROCESSORS[name]
+            return HostDetector(cls(cls.arguments(config)))
         with mock.patch.dict(
             num_classes_dict, {config.dataset.name: config.dataset.num_classes}
         ):  # it knows four data sets

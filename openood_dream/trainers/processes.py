@@ -72,9 +72,9 @@ def begin_epoch(loaders: Iterable[DataLoader], seed: int, epoch: int) -> None:
 
 def together(net: nn.Module) -> nn.Module:
     """The network with its gradients averaged over all processes."""
-    net.to(memory_format=torch.channels_last)  # before DDP lays out its buckets
     if size() == 1:
         return net
+    net.to(memory_format=torch.channels_last)  # before DDP lays out its buckets
     device = next(net.parameters()).device
     return nn.parallel.DistributedDataParallel(net, [device] if device.type == "cuda" else None)
 
