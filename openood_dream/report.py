@@ -275,9 +275,9 @@ def dream_figures(
         )
     accuracy = artifacts[1].manifest["val_accuracy"]
     notes.append(f"Space: the cosine classifier has {accuracy:.1f} % validation accuracy.")
-    figures["image_grid: imagined"] = gallery.grid(dreams)
+    figures["outliers"] = gallery.grid(dreams)
     figures["image_lines"] = gallery.line(config)
-    figures["image_grid: plain prompts"] = plots.image_grid(
+    figures["plain_prompts"] = plots.image_grid(
         [(names[i], list(of[:COLUMNS].permute(0, 2, 3, 1).numpy()), None) for i, of in zip(shown, plain)],
         "Plain prompts: what the generator draws of each class name",
     )

@@ -68,8 +68,19 @@ def test_the_report_is_one_file_that_loads_nothing(page):
 
 def test_the_report_has_every_figure_and_fact_that_it_promises(page):
     text = text_of(page)
-    for figure in ("score_histograms", "roc_curves", "training_curves", "image_grid", "image_lines", "embedding_map"):
-        assert figure in page or figure.replace("_", " ") in text.lower(), figure
+    for figure in (
+        "score_histograms",
+        "roc_curves",
+        "training_curves",
+        "outliers",
+        "plain_prompts",
+        "image_lines",
+        "embedding_map",
+    ):
+        assert f'alt="{figure}' in page, figure
+    captions = dict(re.findall(r'alt="(\w+)[^"]*">\s*<figcaption>(.*?)</figcaption>', page, re.DOTALL))
+    assert len(set(captions.values())) == len(captions)  # no figure has another's caption,
+    assert not set(captions) & set(captions.values())  # nor its name for want of one
     for stage in (
         "anchors",
         "space",
