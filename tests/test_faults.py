@@ -257,9 +257,9 @@ def test_of_two_jobs_in_one_folder_the_second_waits_and_reuses_or_is_refused_at_
 
 @pytest.mark.slow
 def test_two_benchmarks_that_make_their_data_at_once_leave_what_one_leaves(fork, tiny, tmp_path):
-    trees = []
+    root, trees = tmp_path / "out", []
     for count in (1, 2):
-        root = tmp_path / f"of-{count}"
+        shutil.rmtree(root, ignore_errors=True)  # the same one again: images name the folder of their generator
         words = ["benchmark", "--config", tiny.file, "--methods", "base,dream_ood", "--seeds", "1"]
         keys = ["--root", root, "--data_root", root / "data", "--dataset.train.imglist_pth"]
         processes = [fork(*words, *keys, root / "data/benchmark_imglist/digits/train.txt") for _ in range(count)]

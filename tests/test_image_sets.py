@@ -15,7 +15,7 @@ import pytest
 
 from openood_dream import imagine, store
 
-MANY = ("--dream.synthesis.per_class", "40", "--dream.synthesis.shard_size", "4", "--dream.synthesis.batch_size", "2")
+MANY = ("--dream.synthesis.per_class", "100", "--dream.synthesis.shard_size", "4", "--dream.synthesis.batch_size", "2")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -101,7 +101,9 @@ def test_a_set_whose_run_was_killed_twenty_times_is_the_set_of_a_run_that_was_no
     expected = imagine.run(tiny.config(*MANY, "--dream.cache_dir", str(whole)))
     where = ["--dream.cache_dir", str(cache)]
     words = [sys.executable, "-c", KILLER, tiny.file, tmp_path / "log", *MANY, *where]
-    print(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    killer = subprocess.run(words, capture_output=True, text=True)
+    print(killer.stdout)
+    assert killer.returncode == 0, killer.stderr
     found = imagine.run(tiny.config(*MANY, *where))
     assert not found.reused and found.path.name == expected.path.name
     assert digests(found.path) == digests(expected.path)
