@@ -307,8 +307,8 @@ def report(
     """Writes one self-contained report.html into the folder `out` (or to `out` itself if it ends in .html).
 
     `table` is that of `runs`. `stages` are dicts of name, seconds, hash (absent: a dash). `figures` maps
-    "<function of plots.py>" or "<function>: <of what>" to PNG; the function chooses the explanation. Without `commands`,
-    this process's is shown. "mistakes: <method>" are those of report.mistake_grid. `judged` maps image sets to the
+    "<kind>" or "<kind>: <of what>" to PNG; the template has an explanation for each kind. Without `commands`, this
+    process's is shown. "mistakes: <method>" are those of report.mistake_grid. `judged` maps image sets to the
     tables of quality.table.
     """
     import jinja2

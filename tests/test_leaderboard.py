@@ -394,6 +394,14 @@ def test_the_full_spectrum_has_columns_where_a_run_has_it(tmp_path):
     assert "61.25" in Page(make_report(tmp_path / "full", runs)).text
 
 
+def test_the_report_shows_counts_in_full_and_shares_to_three_digits(tmp_path):
+    write_run(tmp_path)
+    judged = pd.DataFrame({"class": ["cat"], "images": [10000], "own class": [66.6667], "dropped": [pd.NA]})
+    html = make_report(tmp_path, leaderboard.collect([tmp_path]), judged={"set": judged.astype({"dropped": "Int64"})})
+    row = html.partition("<td>cat</td>")[2].partition("</tr>")[0]
+    assert re.findall(r'<td class="number">(.*)</td>', row) == ["10000", "66.7", "–"]
+
+
 def test_openoods_full_spectrum_runs_are_joined_to_the_others(tmp_path):
     write_run(tmp_path / "ood", rows=scores(90))
     write_run(tmp_path / "fsood", rows=scores(70), evaluator={"ood_scheme": "fsood"})
