@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openood_dream import plots
+from openood_dream import evaluate, plots
 
 RNG = np.random.default_rng(0)
 
@@ -101,6 +101,16 @@ def test_roc_curves_count_larger_confidence_as_id(monkeypatch):
     near, far = axes_of(monkeypatch, lambda: plots.roc_curves(scores))
     assert [text.get_text() for text in near.get_legend().get_texts()] == ["right  100.00", "even  50.00"]
     assert far.get_legend() is None
+
+
+def test_what_a_roc_curve_lacks_at_the_dotted_line_is_the_fpr_of_the_table(monkeypatch):
+    inside, outside = np.random.default_rng().normal(1, 1, 4000), np.random.default_rng().normal(0, 1, 4000)
+    near, _ = axes_of(monkeypatch, lambda: plots.roc_curves({"m": {"id": inside, "near": outside}}))
+    curve, dotted = near.lines[0], next(line for line in near.lines if line.get_linestyle() == ":")
+    ((x, _),) = set(zip(dotted.get_xdata(), dotted.get_xdata()))
+    conf, label = np.concatenate([inside, outside]), np.repeat([0, -1], 4000)
+    expected = 100 * evaluate.compute_metrics(conf, label, np.zeros(8000, int))[0]
+    assert 100 - np.interp(x, curve.get_xdata(), curve.get_ydata()) == pytest.approx(expected, abs=0.5)
 
 
 def test_the_grid_shows_every_image_in_its_own_colours():
