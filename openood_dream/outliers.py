@@ -442,12 +442,12 @@ def cross_class(
     """
     labels = torch.full((len(z),), label, device=z.device)
     vectors, steps, target = cross_boundary(z, labels, anchors, temperature, s.step_size, s.extra_steps, s.max_steps)
-    source = soonest(steps, s.fraction)
     if not steps.any():
         raise InputError(
             f"none of {len(z)} embeddings is nearest to its own class, so that none can leave it; train the space for "
             "longer (dream.space.epochs)"
         )
+    source = soonest(steps, s.fraction)
     if not len(source):
         raise InputError(
             f"none of {len(z)} embeddings crosses the boundary within {s.max_steps} steps of {s.step_size:g}; "

@@ -107,7 +107,7 @@ def test_what_a_roc_curve_lacks_at_the_dotted_line_is_the_fpr_of_the_table(monke
     inside, outside = np.random.default_rng().normal(1, 1, 4000), np.random.default_rng().normal(0, 1, 4000)
     near, _ = axes_of(monkeypatch, lambda: plots.roc_curves({"m": {"id": inside, "near": outside}}))
     curve, dotted = near.lines[0], next(line for line in near.lines if line.get_linestyle() == ":")
-    ((x, _),) = set(zip(dotted.get_xdata(), dotted.get_xdata()))
+    (x,) = set(dotted.get_xdata())
     conf, label = np.concatenate([inside, outside]), np.repeat([0, -1], 4000)
     expected = 100 * evaluate.compute_metrics(conf, label, np.zeros(8000, int))[0]
     assert 100 - np.interp(x, curve.get_xdata(), curve.get_ydata()) == pytest.approx(expected, abs=0.5)

@@ -4,16 +4,13 @@ import json
 
 import pytest
 
-from openood_dream import cli, leaderboard, pipelines
+from openood_dream import leaderboard, pipelines
 
 
 @pytest.mark.slow
-def test_imagined_outliers_help_on_the_digits(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["openood-dream", "quickstart", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    assert str(tmp_path / "report.html") in capsys.readouterr().out
+def test_imagined_outliers_help_on_the_digits(tmp_path, command):
+    done = command("quickstart", "--out", tmp_path)
+    assert done.code == 0 and str(tmp_path / "report.html") in done.out
     rows = {(r["method"], r["postprocessor"]): r for r in json.loads((tmp_path / "leaderboard.json").read_text())}
     assert {method for method, _ in rows} == {"base", "oe", "dream_ood"}
     base, dream = rows["base", "ebo"], rows["dream_ood", "ebo"]
