@@ -1,6 +1,6 @@
 # make quickstart   the main job, from nothing
-# make test         the tests; make slow: those that take minutes each
-# make lint         what ruff says
+# make test         the tests; make slow: those that take minutes each; make test-fast: those that train nothing
+# make lint         what ruff and mypy say
 # make bench        how fast, in ratios
 # make lowest       the tests with the lowest versions that setup.py allows, in an environment of their own
 PYTHON ?= python3
@@ -24,7 +24,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-autosave
 
 lint: $(STAMP)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy openood_dream
 
 lowest:
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)

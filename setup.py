@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "openood_dream" / "__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "openood_dream" / "_version.py").read_text()).group(1)
 
 setup(
     name="openood-dream",
@@ -19,9 +19,9 @@ setup(
     # The configs lie beside the package in a checkout, and inside it once installed.
     packages=[*find_packages(include=["openood_dream", "openood_dream.*"]), "openood_dream.configs"],
     package_dir={"openood_dream.configs": "configs"},
-    package_data={"openood_dream": ["report.html.j2"], "openood_dream.configs": ["**/*.yml", "**/*.txt"]},
+    package_data={"openood_dream": ["py.typed", "reports/report.html.j2"], "openood_dream.configs": ["**/*.yml", "**/*.txt"]},
     install_requires=[
-        "accelerate>=1.15",  # with it diffusers loads large pipelines in half the memory
+        "accelerate>=1.15",
         "diffusers>=0.41",
         "faiss-cpu>=1.15",
         "filelock>=3.29",
@@ -50,7 +50,19 @@ setup(
         "gpu": ["faiss-gpu-cu12>=1.8"],
         "ray": ["ray>=2.60"],
         "umap": ["umap-learn>=0.5.12"],
-        "dev": ["bandit>=1.9.4", "hypothesis>=6.168", "pytest>=9", "pytest-benchmark>=5.2", "ray>=2.60", "ruff>=0.16"],
+        "dev": [
+            "bandit>=1.9.4",
+            "hypothesis>=6.168",
+            "mypy>=2.4",
+            "pandas-stubs>=3",
+            "pytest>=9",
+            "pytest-benchmark>=5.2",
+            "pytest-xdist>=3.8",
+            "ray>=2.60",
+            "ruff>=0.16",
+            "types-PyYAML>=6.0.12",
+            "types-tqdm>=4.70",
+        ],
     },
     entry_points={"console_scripts": ["openood-dream = openood_dream.cli:main"]},
 )

@@ -18,13 +18,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from openood_dream import data, evaluate, openood, pipelines, store
-from openood_dream.config import Config, load_config
-from openood_dream.networks import get_network
-from openood_dream.openood import cache, compat
+from openood_dream.datasets.digits import make_digits
+from openood_dream.evaluators.evaluate import evaluate
+from openood_dream.evaluators.metrics import compute_metrics
+from openood_dream.evaluators.passes import Passes, forward_pass
+from openood_dream.experiment import Experiment, load_config
+from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.openood import cache, compat, host
+from openood_dream.pipelines.test import score_run
+from openood_dream.pipelines.test import test as score
+from openood_dream.pipelines.train import train
+from openood_dream.store.files import write_json
 
 NAMES = "msp mls ebo gen knn vim mds rmds she react ash dice".split()
+CPU = torch.device("cpu")
 FILES = ["datasets/digits/digits.yml", "datasets/digits/digits_ood.yml", "networks/timm_resnet18.yml"]
 
 
@@ -33,12 +42,12 @@ class Job:
 
     def __init__(self, root: Path) -> None:
         self.root, self.count = root, 0
-        data.make_digits(root / "data")
+        make_digits(root / "data")
         training = self.config("train", root, "pipelines/train/base.yml")
-        training.optimizer.update(num_epochs=3, lr=0.05)
-        (root / "best.ckpt").write_bytes((pipelines.train(training) / "best.ckpt").read_bytes())
+        training = training.changed({"optimizer.num_epochs": 3, "optimizer.lr": 0.05})
+        (root / "best.ckpt").write_bytes((train(training) / "best.ckpt").read_bytes())
 
-    def config(self, name: str, folder: Path, *files: str) -> Config:
+    def config(self, name: str, folder: Path, *files: str) -> Experiment:
         keys = {"data_root": self.root / "data", "output_dir": folder, "exp_name": name, "device": "cpu", "num_gpus": 0}
         keys |= {"num_workers": 0, "dataset.image_size": 32, "dataset.pre_size": 32, "merge_option": "merge"}
         keys |= {"network.checkpoint": folder / "best.ckpt"} if (folder / "best.ckpt").exists() else {}
@@ -53,7 +62,7 @@ class Job:
         folder = self.root / str(self.count)
         folder.mkdir()
         (folder / "best.ckpt").write_bytes((self.root / "best.ckpt").read_bytes())
-        store.write_json(folder / "train.json", {"hash": "trained elsewhere"})
+        write_json(folder / "train.json", {"hash": "trained elsewhere"})
         return folder
 
 
@@ -64,7 +73,8 @@ def job(tmp_path_factory) -> Job:
 
 def by_us(job: Job) -> Path:
     folder = job.fresh()
-    pipelines.score_run(folder, [job.config(name, folder) for name in NAMES])
+    experiments = [job.config(name, folder) for name in NAMES]
+    score_run(folder, experiments, experiments[0].data)
     return folder
 
 
@@ -72,7 +82,7 @@ def by_openood(job: Job) -> Path:
     folder = job.fresh()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         for name in NAMES:
-            openood.run(job.config(name, folder))
+            host.run(job.config(name, folder))
     return folder
 
 
@@ -82,22 +92,29 @@ def without_cache(job: Job) -> Path:
             return by_openood(job)
     folder = job.fresh()
     for name in NAMES:
-        config = job.config(name, folder)
-        net = get_network(config)
-        evaluate.evaluate(evaluate.Passes(net, config), config, folder / name)
+        experiment = job.config(name, folder)
+        net = network(experiment, folder)
+        passes = Passes(net, experiment.data, CPU, network={"name": experiment.network.name})
+        evaluate(passes, experiment.postprocessor, folder / name, config=experiment.to_dict())
     return folder
+
+
+def network(experiment: Experiment, folder: Path) -> nn.Module:
+    """The trained network."""
+    net = get_network(experiment.network.model_copy(update={"pretrained": False}), image_size=32)
+    load_weights(net, folder / "best.ckpt")
+    return net
 
 
 def one_pass(job: Job) -> None:
     """Every image through the network once: those that detectors are fitted to, and those that are scored."""
-    config = job.config("msp", job.fresh())
-    config.network.pretrained = True
-    net = get_network(config)
-    for split in ("train", "val", "test"):
-        evaluate.forward_pass(net, data.id_loader(config, split), torch.device("cpu"))
-    csid = [("csid", name) for name in data.csid_sets(config)]
-    for which in [*data.ood_sets(config), *csid]:
-        evaluate.forward_pass(net, data.ood_loader(config, *which), torch.device("cpu"))
+    folder = job.fresh()
+    experiment = job.config("msp", folder)
+    net, data = network(experiment, folder), experiment.data
+    csid = [("csid", name) for name in data.csid_sets()]
+    sets = [("dataset", split) for split in ("train", "val", "test")]
+    for which in [*sets, *(("ood_dataset", *names) for names in [*data.ood_sets(), *csid])]:
+        forward_pass(net, data.loader(*which), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +161,7 @@ def test_reading_passes_again(against, job):
 
     def rerun() -> None:
         for name in NAMES:
-            pipelines.test(job.config(name, folder))
+            score(job.config(name, folder))
 
     against(rerun, lambda: by_us(job), "the first run", rounds=3, reference_rounds=1, warmup=False)
 
@@ -154,5 +171,5 @@ def test_metrics(benchmark):
     rng = np.random.default_rng(0)
     conf = np.concatenate([rng.normal(1, 1, 10_000), rng.normal(0, 1, 10_000)])
     label = np.repeat([0, -1], 10_000)
-    benchmark(evaluate.compute_metrics, conf, label, np.zeros(20_000, int))
+    benchmark(compute_metrics, conf, label, np.zeros(20_000, int))
     benchmark.extra_info["images"] = 20_000

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import kl_divergence
 
-from openood_dream.config import Config
-from openood_dream.generative.frequency import with_high_frequency
-from openood_dream.generative.network import Generative
-from openood_dream.generative.scores import code_lengths, draws, log_likelihood, regret
-from openood_dream.generative.vae import VAE, prior
-from openood_dream.networks import get_network, pick_device
+from openood_dream.device import pick_device
+from openood_dream.networks.generative.frequency import with_high_frequency
+from openood_dream.networks.generative.network import Generative
+from openood_dream.networks.generative.vae import VAE, prior
+from openood_dream.networks.settings import VAENetwork
+from openood_dream.postprocessors.likelihood import code_lengths, draws, log_likelihood, regret
 
 DEVICE = pick_device("auto")
 SHAPES = {"small": {"latent": 64, "width": 16}, "paper": {"latent": 200, "width": 64}}
@@ -29,7 +29,7 @@ SHAPES = {"small": {"latent": 64, "width": 16}, "paper": {"latent": 200, "width"
 
 def network(size: str) -> Generative:
     torch.manual_seed(0)
-    net = get_network(Config(network={"name": "vae", "image_size": 32, "frequency": True, **SHAPES[size]}))
+    net = Generative(VAENetwork(name="vae", image_size=32, frequency=True, **SHAPES[size]))
     return net.to(DEVICE).eval()
 
 

@@ -7,12 +7,12 @@ and noise; all numbers include the writing of the files.
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import diffusers
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,9 +23,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from openood_dream import anchors, generator, imagine, outliers, store
-from openood_dream.anchors import Source
-from openood_dream.config import Config, GeneratorTraining, load_config
+from openood_dream.dream.anchors import load_anchors, make_anchors
+from openood_dream.dream.generator.models import small_unet, small_vae
+from openood_dream.dream.image_set import shard_table
+from openood_dream.dream.images import Shards
+from openood_dream.dream.imaginer import SCHEDULERS, Imaginer
+from openood_dream.dream.settings import AnchorSettings, GeneratorTraining, SynthesisSettings
+from openood_dream.dream.source import Source, make_text_encoder, text_inputs, word_tokenizer
+from openood_dream.store.artifacts import Artifact
+from openood_dream.store.files import write_index, write_table, write_tensors
 
 NAMES = ["zero", "one", "two", "three", "four", "five"]
 TEMPLATE = "A high-quality image of the {}"
@@ -47,11 +53,10 @@ FULL = Size(save=256, images=48, batch=16, dtype="bfloat16")
 
 def small(folder: Path) -> Path:
     """The embedded default at the size of the digits, untrained: weights do not change the time."""
-    anchors.make_text_encoder({"class_names": NAMES, "prompt": TEMPLATE, "dim": 64, "norm": 0.4, "seed": 0}, folder)
-    text = Source(str(folder), None, None)
-    ((tokenizer, encoder),) = text.text_parts()
     training = GeneratorTraining(train="small")
-    return save(folder, generator.small_vae(training, 16), generator.small_unet(training, 4), tokenizer, encoder)
+    make_text_encoder(text_inputs(NAMES, TEMPLATE, training), folder)
+    ((tokenizer, encoder),) = Source(str(folder), None, None).text_parts()
+    return save(folder, small_vae(training, 16), small_unet(training, 4), tokenizer, encoder)
 
 
 def stable_diffusion(folder: Path) -> Path:
@@ -65,7 +70,7 @@ def stable_diffusion(folder: Path) -> Path:
         sample_size=512,
     )
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    tokenizer = anchors.word_tokenizer([*NAMES, TEMPLATE.format("")])
+    tokenizer = word_tokenizer([*NAMES, TEMPLATE.format("")])
     tokenizer.model_max_length = 77
     text = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
@@ -88,21 +93,20 @@ def save(folder: Path, vae, unet, tokenizer, encoder) -> Path:
 class Job(NamedTuple):
     """A pipeline, what it is to draw, and where the files go."""
 
-    config: Config
-    work: imagine.Shards
+    work: Shards
     size: Size
 
     def ours(self) -> torch.Tensor:
         """The images (N, S, S, 3) as they lie on disk when the last one is written."""
         with ThreadPoolExecutor(4) as pool, tqdm(disable=True) as bar:
             self.work.draw(0, range(self.size.images), pool, bar)
-        table = pd.read_parquet(store.shard_table(self.work.folder, 0))
+        table = pd.read_parquet(shard_table(self.work.folder, 0))
         return torch.stack([read(self.work.folder / file) for file in table["file"]])
 
     def published(self, folder: Path, **changes) -> torch.Tensor:
         """The same by the published procedure, with another scheduler or number of steps if asked for."""
-        synthesis = self.work.synthesis.model_copy(update={"save_size": None} | changes)
-        imaginer, images = imagine.Imaginer(self.work.imaginer.pipeline, NAMES, synthesis), []
+        synthesis = self.work.settings.model_copy(update={"save_size": None} | changes)
+        imaginer, images = Imaginer(self.work.imaginer.pipeline, NAMES, synthesis), []
         for start in range(0, self.size.images, PUBLISHED_BATCH):
             batch = range(start, min(start + PUBLISHED_BATCH, self.size.images))
             imaginer.negative = imaginer._negative()
@@ -115,8 +119,8 @@ class Job(NamedTuple):
 
     def with_scheduler(self, name: str) -> None:
         pipeline = self.work.imaginer.pipeline
-        cls, options = imagine.SCHEDULERS[name]
-        pipeline.scheduler = getattr(imagine.diffusers, cls).from_config(pipeline.scheduler.config, **options)
+        cls, options = SCHEDULERS[name]
+        pipeline.scheduler = getattr(diffusers, cls).from_config(pipeline.scheduler.config, **options)
 
 
 def read(path: Path) -> torch.Tensor:
@@ -124,33 +128,29 @@ def read(path: Path) -> torch.Tensor:
 
 
 def job(folder: Path, make, size: Size) -> Job:
-    """All that `imagine.run` prepares, with embeddings around the anchors in place of sampled ones."""
+    """All that `make_images` prepares, with embeddings around the anchors in place of sampled ones."""
     torch.manual_seed(0)
-    given = {
-        "generator": str(make(folder / "pipeline")),
-        "class_names": json.dumps(NAMES),
-        "cache_dir": str(folder / "dream"),
-        "synthesis.per_class": size.images // len(NAMES),
-        "synthesis.guidance": 7.5,
-        "synthesis.size": "null",
-        "synthesis.save_size": size.save,
-        "synthesis.batch_size": size.batch,
-        "synthesis.dtype": size.dtype,
-    }
-    words = [str(word) for key, value in given.items() for word in (f"--dream.{key}", value)]
-    config = load_config(["benchmarks/digits.yml", "benchmarks/methods/base.yml"], words)
-    made = anchors.load(anchors.run(config))
+    settings = SynthesisSettings(
+        per_class=size.images // len(NAMES),
+        guidance=7.5,
+        size=None,
+        save_size=size.save,
+        batch_size=size.batch,
+        dtype=size.dtype,
+    )
+    source = Source(str(make(folder / "pipeline")), None, None)
+    anchors = load_anchors(make_anchors(source, NAMES, AnchorSettings(), folder / "dream"))
     # three images of one embedding one after the other, as the published procedure draws them
     classes = np.repeat(np.arange(size.images // PUBLISHED_BATCH) % len(NAMES), PUBLISHED_BATCH)
-    noise = torch.randn(size.images // PUBLISHED_BATCH, made.shape[1]).repeat_interleave(PUBLISHED_BATCH, dim=0)
-    upstream = folder / "outliers"
-    store.write_tensors(upstream / "embeddings.safetensors", embeddings=made[classes] + 0.02 * noise)
-    store.write_table(upstream / "outliers.parquet", pd.DataFrame({"class": classes, "distance": 1.0}))
+    noise = torch.randn(size.images // PUBLISHED_BATCH, anchors.shape[1]).repeat_interleave(PUBLISHED_BATCH, dim=0)
+    upstream = Artifact(folder / "outliers", {}, False)
+    write_tensors(upstream.path / "all.safetensors", **{"embeddings.0": anchors[classes] + 0.02 * noise})
+    write_index(upstream.path, "embeddings", [upstream.path / "all.safetensors"])
+    write_table(upstream.path / "outliers.parquet", pd.DataFrame({"class": classes, "distance": 1.0}))
     (folder / "images").mkdir()
-    work = imagine.Shards(config, generator.run(config), store.Artifact(upstream, {}, False), folder / "images")
+    work = Shards(source, upstream, NAMES, settings, folder / "images")
     work.rows = np.arange(size.images)
-    assert len(outliers.load(store.Artifact(upstream, {}, False))[0]) == size.images
-    return Job(config, work, size)
+    return Job(work, size)
 
 
 @pytest.fixture(scope="module")

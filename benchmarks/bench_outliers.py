@@ -17,8 +17,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openood_dream.config import OutlierSettings
-from openood_dream.outliers import boundary_points, cross_class, sample_class, sample_round
+from openood_dream.dream.samplers.boundary import Boundary, BoundarySettings
+from openood_dream.sampling.knn import boundary_points, sample_outliers, sample_round
 
 
 class Setting(NamedTuple):
@@ -90,8 +90,9 @@ def test_a_round(against, name, spread):
 def test_a_class_and_with_it_a_million_embeddings(benchmark):
     """A tenth of the rounds of a class at the CIFAR-100 setting; the whole job is 100 classes of 100 rounds."""
     setting = SETTINGS["cifar100"]
-    s = OutlierSettings(k=setting.k, sigma=setting.sigma, select=setting.select, keep=setting.keep, rounds=10)
-    found = benchmark.pedantic(sample_class, (embeddings(setting.embeddings), 0, s), rounds=5, warmup_rounds=1)
+    s = {"k": setting.k, "sigma": setting.sigma, "select": setting.select, "keep": setting.keep, "rounds": 10}
+    z = embeddings(setting.embeddings)
+    found = benchmark.pedantic(sample_outliers, (z,), s, rounds=5, warmup_rounds=1)
     assert len(found["embeddings"]) == 10 * setting.n_boundary * setting.keep
     if benchmark.stats is not None:  # with --benchmark-disable nothing is timed
         benchmark.extra_info["minutes_for_a_million"] = benchmark.stats.stats.min * 10 * 100 / 60
@@ -101,8 +102,8 @@ def test_boundary_crossing_of_a_class(benchmark):
     """500 embeddings walk to the boundaries of 100 classes."""
     anchors = F.normalize(torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(2)), dim=1)
     z = F.normalize(anchors[0] + embeddings(500, 1.0, seed=3), dim=1)
-    s = OutlierSettings(method="boundary", step_size=0.015)
-    found = benchmark.pedantic(cross_class, (z, 0, anchors, 0.1, s), rounds=5, warmup_rounds=1)
+    sampler = Boundary(BoundarySettings(method="boundary", step_size=0.015))
+    found = benchmark.pedantic(sampler.sample, (z, 0, anchors, 0.1), rounds=5, warmup_rounds=1)
     benchmark.extra_info["kept"] = len(found["steps"])
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from openood_dream.config import Config
-from openood_dream.networks import TimmNetwork
-from openood_dream.trainers import TRAINERS
+from openood_dream.config.schema import validated
+from openood_dream.datasets.settings import OptimizerSettings
+from openood_dream.networks.timm_network import TimmNetwork
+from openood_dream.trainers import TRAINERS, BaseTrainer
 
 CLASSES, BATCH, ROUNDS = 10, 64, 6
 # method -> the most that a step is promised to cost
@@ -31,7 +32,7 @@ class Loader(list):
         super().__init__([{"data": torch.randn(size, 3, 32, 32), "label": labels}])
 
 
-class Taught(nn.Module):
+class Teacher(nn.Module):
     """A teacher whose pass costs nothing: the same logits and features for every image."""
 
     def __init__(self, width: int = 768) -> None:
@@ -39,26 +40,33 @@ class Taught(nn.Module):
         self.fc = nn.Linear(width, CLASSES)
         self.logits, self.feature = nn.Parameter(torch.randn(BATCH, CLASSES)), nn.Parameter(torch.randn(BATCH, width))
 
-    def forward(self, x: torch.Tensor, return_feature: bool):
+    def forward(self, x: torch.Tensor, return_feature: bool) -> tuple[torch.Tensor, torch.Tensor]:
         return self.logits, self.feature
 
     def get_fc_layer(self) -> nn.Linear:
         return self.fc
 
 
-def make(name: str, loader: Loader):
+def make(name: str, loader: Loader) -> BaseTrainer:
     """A trainer of a ResNet-18 for 32x32 images, with full queues where it has one."""
-    options = {"num_epochs": 10_000, "lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}
-    config = Config(trainer={"name": name, **SETTINGS.get(name, {})}, optimizer=options, precision="float32")
-    net, cls, more = TimmNetwork("resnet18", CLASSES, small=True), TRAINERS[name], {}
-    if cls.taught:
-        more = {"teacher": Taught(), "embeddings": torch.randn(10_000, 768), "latents": torch.randn(300, 4, 64, 64)}
-    trainer = cls(net, loader, *([Loader(BATCH, label=-1)] if cls.auxiliary else []), config, **more)
+    net, cls = TimmNetwork("resnet18", CLASSES, small=True), TRAINERS[name]
+    options = {
+        "settings": validated(cls.Settings, {"name": name, **SETTINGS.get(name, {})}),
+        "optimizer": OptimizerSettings(num_epochs=10_000, lr=1e-4, momentum=0.9, weight_decay=5e-4),
+        "precision": "float32",
+    }
+    if cls.needs_teacher:
+        options |= {
+            "teacher": Teacher(),
+            "embeddings": torch.randn(10_000, 768),
+            "latents": torch.randn(300, 4, 64, 64),
+        }
+    trainer = cls(net, loader, *([Loader(BATCH, label=-1)] if cls.auxiliary else []), **options)
     trainer.net.train()
     trainer.epoch = 1
-    if "queue" in trainer.extra:
-        for _ in range(2 * CLASSES * trainer.extra["queue"].rows.shape[1] // 500):
-            trainer.extra["queue"].push(torch.rand(500, net.feature_size), torch.randint(CLASSES, (500,)))
+    if "queue" in trainer.memory:
+        for _ in range(2 * CLASSES * trainer.queue.rows.shape[1] // 500):
+            trainer.queue.push(torch.rand(500, net.feature_size), torch.randint(CLASSES, (500,)))
     if name == "npos":
         for _ in range(CLASSES):
             trainer.outliers()  # now every class has some
@@ -66,14 +74,14 @@ def make(name: str, loader: Loader):
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_step_against_cross_entropy_on_as_many_images(benchmark, against, capsys, name):
+def test_step_against_cross_entropy(benchmark, against, capsys, name):
     torch.manual_seed(0)
     ours = make(name, Loader(BATCH))
     batches = next(iter(ours.batches()))
     plain = make("base", Loader(sum(len(batch["label"]) for batch in batches)))
     twin = next(iter(plain.batches()))
 
-    def step(trainer, batches) -> None:
+    def step(trainer: BaseTrainer, batches: tuple) -> None:
         trainer.step(*batches)
         if torch.cuda.is_available():
             torch.cuda.synchronize()

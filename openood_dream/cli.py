@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openood_dream import __version__
-from openood_dream.config import InputError
+from openood_dream._version import __version__
+from openood_dream.errors import InputError
 
 if TYPE_CHECKING:
-    from openood_dream.store import Artifact
+    from openood_dream.store.artifacts import Artifact
 
 app = typer.Typer(
     name="openood-dream",
@@ -29,9 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-UsageError = typer.BadParameter.__base__  # what a wrong word on the command line raises
+UsageError: type[Any] = typer.BadParameter.__base__  # type: ignore[assignment]  # what a wrong word raises
 # Commands that take OpenOOD's `--config A.yml B.yml --key value`: any --key may follow, so the words are read by us.
-CONFIGURED = {
+CONFIGURED: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "options_metavar": "--config A.yml B.yml ... [--key value ...]",
 }
@@ -64,7 +64,13 @@ def hush() -> None:
     os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
+def separated(words: str) -> list[str]:
+    """Words between commas."""
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
 def show_version(wanted: bool) -> None:
+    """Prints the version where it is asked for, and ends."""
     if wanted:
         typer.echo(__version__)
         raise typer.Exit()
@@ -77,8 +83,12 @@ def common(
         bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
+    """What every command has."""
     if quiet:
         hush()
+
+
+# ----------------------------------------------------------------------------------------------------- whole jobs
 
 
 @app.command()
@@ -101,13 +111,15 @@ def quickstart(
 def run(context: typer.Context) -> None:
     """Run any pipeline that the config names: train, train_oe, test_ood or benchmark."""
     files, overrides = configured(context)
-    from openood_dream import pipelines
+    from openood_dream import run as runner
 
     with partial_results():
-        finished(pipelines.run(files, overrides))
+        finished(runner.run(files, overrides))
 
 
 class Executor(str, Enum):
+    """Where the jobs of a benchmark run."""
+
     local = "local"
     ray = "ray"
 
@@ -131,9 +143,67 @@ def benchmark(
 def job(context: typer.Context) -> None:
     """Train one method with one seed and score it, as a benchmark does: --config ... --method NAME --seed N."""
     files, overrides = configured(context)
-    from openood_dream import pipelines
+    from openood_dream.pipelines import jobs
 
-    finished(pipelines.job(files, overrides))
+    finished(jobs.job(files, overrides))
+
+
+@app.command(**CONFIGURED)
+def train(context: typer.Context) -> None:
+    """Train one network, imagining its outliers first if it needs them."""
+    files, overrides = configured(context)
+    from openood_dream import run as runner
+    from openood_dream.experiment import load_config
+    from openood_dream.pipelines.train import train as standalone
+
+    finished(runner.hosted(load_config(files, overrides), standalone))
+
+
+@app.command(**CONFIGURED)
+def evaluate(context: typer.Context) -> None:
+    """Score a checkpoint with one postprocessor; write ood.csv and scores."""
+    files, overrides = configured(context)
+    from openood_dream import run as runner
+    from openood_dream.experiment import load_config
+    from openood_dream.pipelines.test import test as standalone
+
+    finished(runner.hosted(load_config(files, overrides), standalone))
+
+
+def compare(*args: Any) -> None:
+    """Runs a benchmark and shows its leaderboard."""
+    from openood_dream.pipelines import benchmark as benchmarking
+
+    with partial_results():
+        show(benchmarking.benchmark(*args))
+
+
+@contextmanager
+def partial_results() -> Iterator[None]:
+    """Shows what a benchmark has where some of its jobs failed, and ends with exit code 1."""
+    from openood_dream.pipelines.benchmark import JobsFailed
+
+    try:
+        yield
+    except JobsFailed as error:
+        if error.report is not None:
+            show(error.report)
+        raise typer.Exit(fail(str(error), 1)) from None
+
+
+def show(report: Path) -> None:
+    """Prints the leaderboard that lies beside a report, and the report's path."""
+    import pandas as pd
+
+    from openood_dream.reports.render import render
+
+    table = pd.read_csv(report.with_name("leaderboard.csv"), keep_default_na=False, na_values=[""])
+    table["notes"] = table["notes"].astype(object).fillna("")  # a column without notes is read as numbers
+    typer.echo(render(table.astype({"seeds": "Int64"}), "terminal"))
+    typer.echo(f"Report: {report}")
+
+
+# ------------------------------------------------------------------------------------------------- the imagination
 
 
 def made(artifact: Artifact) -> None:
@@ -141,23 +211,28 @@ def made(artifact: Artifact) -> None:
     typer.echo(f"{artifact.path} ({'reused' if artifact.reused else 'made'} in {artifact.manifest['seconds']:.1f} s)")
 
 
-def _stage(name: str, text: str) -> None:
-    @app.command(name=name, help=text, **CONFIGURED)
+def stage(name: str, text: str, *aliases: str) -> None:
+    """Adds the command of a stage of the imagination, and hidden ones of its older names."""
+
     def command(context: typer.Context) -> None:
         files, overrides = configured(context)
-        from openood_dream import pipelines
+        from openood_dream.pipelines import stages
 
-        made(pipelines.stage(name, files, overrides))
+        made(stages.stage(name, files, overrides))
 
-
-_stage("anchors", "Read the token embeddings T(y) of the class names.")
-_stage("space", "Train the text-conditioned latent space (phase 1).")
-_stage("generator", "Train a small diffusion pipeline on the ID images.")
-_stage("sample", "Sample outlier embeddings (phase 2a).")
+    for number, called in enumerate([name, *aliases]):
+        app.command(called, help=text, hidden=number > 0, **CONFIGURED)(command)
 
 
+stage("anchors", "Read the token embeddings T(y) of the class names.")
+stage("space", "Train the text-conditioned latent space (phase 1).")
+stage("generator", "Train a small diffusion pipeline on the ID images.")
+stage("outliers", "Sample outlier embeddings (phase 2a).", "sample")
+
+
+@app.command("synthesize", hidden=True, **CONFIGURED)
 @app.command(**CONFIGURED)
-def synthesize(
+def imagine(
     context: typer.Context,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how much and how long it will be; draw nothing.")
@@ -165,38 +240,36 @@ def synthesize(
 ) -> None:
     """Draw the images of the outlier embeddings (phase 2b), and judge them."""
     files, overrides = configured(context)
-    from openood_dream import pipelines
+    from openood_dream.pipelines import stages
+    from openood_dream.reports.render import render_quality
 
     if dry_run:
-        typer.echo(pipelines.dry_run(files, overrides))
+        typer.echo(stages.dry_run(files, overrides))
         return
-    artifact = pipelines.stage("synthesize", files, overrides)
-    from openood_dream import quality
-
-    judged = pipelines.stage("quality", files, overrides)
-    made(artifact)
-    made(judged)
-    typer.echo(quality.render(judged), nl=False)
+    images, quality = stages.stages(["images", "quality"], files, overrides)
+    made(images)
+    made(quality)
+    typer.echo(render_quality(quality), nl=False)
 
 
-@app.command(**CONFIGURED)
-def train(context: typer.Context) -> None:
-    """Train one network, imagining its outliers first if it needs them."""
-    files, overrides = configured(context)
-    from openood_dream import pipelines
-    from openood_dream.config import load_config
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Compare an image set with its table: sha256 of every image, missing and additional ones."""
+    if quiet:
+        hush()
+    from openood_dream.dream import image_set
 
-    finished(pipelines.hosted(load_config(files, overrides), pipelines.train))
-
-
-@app.command(**CONFIGURED)
-def evaluate(context: typer.Context) -> None:
-    """Score a checkpoint with one postprocessor; write ood.csv and scores."""
-    files, overrides = configured(context)
-    from openood_dream import pipelines
-    from openood_dream.config import load_config
-
-    finished(pipelines.hosted(load_config(files, overrides), pipelines.test))
+    count, problems, delete = image_set.verify(folder)
+    for file, problem in problems.items():
+        typer.echo(f"{file}: {problem}")
+    if problems:
+        typer.echo("To repair, delete these and run the same imagine again; it draws the shards named above alone:")
+        typer.echo(shlex.join(["rm", *map(str, delete)]))
+        raise typer.Exit(fail(f"{folder}: {len(problems)} problems with {count} images", 1))
+    typer.echo(f"{folder}: {count} images, all as recorded")
 
 
 plot = typer.Typer(
@@ -217,6 +290,8 @@ Out = Annotated[Path | None, typer.Option(help="PNG to write; in the config's ro
 
 
 class Method(str, Enum):
+    """How the space becomes a plane."""
+
     pca = "pca"
     umap = "umap"
 
@@ -245,18 +320,20 @@ def line(context: typer.Context, class_: Classes = None, out: Out = None) -> Non
     draw(context, "line", class_, out)
 
 
-def draw(context: typer.Context, kind: str, classes: list[str] | None, out: Path | None, **options) -> None:
+def draw(context: typer.Context, kind: str, classes: list[str] | None, out: Path | None, **options: Any) -> None:
+    """Draws a figure and prints its path."""
     files, overrides = configured(context)
-    from openood_dream import pipelines
+    from openood_dream.pipelines import stages
 
-    finished(pipelines.plot(kind, files, overrides, classes or [], out, **options))
+    finished(stages.plot(kind, files, overrides, classes or [], out, **options))
 
 
-def separated(words: str) -> list[str]:
-    return [word.strip() for word in words.split(",") if word.strip()]
+# --------------------------------------------------------------------------------------------------------- reading
 
 
 class Format(str, Enum):
+    """The form of a leaderboard."""
+
     terminal = "terminal"
     md = "md"
     csv = "csv"
@@ -278,93 +355,57 @@ def leaderboard(
     ] = None,
 ) -> None:
     """Put evaluated runs into one table: mean and standard deviation over seeds."""
-    from openood_dream import leaderboard as board
-    from openood_dream import store
+    from openood_dream.reports import page, render
+    from openood_dream.reports import submission as entry
+    from openood_dream.reports import table as board
+    from openood_dream.reports.runs import collect
+    from openood_dream.store import artifacts, files
 
-    frame = board.collect(runs)
+    frame = collect(runs)
     table = board.table(frame, mixed, sort, published=published)
     if submission is not None:
         if mixed:
             raise InputError("--submission: an entry is about one data set and network; leave --mixed out")
         if out is not None or format is not Format.terminal:
             raise InputError("--submission: writes a folder of its own; leave --format and --out out")
-        with store.exclusive(submission):
-            finished(board.submit(frame, table, submission))
+        with artifacts.exclusive(submission):
+            finished(entry.submit(frame, table, submission))
     elif format is Format.html:
         target = out or Path("report.html")
-        about = {"stages": [], "settings": {}, "versions": {"openood-dream": __version__}, "figures": {}, "notes": []}
-        with store.made(target.parent):
-            finished(board.report(target, runs=frame, table=table, **about))
+        about: dict[str, Any] = {"stages": [], "settings": {}, "figures": {}, "notes": []}
+        with artifacts.writing_in(target.parent):
+            versions = {"openood-dream": __version__}
+            finished(page.report(target, runs=frame, table=table, versions=versions, **about))
     elif out is None:
-        typer.echo(board.render(table, format.value), nl=False)
+        typer.echo(render.render(table, format.value), nl=False)
     else:
-        with store.made(out.parent):
-            store.write_text(out, board.render(table, format.value))
+        with artifacts.writing_in(out.parent):
+            files.write_text(out, render.render(table, format.value))
         finished(out)
 
 
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.")],
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
-) -> None:
-    """Compare an image set with its table: sha256 of every image, missing and additional ones."""
-    if quiet:
-        hush()
-    from openood_dream import store
+@app.command(**CONFIGURED)
+def config(context: typer.Context) -> None:
+    """Show the merged config as YAML, each value with the file that set it."""
+    files, overrides = configured(context)
+    from openood_dream.experiment import load_config
 
-    count, problems, delete = store.verify(folder)
-    for file, problem in problems.items():
-        typer.echo(f"{file}: {problem}")
-    if problems:
-        typer.echo("To repair, delete these and run the same synthesize again; it draws the shards named above alone:")
-        typer.echo(shlex.join(["rm", *map(str, delete)]))
-        raise typer.Exit(fail(f"{folder}: {len(problems)} problems with {count} images", 1))
-    typer.echo(f"{folder}: {count} images, all as recorded")
+    typer.echo(load_config(files, overrides).listing(), nl=False)
 
 
 @app.command()
 def doctor() -> None:
     """Show what is installed, what will run, what is missing and how to get it."""
-    from openood_dream import diagnosis
+    from openood_dream import doctor as diagnosis
 
     typer.echo(diagnosis.text())
 
 
-def compare(*args: object) -> None:
-    """Runs a benchmark and shows its leaderboard."""
-    from openood_dream import pipelines
-
-    with partial_results():
-        show(pipelines.benchmark(*args))
-
-
-@contextmanager
-def partial_results() -> Iterator[None]:
-    """Shows what a benchmark has where some of its jobs failed, and ends with exit code 1."""
-    from openood_dream import pipelines
-
-    try:
-        yield
-    except pipelines.JobsFailed as error:
-        if error.report is not None:
-            show(error.report)
-        raise typer.Exit(fail(str(error), 1)) from None
-
-
-def show(report: Path) -> None:
-    """Prints the leaderboard that lies beside a report, and the report's path."""
-    import pandas as pd
-
-    from openood_dream import leaderboard as board
-
-    table = pd.read_csv(report.with_name("leaderboard.csv"), keep_default_na=False, na_values=[""])
-    table["notes"] = table["notes"].astype(object).fillna("")  # a column without notes is read as numbers
-    typer.echo(board.render(table.astype({"seeds": "Int64"}), "terminal"))
-    typer.echo(f"Report: {report}")
+# ---------------------------------------------------------------------------------------------------------- ending
 
 
 def finished(path: Path) -> None:
+    """Prints where the result lies."""
     typer.echo(str(path))
 
 
@@ -400,11 +441,13 @@ def interrupted(*_: object) -> None:
 
 
 def stopped(*_: object) -> None:
+    """Ends at once."""
     os.write(2, b"openood-dream: error: interrupted again; stopped at once\n")  # print may be what was interrupted
     os._exit(130)
 
 
 def fail(text: str, code: int) -> int:
+    """Says in one line what went wrong; returns the exit code."""
     print(f"openood-dream: error: {text}", file=sys.stderr)
     return code
 

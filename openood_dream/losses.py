@@ -7,15 +7,20 @@ import math
 import torch
 import torch.nn.functional as F
 from scipy.special import gammainccinv
-from torch import nn
+from torch import Tensor, nn
 
 # --------------------------------------------------------------------------------------------------- energy, outliers
 
 
-def energy(logits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """E(x) = log sum_c w_c exp(logit_c): (B, C) -> (B,). Larger is more in-distribution (DREAM-OOD, Sec. 3.3).
+def energy(logits: Tensor, weights: Tensor | None = None) -> Tensor:
+    """E(x) = log sum_c w_c exp(logit_c); larger is more in-distribution (DREAM-OOD, Sec. 3.3).
 
-    `weights` (C,) are those of VOS, negative ones count as zero; without them all are one.
+    Args:
+        logits: (B, C).
+        weights: (C,), those of VOS, where negative ones count as zero; None: all are one.
+
+    Returns:
+        Energies (B,).
     """
     if weights is not None:
         # not log(0), whose gradient is infinite
@@ -24,11 +29,18 @@ def energy(logits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.T
 
 
 def energy_regularisation(
-    id_logits: torch.Tensor, outlier_logits: torch.Tensor, phi: nn.Module, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+    id_logits: Tensor, outlier_logits: Tensor, phi: nn.Module, weights: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy of phi(E(x)) telling ID (1) from outliers (0) (DREAM-OOD, Eq. 5; VOS, Eq. 6).
 
-    Logits are (B, C) and (O, C); `phi` maps energies (B + O, 1) to two logits each. The mean over all B + O samples.
+    Args:
+        id_logits: (B, C).
+        outlier_logits: (O, C).
+        phi: maps energies (B + O, 1) to logits (B + O, 2) of outlier and ID.
+        weights: (C,), see `energy`.
+
+    Returns:
+        The mean over all B + O samples.
     """
     energies = torch.cat([energy(id_logits, weights), energy(outlier_logits, weights)])
     target = torch.zeros(len(energies), dtype=torch.long, device=energies.device)
@@ -36,13 +48,13 @@ def energy_regularisation(
     return F.cross_entropy(phi(energies.unsqueeze(1)), target)
 
 
-def outlier_exposure(outlier_logits: torch.Tensor) -> torch.Tensor:
+def outlier_exposure(outlier_logits: Tensor) -> Tensor:
     """logsumexp(logits) - mean(logits), averaged over auxiliary outliers (O, C): the cross-entropy to uniform (OE)."""
     return (torch.logsumexp(outlier_logits, dim=1) - outlier_logits.mean(dim=1)).mean()
 
 
-def with_extra_class(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (B, C + 1) with outliers as one more class, whose logit is 0.
+def with_extra_class(logits: Tensor) -> Tensor:
+    """Logits (B, C) with outliers as one more class, whose logit is 0: (B, C + 1).
 
     Softmax sees differences of logits alone, so that nothing is lost by fixing one of them; E(x) is then the log-odds
     of being in-distribution.
@@ -54,14 +66,29 @@ def with_extra_class(logits: torch.Tensor) -> torch.Tensor:
 
 
 def virtual_outliers(
-    means: torch.Tensor, covariance: torch.Tensor, draws: int, select: int, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """The `select` least likely of `draws` draws from each Gaussian with `means` (C, D) and one `covariance` (D, D).
+    means: Tensor, covariance: Tensor, draws: int, select: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """The least likely of many draws from the Gaussian of each class (VOS, Eq. 3).
 
-    Returns (C * select, D), class by class, least likely first (VOS, Eq. 3). The likelihood of mu + L g depends on |g|
-    alone, and |g| says nothing of g's direction: so the largest of `draws` chi-distributed lengths are drawn, by their
-    order statistics, and a direction for each, and no other draw is ever made. Numbers are drawn on the CPU.
+    The likelihood of mu + L g depends on |g| alone, and |g| says nothing of g's direction: so the largest of `draws`
+    chi-distributed lengths are drawn, by their order statistics, and a direction for each, and no other draw is ever
+    made. Numbers are drawn on the CPU.
+
+    Args:
+        means: (C, D).
+        covariance: (D, D), that of every class.
+        draws: draws from each Gaussian.
+        select: how many of them are wanted.
+        generator: CPU generator of the draws; None: torch's own.
+
+    Returns:
+        Outliers (C * select, D), class by class, least likely first.
+
+    Raises:
+        ValueError: select is not in 1..draws.
     """
+    if not 1 <= select <= draws:
+        raise ValueError(f"select={select} is not in 1..{draws}, the number of draws")
     classes, width = means.shape
     uniform = torch.rand(classes, select, generator=generator, dtype=torch.float64)
     # the largest of n uniform numbers is U^(1/n), the next one that times U^(1/(n-1)), ...
@@ -76,11 +103,19 @@ def virtual_outliers(
 # -------------------------------------------------------------------------------------------------------------- NPOS
 
 
-def moved_prototypes(
-    prototypes: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, momentum: float
-) -> torch.Tensor:
-    """Unit prototypes (C, D) after p <- momentum p + (1 - momentum) z for each unit feature z (B, D) of their class, in
-    order; lengths are set back to one at the end (CIDER, Eq. 6). The gradient reaches the features.
+def moved_prototypes(prototypes: Tensor, features: Tensor, labels: Tensor, momentum: float) -> Tensor:
+    """Prototypes after p <- momentum p + (1 - momentum) z for each feature z of their class, in order (CIDER, Eq. 6).
+
+    Lengths are set back to one at the end. The gradient reaches the features.
+
+    Args:
+        prototypes: (C, D), unit length, or zero before the first feature of a class.
+        features: (B, D), unit length.
+        labels: (B,), the class of each feature.
+        momentum: in 0..1.
+
+    Returns:
+        The prototypes (C, D).
     """
     own = F.one_hot(labels, len(prototypes)).to(features.dtype)  # (B, C)
     later = own.sum(0) - own.cumsum(0)  # how many images of a class come after each image
@@ -88,33 +123,57 @@ def moved_prototypes(
     return F.normalize(momentum ** own.sum(0)[:, None] * prototypes + weights.T @ features, dim=1)
 
 
-def dispersion(prototypes: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log of the mean of exp(cos / temperature) over the other prototypes, averaged over prototypes (C, D) (CIDER, Eq. 5)."""
+def dispersion(prototypes: Tensor, temperature: float) -> Tensor:
+    """log of the mean of exp(cos / temperature) over the other prototypes, averaged over prototypes (CIDER, Eq. 5).
+
+    Args:
+        prototypes: (C, D), unit length.
+        temperature: greater than zero.
+
+    Raises:
+        ValueError: there are no two prototypes.
+    """
+    if len(prototypes) < 2:
+        raise ValueError(f"{len(prototypes)} prototypes have no distance; expected 2 or more")
     cosines = prototypes @ prototypes.T / temperature
     others = cosines.masked_fill(torch.eye(len(prototypes), dtype=torch.bool, device=cosines.device), -math.inf)
     return (others.logsumexp(1) - math.log(len(prototypes) - 1)).mean()
 
 
-def compactness(
-    features: torch.Tensor, prototypes: torch.Tensor, labels: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """Cross-entropy of unit features (B, D) over cos / temperature with the prototypes (C, D) (CIDER, Eq. 4)."""
+def compactness(features: Tensor, prototypes: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of features over cos / temperature with the prototypes (CIDER, Eq. 4).
+
+    Args:
+        features: (B, D), unit length.
+        prototypes: (C, D), unit length.
+        labels: (B,), the class of each feature.
+        temperature: greater than zero.
+    """
     return F.cross_entropy(features @ prototypes.T / temperature, labels)
 
 
 # --------------------------------------------------------------------------------------------------------------- OAL
 
 
-def distillation(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(teacher) || softmax(student)) of two (B, D), averaged over the batch (OAL)."""
+def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)), averaged over the batch (OAL).
+
+    Args:
+        student: logits or features (B, D).
+        teacher: those of the teacher (B, D).
+    """
     return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
 
 
-def club(mean: torch.Tensor, log_variance: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+def club(mean: Tensor, log_variance: Tensor, features: Tensor) -> Tensor:
     """CLUB's upper bound of the mutual information of x and y, in nats (Cheng et al., ICML 2020, Eq. 7).
 
-    q(y|x) is the Gaussian of `mean` and `log_variance` (B, D), computed from B samples of x; `features` (B, D) are the
-    samples of y that go with them. All B^2 pairs stand for independent x and y. A bound only where q fits the pairs.
+    All B^2 pairs stand for independent x and y. It is a bound only where q fits the pairs.
+
+    Args:
+        mean: (B, D), of the Gaussian q(y|x), computed from B samples of x.
+        log_variance: (B, D), the logarithms of its variances.
+        features: (B, D), the samples of y that go with those of x.
     """
     together = (features - mean).square()
     # the mean over all y of (y - mean_i)^2, which needs no table of pairs
@@ -122,6 +181,12 @@ def club(mean: torch.Tensor, log_variance: torch.Tensor, features: torch.Tensor)
     return ((apart - together) / (2 * log_variance.exp())).sum(1).mean()
 
 
-def gaussian_fit(mean: torch.Tensor, log_variance: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of `features` (B, D) under Gaussians of `mean` and `log_variance` (B, D), less a constant."""
+def gaussian_fit(mean: Tensor, log_variance: Tensor, features: Tensor) -> Tensor:
+    """Negative log-likelihood of features under Gaussians, less a constant, averaged over the batch.
+
+    Args:
+        mean: (B, D).
+        log_variance: (B, D), the logarithms of the variances.
+        features: (B, D).
+    """
     return 0.5 * ((features - mean).square() / log_variance.exp() + log_variance).sum(1).mean()

@@ -96,7 +96,8 @@ def start(out: str, err: str, hook: str, words: list[str]) -> int:
 if __name__ == "__main__":
     import torch
 
-    from openood_dream import cli, gallery, generator, imagine, pipelines, quality, report  # noqa: F401
+    from openood_dream import cli
+    from openood_dream.pipelines import benchmark, stages  # noqa: F401
 
     torch.set_num_threads(1)
     print("ready", flush=True)

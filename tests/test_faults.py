@@ -19,8 +19,11 @@ import forks
 import pytest
 import torch
 
-from openood_dream import anchors, imagine, pipelines, store
-from openood_dream.config import InputError
+from openood_dream.dream import images as images_stage
+from openood_dream.errors import InputError
+from openood_dream.pipelines.benchmark import job as run_job
+from openood_dream.pipelines.train import STARTED, train
+from openood_dream.store.files import UNFINISHED
 from openood_dream.trainers import BaseTrainer, loop
 
 BASE = "benchmarks/methods/base.yml"
@@ -95,7 +98,7 @@ def job(tiny, root: Path, *more: object) -> list[object]:
 def scored(tiny, tmp_path_factory) -> Path:
     """What `job` leaves where nothing happens to it: the folder of a trained and scored run."""
     keys = list(map(str, job(tiny, tmp_path_factory.mktemp("scored"))))
-    return pipelines.job(keys[2:4], keys[4:])
+    return run_job(keys[2:4], keys[4:])
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ os.replace = counted
 """
 
 
-def test_a_job_killed_while_it_trains_and_while_it_scores_ends_as_one_that_was_not(fork, tiny, whole, tmp_path):
+def test_killed_job_ends_as_one_that_was_not(fork, tiny, whole, tmp_path):
     root = tmp_path / "out"
     for number in (3, 8, 13):
         assert fork(*job(tiny, root), hook=KILL.format(number=number)).wait().code == -signal.SIGKILL
@@ -136,20 +139,20 @@ def test_a_job_killed_while_it_trains_and_while_it_scores_ends_as_one_that_was_n
     assert tree(root) == whole
 
 
-def test_a_run_that_was_to_be_replaced_is_not_taken_for_finished(tiny, tmp_path, monkeypatch):
+def test_replaced_run_is_not_taken_for_finished(tiny, tmp_path, monkeypatch):
     """Its weights may be those of the other configuration already."""
 
     def config(*more):
         return tiny.method("base", "--root", str(tmp_path), "--merge_option", "merge", *more)
 
-    folder = pipelines.train(config())
+    folder = train(config())
     weights = (folder / "best.ckpt").read_bytes()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        write = store.write_checkpoint
-        patch.setattr(store, "write_checkpoint", lambda path, state: write(path, state) or interrupt())
-        pipelines.train(config("--optimizer.lr", "0.05"))
+        write = loop.write_checkpoint
+        patch.setattr(loop, "write_checkpoint", lambda path, state: write(path, state) or interrupt())
+        train(config("--optimizer.lr", "0.05"))
     assert (folder / "best.ckpt").read_bytes() != weights
-    pipelines.train(config())
+    train(config())
     assert (folder / "best.ckpt").read_bytes() == weights
 
 
@@ -163,15 +166,15 @@ STAGES = {
     "text and anchors": ["anchors"],
     "space": ["space"],
     "generator": ["generator"],
-    "outliers": ["sample"],
-    "images and quality": ["synthesize"],
+    "outliers": ["outliers"],
+    "images and quality": ["imagine"],
     "training and scores": ["job"],
     "leaderboard": ["benchmark", "--methods", "dream_ood", "--seeds", "1"],
 }
 
 
 @pytest.mark.slow
-def test_a_chain_killed_ten_times_in_each_stage_gives_the_table_of_one_that_was_not(fork, tiny, tmp_path):
+def test_chain_killed_ten_times_a_stage(fork, tiny, tmp_path):
     work, before = tmp_path / "work", tmp_path / "before"
     keys = ["--root", work, "--data_root", work / "data", "--benchmark.postprocessors", "[msp, knn]"]
 
@@ -235,12 +238,10 @@ BaseTrainer.train_epoch = held
 
 
 @pytest.mark.parametrize("change", [[], ["--optimizer.lr", "0.01"]])
-def test_of_two_jobs_in_one_folder_the_second_waits_and_reuses_or_is_refused_at_once(
-    fork, tiny, whole, tmp_path, change
-):
+def test_two_jobs_in_one_folder(fork, tiny, whole, tmp_path, change):
     root, waiting = tmp_path / "out", f"waiting for another run that makes {run_folder(tmp_path / 'out')}"
     first = fork(*job(tiny, root), hook=HOLD.format(other=str(tmp_path / "process-1" / "err.txt")))
-    first.until((run_folder(root) / pipelines.STARTED).exists)
+    first.until((run_folder(root) / STARTED).exists)
     second = fork(*job(tiny, root, *change)).wait()
     ended = first.wait()
     assert (ended.code, ended.out) == (0, f"{run_folder(root)}\n")
@@ -256,7 +257,7 @@ def test_of_two_jobs_in_one_folder_the_second_waits_and_reuses_or_is_refused_at_
 
 
 @pytest.mark.slow
-def test_two_benchmarks_that_make_their_data_at_once_leave_what_one_leaves(fork, tiny, tmp_path):
+def test_two_benchmarks_at_once(fork, tiny, tmp_path):
     root, trees = tmp_path / "out", []
     for count in (1, 2):
         shutil.rmtree(root, ignore_errors=True)  # the same one again: images name the folder of their generator
@@ -274,7 +275,7 @@ def test_two_benchmarks_that_make_their_data_at_once_leave_what_one_leaves(fork,
 STUCK = """
 import sys, time
 from pathlib import Path
-from {room} import {name} as owner
+from {module} import {name} as owner
 
 def stuck(*args):
     try:
@@ -289,15 +290,13 @@ owner.{method} = stuck
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("stage", ["synthesize", "train", "benchmark"])
-def test_interruptions_end_a_command_in_one_line_that_says_how_to_go_on(
-    fork, tiny, chain, whole, tmp_path, stage, times
-):
+@pytest.mark.parametrize("stage", ["imagine", "train", "benchmark"])
+def test_interruptions(fork, tiny, dream, whole, tmp_path, stage, times):
     """Once: cleanly, with all that was finished. Twice: at once, even while it cleans up."""
     root, mark = tmp_path / "out", tmp_path / "mark"
-    place = {"room": "openood_dream.trainers", "name": "BaseTrainer", "method": "train_epoch"}
-    if stage == "synthesize":
-        place = {"room": "openood_dream.imagine", "name": "Imaginer", "method": "__call__"}
+    place = {"module": "openood_dream.trainers", "name": "BaseTrainer", "method": "train_epoch"}
+    if stage == "imagine":
+        place = {"module": "openood_dream.dream.imaginer", "name": "Imaginer", "method": "__call__"}
         shutil.copytree(tiny.root / "dream", root / "dream", ignore=shutil.ignore_patterns("images-*", "quality-*"))
     words = [stage, "--config", tiny.file, *([BASE] if stage == "train" else []), "--root", root]
     words += ["--methods", "base", "--jobs", "1"] if stage == "benchmark" else []
@@ -313,11 +312,11 @@ def test_interruptions_end_a_command_in_one_line_that_says_how_to_go_on(
     left = [path.name for path in root.rglob("*") if path.is_file()]
     assert not {"train.json", "imglist.txt", "ood.csv", "leaderboard.csv"} & set(left)
     if times == 1:
-        assert not [name for name in left if name.startswith(store.UNFINISHED) or name.endswith("lock")]
+        assert not [name for name in left if name.startswith(UNFINISHED) or name.endswith("lock")]
 
 
 @pytest.mark.slow
-def test_an_interrupted_benchmark_interrupts_the_jobs_that_it_started(fork, tiny, tmp_path):
+def test_interrupted_benchmark_interrupts_its_jobs(fork, tiny, tmp_path):
     words = ["benchmark", "--config", tiny.file, "--methods", "base", "--jobs", "2", "--root", tmp_path / "out"]
     long = ["--optimizer.num_epochs", "10000"]
     process = fork(*words, *long)
@@ -356,18 +355,17 @@ COMMANDS = {
     "anchors": "anchors",
     "space": "space",
     "generator": "generator",
-    "outliers": "sample",
-    "images": "synthesize",
-    "quality": "synthesize",
+    "outliers": "outliers",
+    "images": "imagine",
+    "quality": "imagine",
 }
 
 
 @pytest.fixture
-def folders(tiny, chain) -> dict[str, Path]:
+def folders(dream) -> dict[str, Path]:
     """Where the shared chain keeps each stage."""
-    found = {stage: Path(getattr(chain, stage).path) for stage in COMMANDS if hasattr(chain, stage)}
-    found["text"] = Path(anchors.text_source(chain.config).path)
-    return found | {"quality": pipelines.stage("quality", [tiny.file], []).path}
+    found = {stage: Path(getattr(dream, stage).path) for stage in COMMANDS if stage != "text"}
+    return found | {"text": Path(dream.text_source.path)}
 
 
 @pytest.fixture
@@ -392,7 +390,7 @@ def fails_and_goes_on(command, words: list, disk: Path, folder: Path, finished: 
     assert not list(disk.rglob(finished))
     remount(disk, "size=50m")
     assert command(*words).code == 0 and list(disk.rglob(finished))
-    assert not list(disk.rglob(f"{store.UNFINISHED}*"))
+    assert not list(disk.rglob(f"{UNFINISHED}*"))
 
 
 @pytest.mark.parametrize(
@@ -402,9 +400,7 @@ def fails_and_goes_on(command, words: list, disk: Path, folder: Path, finished: 
         *(pytest.param(stage, size, marks=pytest.mark.slow) for stage in COMMANDS for size in ("8k", "32k")),
     ],
 )
-def test_a_stage_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
-    command, tiny, folders, until, tmp_path, stage, size
-):
+def test_full_disk_in_a_stage(command, tiny, folders, until, tmp_path, stage, size):
     files = [path for path in folders[stage].rglob("*") if path.is_file()]
     if sum(-(-path.stat().st_size // 4096) for path in files) <= int(size[:-1]) / 4:
         pytest.skip("all of it fits")
@@ -416,7 +412,7 @@ def test_a_stage_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
 
 
 @pytest.mark.parametrize("size", ["4k", "48k"])
-def test_a_training_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(command, tiny, whole, tmp_path, size):
+def test_full_disk_in_training(command, tiny, whole, tmp_path, size):
     with small_disk(tmp_path / "disk", size) as disk:
         words = job(tiny, disk / "out")
         words[0:4] = ["train", "--config", tiny.file, BASE]
@@ -425,7 +421,7 @@ def test_a_training_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(co
 
 
 @pytest.mark.parametrize("free", ["8k", "100k"])
-def test_an_evaluation_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(command, tiny, scored, tmp_path, free):
+def test_full_disk_in_evaluation(command, tiny, scored, tmp_path, free):
     layers = [tiny.file, "pipelines/test/test_ood.yml", "postprocessors/msp.yml"]
     with small_disk(tmp_path / "disk", free) as disk:
         (disk / "run").mkdir()
@@ -435,7 +431,7 @@ def test_an_evaluation_whose_disk_is_full_says_so_and_goes_on_when_there_is_room
         fails_and_goes_on(command, words, disk, disk, "ood.csv")
 
 
-def test_a_table_that_does_not_fit_on_the_disk_is_not_written(command, tiny, scored, tmp_path):
+def test_full_disk_of_a_table(command, tiny, scored, tmp_path):
     with small_disk(tmp_path / "disk", "4k") as disk:
         (disk / "filler").write_bytes(bytes(4096))
         for fmt in ("csv", "html"):
@@ -474,9 +470,7 @@ def named(command, words: list, path: Path, remedy: str) -> None:
         ("outliers", "outliers.parquet", "images"),
     ],
 )
-def test_a_truncated_file_of_a_stage_is_named_with_the_folder_to_delete(
-    command, tiny, folders, until, stage, file, user
-):
+def test_truncated_file_of_a_stage(command, tiny, folders, until, stage, file, user):
     cache = until(user)
     path = halve(cache / folders[stage].name / file)
     words = [COMMANDS[user], "--config", tiny.file, "--dream.cache_dir", cache]
@@ -486,13 +480,11 @@ def test_a_truncated_file_of_a_stage_is_named_with_the_folder_to_delete(
 
 
 @pytest.mark.parametrize("file", ["images.parquet", "zero/0000000.png"])
-def test_a_truncated_file_of_an_image_set_is_named_with_the_command_that_says_how_to_repair_it(
-    command, tiny, folders, until, file
-):
+def test_truncated_file_of_an_image_set(command, tiny, folders, until, file):
     cache = until("quality")
     images = cache / folders["images"].name
     path = halve(images / file)
-    words = ["synthesize", "--config", tiny.file, "--dream.cache_dir", cache]
+    words = ["imagine", "--config", tiny.file, "--dream.cache_dir", cache]
     named(command, words, path, f"openood-dream verify {images} says how to repair it")
     done = command("verify", images)
     assert done.code in (1, 2) and file in done.out + done.err[0]
@@ -511,7 +503,7 @@ def test_a_truncated_file_of_an_image_set_is_named_with_the_command_that_says_ho
         ("knn/evaluate.json", "leaderboard", "delete it"),
     ],
 )
-def test_a_truncated_file_of_a_run_is_named_with_what_to_do(command, tiny, scored, tmp_path, file, words, remedy):
+def test_truncated_file_of_a_run(command, tiny, scored, tmp_path, file, words, remedy):
     root = tmp_path / "out"
     shutil.copytree(scored, run_folder(root))
     path = halve(next(iter(sorted(run_folder(root).glob(file)))))
@@ -524,7 +516,7 @@ def test_a_truncated_file_of_a_run_is_named_with_what_to_do(command, tiny, score
     named(command, words, path, remedy)
 
 
-def test_a_truncated_checkpoint_of_an_interrupted_training_is_named(command, tiny, scored, tmp_path):
+def test_truncated_training_state(command, tiny, scored, tmp_path):
     run_folder(tmp_path).mkdir(parents=True)
     path = run_folder(tmp_path) / loop.TRAINING
     shutil.copy(scored / "best.ckpt", path)
@@ -534,29 +526,29 @@ def test_a_truncated_checkpoint_of_an_interrupted_training_is_named(command, tin
     assert command(*job(tiny, tmp_path)).code == 0
 
 
-def test_truncated_latents_are_named(chain, folders, until, tiny, monkeypatch):
-    config = tiny.config("--dream.cache_dir", str(until("images")))
+def test_truncated_latents(folders, until, tiny, monkeypatch):
+    cache = until("images")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store, "join_tensors", lambda *args: interrupt())
-        imagine.latents(config)
-    path = halve(next(Path(config.dream.cache_dir).glob("latents-*/shards/000001.safetensors")))
+        patch.setattr(images_stage, "write_index", lambda *args: interrupt())
+        tiny.config("--dream.cache_dir", str(cache)).imagination.latents  # noqa: B018
+    path = halve(next(cache.glob("latents-*/shards/000001.safetensors")))
     with pytest.raises(
         InputError, match=rf"{re.escape(str(path))}: not a readable safetensors file .* delete its folder"
     ):
-        imagine.latents(config)
+        tiny.config("--dream.cache_dir", str(cache)).imagination.latents  # noqa: B018
 
 
 # ------------------------------------------------------------------------------------------------- the same checkpoint?
 
 
-def test_an_altered_checkpoint_at_the_same_place_is_another_run_and_a_copy_elsewhere_is_not(tiny, scored, tmp_path):
+def test_checkpoint_is_known_by_its_content(tiny, scored, tmp_path):
     weights = [tmp_path / name for name in ("start.ckpt", "copy.ckpt")]
     for path in weights:
         shutil.copy(scored / "best.ckpt", path)
 
     def train(path: Path) -> Path:
         start = ["--network.pretrained", "true", "--network.checkpoint", str(path)]
-        return pipelines.train(tiny.method("base", "--root", str(tmp_path / "out"), *start))
+        return train(tiny.method("base", "--root", str(tmp_path / "out"), *start))
 
     before = tree(train(weights[0]))
     assert tree(train(weights[1])) == before
@@ -572,7 +564,7 @@ def test_an_altered_checkpoint_at_the_same_place_is_another_run_and_a_copy_elsew
 # ------------------------------------------------------------------------------------------------- read-only, and clocks
 
 
-def test_what_is_finished_can_be_used_where_nothing_can_be_written(command, tiny, scored, tmp_path):
+def test_finished_run_on_a_read_only_disk(command, tiny, scored, tmp_path):
     with small_disk(tmp_path / "disk", "50m") as disk:
         shutil.copytree(scored, run_folder(disk / "out"))
         remount(disk, "ro")
@@ -586,9 +578,7 @@ def test_what_is_finished_can_be_used_where_nothing_can_be_written(command, tiny
 
 
 @pytest.mark.parametrize("moment", [1, 2**32])
-def test_files_of_the_past_and_the_future_are_those_that_they_were(
-    command, tiny, scored, tmp_path, monkeypatch, moment
-):
+def test_file_times_do_not_matter(command, tiny, scored, tmp_path, monkeypatch, moment):
     shutil.copytree(scored, run_folder(tmp_path))
     before = tree(tmp_path)
     for path in tmp_path.rglob("*"):
@@ -597,7 +587,7 @@ def test_files_of_the_past_and_the_future_are_those_that_they_were(
     assert command(*job(tiny, tmp_path)).code == 0 and tree(tmp_path) == before
 
 
-def test_a_clock_that_runs_backwards_changes_nothing(fork, tiny, whole, tmp_path):
+def test_clock_that_runs_backwards(fork, tiny, whole, tmp_path):
     hook = """
 import itertools, os, time
 os.environ.pop("TQDM_DISABLE")

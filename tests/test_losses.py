@@ -14,12 +14,12 @@ from openood_dream import losses
 from openood_dream.losses import energy, energy_regularisation, outlier_exposure
 
 
-def test_the_energy_is_the_log_of_the_summed_exponentials():
+def test_energy():
     logits = torch.tensor([[math.log(1), math.log(2), math.log(5)], [0.0, 0.0, 0.0]])
     assert energy(logits).tolist() == pytest.approx([math.log(8), math.log(3)])
 
 
-def test_the_energy_of_large_logits_does_not_overflow():
+def test_energy_does_not_overflow():
     assert energy(torch.tensor([[1000.0, 0.0], [-1000.0, -1000.0]])).tolist() == pytest.approx(
         [1000, -1000 + math.log(2)]
     )
@@ -31,54 +31,55 @@ def linear(weight: list[float], bias: list[float]) -> nn.Linear:
     return phi
 
 
-def test_energy_regularisation_is_the_mean_binary_cross_entropy():
+def test_energy_regularisation():
     # energies log 2 (ID) and log 4, log 8 (outliers); phi gives the logits (0, E), so p(ID) = e^E / (1 + e^E)
-    inside = torch.tensor([[0.0, 0.0]])
-    outside = torch.tensor([[math.log(2)] * 2, [math.log(4)] * 2])
-    found = energy_regularisation(inside, outside, linear([0.0, 1.0], [0.0, 0.0]))
+    id_logits = torch.tensor([[0.0, 0.0]])
+    outlier_logits = torch.tensor([[math.log(2)] * 2, [math.log(4)] * 2])
+    found = energy_regularisation(id_logits, outlier_logits, linear([0.0, 1.0], [0.0, 0.0]))
     assert found.item() == pytest.approx(-(math.log(2 / 3) + math.log(1 / 5) + math.log(1 / 9)) / 3)
 
 
-def test_energy_regularisation_raises_id_energies_and_lowers_outlier_energies():
-    inside, outside = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+def test_energy_regularisation_gradients():
+    id_logits, outlier_logits = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     phi = linear([0.0, 1.0], [0.0, 0.0])  # already right in sign: larger energy is more ID
-    energy_regularisation(inside, outside, phi).backward()
-    assert (inside.grad < 0).all() and (outside.grad > 0).all()  # a step against the gradient
+    energy_regularisation(id_logits, outlier_logits, phi).backward()
+    assert (id_logits.grad < 0).all() and (outlier_logits.grad > 0).all()  # a step against the gradient
     assert phi.weight.grad.abs().min() > 0
 
 
-def test_phi_learns_to_tell_the_energies_apart():
-    inside, outside = torch.randn(64, 3) + 3, torch.randn(64, 3) - 3
+def test_phi_learns():
+    id_logits, outlier_logits = torch.randn(64, 3) + 3, torch.randn(64, 3) - 3
     phi = linear([0.0, -0.5], [0.0, 0.0])  # wrong way round
     optimizer = torch.optim.SGD(phi.parameters(), 0.5)
     for _ in range(300):
-        loss = energy_regularisation(inside, outside, phi)
+        loss = energy_regularisation(id_logits, outlier_logits, phi)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2 and phi.weight[1] > phi.weight[0]
 
 
-def test_outlier_exposure_is_the_cross_entropy_to_the_uniform_prediction_less_its_least_value():
+def test_outlier_exposure_is_cross_entropy_to_uniform():
     logits = torch.randn(6, 4)
     to_uniform = torch.stack([-sum(row.log_softmax(0)[c] / 4 for c in range(4)) for row in logits]).mean()
     assert outlier_exposure(logits).item() == pytest.approx(to_uniform.item(), abs=1e-5)
     assert outlier_exposure(torch.full((3, 4), 7.0)).item() == pytest.approx(math.log(4))
 
 
-def test_outlier_exposure_pushes_to_the_uniform_prediction():
+def test_outlier_exposure_gradient():
     logits = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
     outlier_exposure(logits).backward()
     p = torch.tensor([2.0, 0.0, -1.0]).softmax(0)
     assert torch.allclose(logits.grad[0], p - 1 / 3, atol=1e-6)
 
 
-def test_no_loss_depends_on_the_order_of_samples():
-    inside, outside, phi = torch.randn(5, 3), torch.randn(4, 3), nn.Linear(1, 2)
+def test_order_of_samples():
+    id_logits, outlier_logits, phi = torch.randn(5, 3), torch.randn(4, 3), nn.Linear(1, 2)
     assert torch.allclose(
-        energy_regularisation(inside, outside, phi), energy_regularisation(inside.flip(0), outside.flip(0), phi)
+        energy_regularisation(id_logits, outlier_logits, phi),
+        energy_regularisation(id_logits.flip(0), outlier_logits.flip(0), phi),
     )
-    assert torch.allclose(outlier_exposure(outside), outlier_exposure(outside.flip(0)))
+    assert torch.allclose(outlier_exposure(outlier_logits), outlier_exposure(outlier_logits.flip(0)))
 
 
 # ------------------------------------------------------------------------------------------- the same as pytorch-ood's
@@ -105,7 +106,7 @@ def test_energy_regularisation_is_pytorch_oods(weighted):
 # -------------------------------------------------------------------------------------------------------- extra class
 
 
-def test_the_extra_class_has_the_logit_zero_and_the_energy_is_its_log_odds():
+def test_extra_class_makes_energy_log_odds():
     logits = torch.randn(5, 3)
     odds = losses.with_extra_class(logits).softmax(1)
     assert odds.shape == (5, 4)
@@ -115,7 +116,7 @@ def test_the_extra_class_has_the_logit_zero_and_the_energy_is_its_log_odds():
 # ---------------------------------------------------------------------------------------------------------------- VOS
 
 
-def test_virtual_outliers_have_the_distribution_of_the_least_likely_of_all_draws():
+def test_virtual_outliers_are_the_least_likely_draws():
     torch.manual_seed(0)
     root = torch.randn(3, 3, dtype=torch.float64)
     covariance = root @ root.T + 0.1 * torch.eye(3)
@@ -133,7 +134,7 @@ def test_virtual_outliers_have_the_distribution_of_the_least_likely_of_all_draws
     assert (gaussian.log_prob(fast[:, 0]) <= gaussian.log_prob(fast[:, 1])).all()
 
 
-def test_virtual_outliers_of_one_draw_are_plain_draws():
+def test_virtual_outliers_of_one_draw():
     torch.manual_seed(0)
     covariance = torch.tensor([[2.0, 0.6], [0.6, 0.5]])
     found = losses.virtual_outliers(torch.full((20_000, 2), 3.0), covariance, 1, 1)
@@ -141,10 +142,16 @@ def test_virtual_outliers_of_one_draw_are_plain_draws():
     assert torch.allclose(found.T.cov(), covariance, atol=0.06)
 
 
+@pytest.mark.parametrize("select", [0, 6])
+def test_virtual_outliers_out_of_range(select):
+    with pytest.raises(ValueError, match=rf"select={select} is not in 1\.\.5"):
+        losses.virtual_outliers(torch.zeros(2, 3), torch.eye(3), 5, select)
+
+
 # --------------------------------------------------------------------------------------------------------------- NPOS
 
 
-def test_prototypes_move_by_one_image_after_the_other():
+def test_prototypes_move_image_by_image():
     prototypes = F.normalize(torch.randn(3, 5), dim=1)
     features, labels = F.normalize(torch.randn(7, 5), dim=1), torch.tensor([0, 2, 0, 0, 2, 0, 2])
     slow = prototypes.clone()
@@ -154,14 +161,14 @@ def test_prototypes_move_by_one_image_after_the_other():
     assert torch.allclose(found, F.normalize(slow, dim=1), atol=1e-6) and torch.allclose(found[1], prototypes[1])
 
 
-def test_the_first_images_of_a_class_make_its_prototype():
+def test_first_images_make_the_prototype():
     features = F.normalize(torch.randn(2, 4), dim=1)
     found = losses.moved_prototypes(torch.zeros(3, 4), features, torch.tensor([1, 1]), 0.5)
     assert torch.allclose(found[1], F.normalize(0.5 * features[0] + features[1], dim=0), atol=1e-6)
     assert found[[0, 2]].abs().sum() == 0
 
 
-def test_dispersion_and_compactness_are_the_papers():
+def test_dispersion_and_compactness():
     prototypes, features = F.normalize(torch.randn(3, 4), dim=1), F.normalize(torch.randn(2, 4), dim=1)
     labels, tau = [2, 0], 0.3
     spread = 0.0
@@ -175,16 +182,21 @@ def test_dispersion_and_compactness_are_the_papers():
     assert found.item() == pytest.approx(close, rel=1e-5)
 
 
+def test_dispersion_of_one_prototype():
+    with pytest.raises(ValueError, match="1 prototypes"):
+        losses.dispersion(torch.ones(1, 4), 0.1)
+
+
 # ---------------------------------------------------------------------------------------------------------------- OAL
 
 
-def test_distillation_is_the_divergence_of_the_student_from_the_teacher():
+def test_distillation():
     student, teacher = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[0.0, 0.0]])
     assert losses.distillation(student, teacher).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert losses.distillation(teacher, teacher).item() == pytest.approx(0)
 
 
-def test_club_is_the_mean_over_pairs_less_the_mean_over_all_combinations():
+def test_club():
     mean, log_variance, y = torch.randn(6, 3), torch.randn(6, 3), torch.randn(6, 3)
 
     def log_q(i: int, j: int) -> torch.Tensor:
@@ -195,7 +207,7 @@ def test_club_is_the_mean_over_pairs_less_the_mean_over_all_combinations():
     assert losses.club(mean, log_variance, y).item() == pytest.approx((pairs - combinations).item(), rel=1e-4)
 
 
-def test_the_fit_of_a_gaussian_is_best_at_mean_and_variance():
+def test_gaussian_fit():
     y = 2 + 3 * torch.randn(4000, 1)
     right = losses.gaussian_fit(torch.full_like(y, 2), torch.full_like(y, math.log(9)), y)
     for mean, variance in ((2.5, 9), (2, 7), (2, 12)):

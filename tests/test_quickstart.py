@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from openood_dream import leaderboard, pipelines
+from openood_dream.pipelines.benchmark import benchmark
+from openood_dream.reports.runs import collect
 
 
 @pytest.mark.slow
-def test_imagined_outliers_help_on_the_digits(tmp_path, command):
+def test_imagined_outliers_help(tmp_path, command):
     done = command("quickstart", "--out", tmp_path)
     assert done.code == 0 and str(tmp_path / "report.html") in done.out
     rows = {(r["method"], r["postprocessor"]): r for r in json.loads((tmp_path / "leaderboard.json").read_text())}
@@ -18,6 +19,6 @@ def test_imagined_outliers_help_on_the_digits(tmp_path, command):
     assert dream["near_auroc"] > base["near_auroc"]
     assert dream["id_acc"] > base["id_acc"] - 1
     trained = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("best.ckpt"))
-    pipelines.benchmark(["benchmarks/digits.yml"], ["--root", json.dumps(str(tmp_path))], ["base", "oe", "dream_ood"])
+    benchmark(["benchmarks/digits.yml"], ["--root", json.dumps(str(tmp_path))], ["base", "oe", "dream_ood"])
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("best.ckpt")) == trained, "a rerun reuses all"
-    assert len(leaderboard.collect([tmp_path])) == 27
+    assert len(collect([tmp_path])) == 27

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import socket
 import subprocess
 import sys
@@ -10,11 +11,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_leaderboard import Page, make_report, write_run
+from finished_runs import Page, make_report, write_run
 
 import openood_dream
-from openood_dream import anchors, imagine, leaderboard, plots, store
-from openood_dream.config import load_config
+from openood_dream.dream.image_set import verify
+from openood_dream.dream.images import folder_names
+from openood_dream.dream.source import Source, given_source
+from openood_dream.errors import InputError
+from openood_dream.reports import plots
+from openood_dream.reports.runs import collect
+from openood_dream.reports.table import table
+from openood_dream.store.artifacts import MANIFEST
 
 PACKAGE = Path(openood_dream.__file__).parent
 EVIL = '</script><script>alert("1")</script>'
@@ -33,7 +40,7 @@ def calls() -> list[tuple[str, ast.Call]]:
     return found
 
 
-def test_nothing_is_evaluated_unpickled_or_given_to_a_shell():
+def test_no_eval_pickle_or_shell():
     banned = {"eval", "exec", "compile", "os.system", "os.popen", "pd.read_pickle", "joblib.load"}
     banned |= {f"import {name}" for name in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle")}
     for name, call in calls():
@@ -44,7 +51,7 @@ def test_nothing_is_evaluated_unpickled_or_given_to_a_shell():
         assert words.get("trust_remote_code", "False") == "False", name
 
 
-def test_bandit_finds_nothing_that_is_not_justified():
+def test_bandit():
     pytest.importorskip("bandit", reason="bandit is not installed")
     # "mean" and "last" are no passwords, and importing subprocess is no call of it
     command = [sys.executable, "-m", "bandit", "-q", "-r", PACKAGE, "--skip", "B105,B107,B404"]
@@ -55,19 +62,19 @@ def test_bandit_finds_nothing_that_is_not_justified():
 # ------------------------------------------------------------------------------------------------------------ the report
 
 
-def test_no_name_becomes_markup_of_the_report(tmp_path):
+def test_names_are_no_markup(tmp_path):
     changes = {"dataset__name": EVIL, "network__name": EVIL, "outlier_data": EVIL, "postprocessor__name": EVIL}
     rows = [[name, "1", "99", "99", "99", "90"] for name in ("digits", "nearood", EVIL, "farood")]
     folder = write_run(tmp_path, EVIL, 0, "ebo", rows=rows, **changes)
-    (folder.parent / "train.json").write_text('{"hash": "<b>"}')
-    runs = leaderboard.collect([tmp_path])
+    (folder.parent / "train.json").write_text(json.dumps({"hash": "<b>", "outlier_data": EVIL}))
+    runs = collect([tmp_path])
     failed = {"seed": 1, "postprocessor": EVIL, "network": EVIL, "dataset": EVIL, "outlier_data": EVIL, "text": EVIL}
     judged = pd.DataFrame({"class": [EVIL], EVIL: [1.0]})
     figure = plots.training_curves({EVIL: [{"epoch": 1, "loss": 1.0, "val_acc": 90.0}]})
     html = make_report(
         tmp_path,
         runs,
-        table=leaderboard.table(runs, failures=[{"method": EVIL, **failed}]),
+        table=table(runs, failures=[{"method": EVIL, **failed}]),
         stages=[{"name": EVIL, "hash": EVIL}],
         settings={"dream": {"class_names": [EVIL], EVIL: EVIL}},
         versions={EVIL: EVIL},
@@ -87,22 +94,22 @@ def test_no_name_becomes_markup_of_the_report(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".", "/etc", "a\\b", "~", "shards", "manifest.json", "a\0b"])
-def test_a_class_has_a_folder_of_its_own_in_the_image_set(name, tmp_path):
-    (folder,) = imagine.folder_names([name])
+def test_class_folders(name, tmp_path):
+    (folder,) = folder_names([name])
     path = (tmp_path / folder / "0.png").resolve()
     assert path.parent.parent == tmp_path.resolve()
-    assert folder not in ("shards", "images.parquet", "imglist.txt", store.MANIFEST)
+    assert folder not in ("shards", "images.parquet", "imglist.txt", MANIFEST)
 
 
-def test_images_of_a_class_that_is_named_like_a_path_stay_in_the_artifact(tiny, chain, tmp_path):
+def test_class_named_like_a_path(tiny, dream, tmp_path):
     names = '["../../x", "a/b", "..", "shards", "/tmp/y", "<script>"]'
     config = tiny.config("--root", str(tmp_path / "out"), "--dream.class_names", names)
-    images = imagine.run(config)
+    images = config.imagination.images
     files = pd.read_parquet(images.path / "images.parquet")["file"]
     assert all((images.path / file).resolve().is_relative_to(images.path.resolve()) for file in files)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["dream"]
-    assert store.verify(images.path)[1] == {}
+    assert verify(images.path)[1] == {}
 
 
 @pytest.fixture
@@ -119,24 +126,24 @@ def no_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
-def test_nothing_calls_home_where_no_hub_id_is_configured(no_network, command, tiny, chain, pipeline_folder, tmp_path):
+def test_no_network_without_a_hub_id(no_network, command, tiny, dream, pipeline_folder, tmp_path):
     where = ["--root", tmp_path / "new", "--dream.cache_dir", tmp_path / "dream"]
     local = ["--dream.generator", pipeline_folder, "--dream.class_names", "[cat, dog, a, b, c, d]"]
     assert command("anchors", "--config", tiny.file, *where).code == 0
     assert command("anchors", "--config", tiny.file, *where, *local).code == 0
     assert command("train", "--config", tiny.file, "benchmarks/methods/base.yml", *where).code == 0
-    assert command("synthesize", "--config", tiny.file, "--dream.synthesis.seed", "5").code == 0
+    assert command("imagine", "--config", tiny.file, "--dream.synthesis.seed", "5").code == 0
     assert command("doctor").code == 0
 
 
-def test_a_hub_id_is_asked_for_in_the_revision_that_is_given():
+def test_hub_revision():
     asked = []
 
     class Loader:
         from_pretrained = staticmethod(lambda path, **kwargs: asked.append((path, kwargs)))
 
-    dream = ["--dream.class_names", "[a]", "--dream.generator", "owner/name", "--dream.revision", "0123abc"]
-    source = anchors.given_source(load_config([], dream))
+    source = given_source("owner/name", "0123abc", InputError)
+    assert isinstance(source, Source)
     source.load(Loader, subfolder="unet")
     assert asked == [("owner/name", {"revision": "0123abc", "subfolder": "unet"})]
     assert source.identity == {"hub": "owner/name", "revision": "0123abc"}

@@ -1,9 +1,5 @@
-"""Everything that knows OpenOOD: registration in its factories, its pipelines behind our command, compatibility.
+"""Everything that knows OpenOOD, and the only place that imports it.
 
-`register()` makes OpenOOD know what is ours, `run(config)` runs its pipelines, `compat` makes OpenOOD 1.5 work here.
+`registry` makes OpenOOD know what is ours, `host` runs its pipelines, `cache` serves its postprocessors from passes on
+disk, `compat` makes OpenOOD 1.5 work on today's libraries.
 """
-
-from openood_dream.openood.host import run, status, wanted
-from openood_dream.openood.registry import register, unregister
-
-__all__ = ["register", "run", "status", "unregister", "wanted"]

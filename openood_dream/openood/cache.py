@@ -17,11 +17,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from openood_dream import data, store
-from openood_dream.config import InputError, plain
-from openood_dream.evaluate import TRANSFORM, forward_pass, passes_dir, stored_pass
+from openood_dream.config.tree import lookup, plain
+from openood_dream.datasets.images import Transform, as_is
+from openood_dream.datasets.imglist import list_identity
+from openood_dream.errors import InputError
+from openood_dream.evaluators.passes import forward_pass, passes_dir, stored_pass
 from openood_dream.openood import compat
-from openood_dream.postprocessors import Pass
+from openood_dream.postprocessors.base import Pass
+from openood_dream.store import files
 
 # What needs logits, penultimate features and the classifier alone. All others, for gradients with respect to pixels, inner
 # layers or a network of their own, run the real network on the real images.
@@ -42,7 +45,12 @@ def serves(config: Any) -> bool:
 
 @contextmanager
 def served(config: Any, pipeline: Any) -> Iterator[None]:
-    """The pipeline's run inside the block gets keys for images and a stand-in for the network."""
+    """The pipeline's run inside the block gets keys for images and a stand-in for the network.
+
+    Args:
+        config: OpenOOD's config.
+        pipeline: one of its pipelines.
+    """
     module = sys.modules[type(pipeline).__module__]
     net = module.get_network(config.network)
     if not hasattr(net, "get_fc_layer") or "return_feature" not in inspect.signature(net.forward).parameters:
@@ -55,22 +63,32 @@ def served(config: Any, pipeline: Any) -> Iterator[None]:
         "get_dataloader": lambda host: cache.keyed(id_loaders(host), ("dataset",)),
         "get_ood_dataloader": lambda host: cache.keyed(ood_loaders(host), ("ood_dataset",)),
     }
-    with compat.replaced(module, **keyed):
+    with compat.replaced(module, **keyed), files.looked_once():
         yield
 
 
 class Cache:
-    """The passes of one run, made when first asked for."""
+    """The passes of one run, made when first asked for.
+
+    Args:
+        net: the network, with its weights.
+        config: OpenOOD's config.
+    """
 
     def __init__(self, net: nn.Module, config: Any) -> None:
         self.net, self.config = net, config
         checkpoint = Path(config.network.checkpoint)
-        self.folder, self.checkpoint = passes_dir(checkpoint, Path(config.output_dir)), store.sha256(checkpoint)
+        self.folder, self.checkpoint = passes_dir(checkpoint, Path(config.output_dir)), files.sha256(checkpoint)
         self.sets: list[tuple[tuple[str, ...], DataLoader]] = []
         self.made: dict[int, Pass] = {}
 
     def keyed(self, loaders: dict[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
-        """The same loaders, with keys for images; those that change their images at random stay as they are."""
+        """The same loaders, with keys for images; those that change their images at random stay as they are.
+
+        Args:
+            loaders: OpenOOD's loaders by name, nested.
+            where: the config keys above these names.
+        """
         return {
             name: self.keyed(inner, (*where, name)) if isinstance(inner, dict) else self._keyed(inner, (*where, name))
             for name, inner in loaders.items()
@@ -80,48 +98,54 @@ class Cache:
         from openood.datasets.imglist_dataset import ImglistDataset
         from openood.preprocessors import TestStandardPreProcessor
 
-        images = loader.dataset
+        images: Any = loader.dataset
         if type(images) is not ImglistDataset or type(images.preprocessor) is not TestStandardPreProcessor:
             return loader
         self.sets.append((which, loader))
         rows = Rows(self, len(self.sets) - 1, len(images))
         shuffle = isinstance(loader.sampler, RandomSampler)
-        return DataLoader(rows, batch_size=loader.batch_size, shuffle=shuffle, collate_fn=data.as_is)
+        return DataLoader(rows, batch_size=loader.batch_size, shuffle=shuffle, collate_fn=as_is)
 
     def of(self, number: int) -> Pass:
         """The pass over a set; InputError names the postprocessor and the image whose output is not a number."""
+        which, loader = self.sets[number]
         if number not in self.made:
-            which, loader = self.sets[number]
-            section = self.config
-            for part in which:
-                section = section[part]
-            inputs = {
-                "host": "openood",
-                "checkpoint": self.checkpoint,
-                "network": {
-                    key: plain(value) for key, value in self.config.network.items() if key not in NOT_THE_NETWORK
-                },
-                "list": store.list_digest(section.imglist_pth, section.data_dir, f"{'.'.join(which)}.imglist_pth"),
-                "transform": {key: self.config.dataset.get(key) for key in TRANSFORM},
-            }
-            self.made[number] = stored_pass(self.folder, inputs, lambda: self._forward(loader))
-        of = self.made[number]
-        if of.broken is not None:
-            which, loader = self.sets[number]
-            file, name = loader.dataset.imglist[of.broken].split(" ", 1)[0], self.config.postprocessor.name
+            self.made[number] = self._stored(which, loader)
+        found = self.made[number]
+        if found.broken is not None:
+            images: Any = loader.dataset
+            file, name = images.imglist[found.broken].split(" ", 1)[0], self.config.postprocessor.name
             raise InputError(
-                f"{name}: the network's output for image {of.broken} of {which[-1]} ({file}) is not a number; "
+                f"{name}: the network's output for image {found.broken} of {which[-1]} ({file}) is not a number; "
                 "check the checkpoint"
             )
-        return of
+        return found
 
-    def _forward(self, loader: DataLoader) -> Pass:
+    def _stored(self, which: tuple[str, ...], loader: DataLoader) -> Pass:
+        section, dataset, network = lookup(self.config, which), self.config.dataset, self.config.network
+        transform = Transform(
+            dataset.pre_size, dataset.image_size, dataset.normalization_type or "", dataset.interpolation or "bilinear"
+        )
+        inputs = {
+            "host": "openood",
+            "checkpoint": self.checkpoint,
+            "network": {key: plain(value) for key, value in network.items() if key not in NOT_THE_NETWORK},
+            "list": list_identity(section.imglist_pth, section.data_dir, f"{'.'.join(which)}.imglist_pth"),
+            "transform": transform.test_identity,
+        }
         images = DataLoader(loader.dataset, batch_size=loader.batch_size, num_workers=loader.num_workers)
-        return forward_pass(self.net, images, next(self.net.parameters()).device)
+        device = next(self.net.parameters()).device
+        return stored_pass(self.folder, inputs, lambda: forward_pass(self.net, images, device))
 
 
 class Rows(Dataset):
-    """Batches of keys (B, 2), the number of a set and a row of it, with the rows' labels."""
+    """Batches of keys (B, 2), the number of a set and a row of it, with the rows' labels.
+
+    Args:
+        cache: the passes.
+        number: the number of the set in them.
+        length: its images.
+    """
 
     def __init__(self, cache: Cache, number: int, length: int) -> None:
         self.cache, self.number, self.length = cache, number, length
@@ -137,13 +161,20 @@ class Rows(Dataset):
 
 
 class StandIn(nn.Module):
-    """Answers keys from passes, and images by the network."""
+    """Answers keys from passes, and images by the network.
+
+    Args:
+        net: the network.
+        cache: the passes.
+    """
 
     def __init__(self, net: nn.Module, cache: Cache) -> None:
         super().__init__()
-        self.net, self.cache, self.fc = net, cache, net.get_fc_layer()
+        of_protocol: Any = net
+        self.net, self.cache, self.fc = net, cache, of_protocol.get_fc_layer()
 
-    def forward(self, x: torch.Tensor, return_feature: bool = False):
+    def forward(self, x: torch.Tensor, return_feature: bool = False) -> Any:
+        """Logits (B, C), and with `return_feature` features (B, D), of keys (B, 2) or images `x` (B, 3, S, S)."""
         if x.ndim != 2:
             return self.net(x, return_feature=return_feature)
         of, rows = self.cache.of(int(x[0, 0])), x[:, 1].long().cpu()
@@ -151,11 +182,14 @@ class StandIn(nn.Module):
         return (logits, of.features[rows].to(x.device)) if return_feature else logits
 
     def forward_threshold(self, x: torch.Tensor, threshold: float) -> torch.Tensor:
-        """Logits of the features clipped at `threshold` (ReAct)."""
+        """Logits of the features of keys `x` clipped at `threshold` (ReAct)."""
         return self.fc(self(x, return_feature=True)[1].clip(max=threshold))
 
-    def get_fc(self):
-        return self.net.get_fc()
+    def get_fc(self) -> Any:
+        """Weight and bias of the classifier, as NumPy arrays."""
+        net: Any = self.net
+        return net.get_fc()
 
     def get_fc_layer(self) -> nn.Module:
+        """The classifier."""
         return self.fc

@@ -15,6 +15,7 @@ import importlib.machinery
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from openood_dream.config import InputError
+from openood_dream.errors import InputError
 
 # package -> what of OpenOOD needs it, and what to install
 EXTRAS = {
@@ -50,13 +51,17 @@ def installed(name: str) -> bool:
 
 def folder(name: str) -> str:
     """Where an installed package lies."""
-    return list(_spec(name).submodule_search_locations)[0]
+    spec = _spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"{name} is not installed as a package")
+    return list(spec.submodule_search_locations)[0]
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    """Where any finder but ours has a package; editable ones are not on the path."""
+    """Where any finder but ours has a package; editable ones are not on the path, and a mere folder is none."""
     finders = [finder for finder in sys.meta_path if not isinstance(finder, _Extras)]
-    return next(filter(None, (finder.find_spec(name, None) for finder in finders)), None)
+    specs = filter(None, (finder.find_spec(name, None) for finder in finders))
+    return next((spec for spec in specs if spec.origin is not None), None)
 
 
 def lack(name: str) -> str:
@@ -93,7 +98,7 @@ class _StandInModule(ModuleType):
         return _stand_in(self.__name__.partition(".")[0], name)
 
 
-class _Extras:
+class _Extras(MetaPathFinder, Loader):
     """A finder that comes last: it answers for known extras that no other finder has."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:

@@ -4,59 +4,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import reduce
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from openood_dream.config import InputError, check_name, origin, settings
-from openood_dream.data import IMAGINED
-from openood_dream.networks import autocast, pick_dtype
-from openood_dream.trainers import processes
+from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
+from openood_dream.device import autocast, pick_dtype
+from openood_dream.errors import InputError, check_name
+from openood_dream.parallel import processes as parallel
+from openood_dream.parallel.processes import Processes, unwrap_model
+from openood_dream.trainers.settings import Base, TrainerSettings
+
+Batch = dict[str, Any]  # "data" (B, 3, H, W), "label" (B,), and more that trainers do not read
+Terms = dict[str, torch.Tensor]  # the terms of a loss, weighted, by name
 
 TRAINERS: dict[str, type[BaseTrainer]] = {}
+LEAST_RATE = 1e-6  # where the learning rate ends
+
+TrainerT = TypeVar("TrainerT", bound="type[BaseTrainer]")
 
 
-def trainer(name: str) -> Callable[[type[BaseTrainer]], type[BaseTrainer]]:
-    """Registers a trainer under the name that `trainer.name` uses."""
+def trainer(name: str, settings: type[TrainerSettings]) -> Callable[[TrainerT], TrainerT]:
+    """Registers a trainer.
 
-    def register(cls: type[BaseTrainer]) -> type[BaseTrainer]:
+    Args:
+        name: what `trainer.name` calls it.
+        settings: the model of its section `trainer`.
+    """
+
+    def register(cls: TrainerT) -> TrainerT:
+        cls.name, cls.Settings = name, settings
         TRAINERS[name] = cls
         return cls
 
     return register
 
 
-def get_trainer(config: dict) -> type[BaseTrainer]:
-    """The trainer class of `trainer.name`; InputError lists the known names."""
-    name = (config.get("trainer") or {}).get("name")
-    check_name("trainer.name", name, TRAINERS, origin(config, "trainer.name"))
-    check_auxiliary(config, TRAINERS[name])
-    return TRAINERS[name]
+def get_trainer(name: str | None, where: str = "") -> type[BaseTrainer]:
+    """The trainer class of a name.
+
+    Args:
+        name: what `trainer.name` says.
+        where: the file that says it, or "".
+
+    Raises:
+        InputError: there is none of that name; the message lists those that there are.
+    """
+    check_name("trainer.name", name, TRAINERS, where)
+    return TRAINERS[str(name)]
 
 
-def check_auxiliary(config: dict, cls: type[BaseTrainer]) -> None:
-    """Raises InputError where the images that the config imagines are not of the kind that a trainer learns from."""
-    auxiliary = (config.get("dataset") or {}).get("oe") or {}
-    if not cls.auxiliary or auxiliary.get("imglist_pth") != IMAGINED or not config.get("dream"):
+def check_auxiliary(
+    cls: type[BaseTrainer], imglist: str | None, method: str | None, error: Callable[[str], InputError]
+) -> None:
+    """Checks that the images which the dream section imagines are of the kind that a trainer learns from.
+
+    Args:
+        cls: the trainer.
+        imglist: `dataset.oe.imglist_pth`; any other list than the imagined one is the user's business.
+        method: `dream.outliers.method`, or None without a dream section.
+        error: makes the InputError about `dream.outliers.method`.
+
+    Raises:
+        InputError: inliers where outliers are needed, or the other way round.
+    """
+    if not cls.auxiliary or imglist != IMAGINED or method is None:
         return
-    method = settings(config, "dream").outliers.method
     if (method == "inlier") != cls.inliers:
-        where, expected = origin(config, "dream.outliers.method"), "inlier" if cls.inliers else "outliers"
-        name = config["trainer"]["name"]
-        raise InputError(f"{where}: dream.outliers.method: the trainer {name} learns from {expected}, got {method!r}")
+        raise error(f"the trainer {cls.name} learns from {'inlier' if cls.inliers else 'outliers'}, got {method!r}")
 
 
-def bare(net: nn.Module) -> nn.Module:
-    """The network itself, out of what shares its gradients with other processes."""
-    return net.module if isinstance(net, nn.parallel.DistributedDataParallel) else net
+def fc_layer(net: nn.Module) -> nn.Linear:
+    """The last layer of a network in OpenOOD's protocol, from features to logits."""
+    return cast(Any, net).get_fc_layer()
 
 
 class Logistic(nn.Linear):
-    """phi, a Linear(1, 2) from energies to logits of outlier and ID; it begins with a rise of 2."""
+    """phi, a Linear(1, 2) from energies to logits of outlier and ID; it begins with a rise of 2 per nat."""
 
     LEAST = 1.0  # of the difference of the two logits, per nat
 
@@ -68,51 +99,97 @@ class Logistic(nn.Linear):
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Makes phi rise with the energy by `LEAST` or more: the nearest one that does.
+        """Makes phi rise with the energy by `LEAST` or more: the nearest phi that does.
 
-        Left free, phi may learn that outliers have the larger energies: the loss is as small, the test score turned round.
+        Left free, phi may learn that outliers have the larger energies: the loss is as small, and the score reversed.
         """
-        outlier, inside = self.weight
-        lack = (self.LEAST - (inside - outlier)).clamp_min(0) / 2
+        outlier, id_ = self.weight
+        lack = (self.LEAST - (id_ - outlier)).clamp_min(0) / 2
         outlier -= lack
-        inside += lack
+        id_ += lack
 
 
-@trainer("base")
+class LossTerms(nn.Module):
+    """A network and what is trained beside it as one module, so that processes average all gradients at once.
+
+    Args:
+        net: the network.
+        extra: what is trained beside it.
+        terms: computes the terms of the loss of a step's batches with both.
+    """
+
+    def __init__(self, net: nn.Module, extra: nn.Module, terms: Callable[..., Terms]) -> None:
+        super().__init__()
+        self.net, self.extra, self.terms = net, extra, terms
+
+    def forward(self, *batches: Batch) -> Terms:
+        return self.terms(*batches)
+
+
+@trainer("base", Base)
 class BaseTrainer:
-    """Cross-entropy on the ID images: SGD with Nesterov momentum, cosine schedule per step down to 1e-6 (OpenOOD)."""
+    """Cross-entropy on the ID images: SGD with Nesterov momentum, cosine schedule per step down to 1e-6 (OpenOOD).
 
+    Args:
+        net: a network in OpenOOD's protocol on its device; OpenOOD may have wrapped it in DistributedDataParallel.
+        train_loader: batches of ID images, {"data": (B, 3, H, W), "label": (B,)}.
+        settings: the trainer's own settings, of its class `Settings`.
+        optimizer: epochs, learning rate, momentum, weight decay, and the norm that gradients are clipped to.
+        precision: auto, float32 or bfloat16.
+        processes: those that train together; None: those that are connected already, or this one alone.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[TrainerSettings]]
     auxiliary = False  # whether a loader of outliers comes after the training loader
     inliers = False  # whether that loader's images are inliers, labelled with their class
-    taught = False  # whether it takes `teacher`, `embeddings` and `latents` besides
-    title = "cross-entropy"
+    needs_teacher = False  # whether it takes `teacher`, `embeddings` and `latents` besides
 
-    def __init__(self, net: nn.Module, train_loader: DataLoader, config: dict) -> None:
-        self.net, self.train_loader, self.config = net, train_loader, config
-        self.settings = settings(config, "trainer")
+    settings: TrainerSettings
+
+    def __init__(
+        self,
+        net: nn.Module,
+        train_loader: DataLoader,
+        *,
+        settings: TrainerSettings,
+        optimizer: OptimizerSettings,
+        precision: str = "auto",
+        processes: Processes | None = None,
+    ) -> None:
+        self.given, self.net, self.train_loader = net, unwrap_model(net), train_loader
+        self.settings, self.options = settings, optimizer
         self.device = next(net.parameters()).device
-        self.dtype = pick_dtype(config.get("precision"), self.device)
+        self.dtype = pick_dtype(precision, self.device)
+        self.processes = processes or parallel.current(self.device)
         self.epoch = 0
-        net.to(memory_format=torch.channels_last)
-        self.extra = self.additions().to(self.device)
-        processes.same(self.extra)
-        options = config["optimizer"]
-        self.optimizer = torch.optim.SGD(
+        self.net.to(memory_format=torch.channels_last)
+        self.extra = nn.ModuleDict(self.additions()).to(self.device)
+        self.memory = nn.ModuleDict(self.memories()).to(self.device)
+        self.model = self.processes.prepare(LossTerms(self.net, self.extra, self.terms))
+        self.optimizer, self.scheduler = self.schedule()
+
+    def additions(self) -> dict[str, nn.Module]:
+        """What the method trains besides the network."""
+        return {}
+
+    def memories(self) -> dict[str, nn.Module]:
+        """What the method remembers from step to step, as buffers; each process has its own."""
+        return {}
+
+    def schedule(self) -> tuple[Optimizer, LRScheduler]:
+        """The optimiser, and the schedule of its learning rate, which takes a step with it."""
+        options = self.options
+        optimizer = torch.optim.SGD(
             self.parameters(),
-            options["lr"],
-            momentum=options["momentum"],
-            weight_decay=options["weight_decay"],
+            options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
             nesterov=True,
         )
-        self.clip_norm = options.get("clip_norm")
-        total, lowest = options["num_epochs"] * len(train_loader), 1e-6 / options["lr"]
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * step / total))
-        )
-
-    def additions(self) -> nn.ModuleDict:
-        """What the method trains or remembers besides the network; `self.extra` from then on."""
-        return nn.ModuleDict()
+        total, least = options.num_epochs * len(self.train_loader), LEAST_RATE / options.lr
+        cosine = LambdaLR(optimizer, lambda step: least + (1 - least) * 0.5 * (1 + math.cos(math.pi * step / total)))
+        return optimizer, cosine
 
     def parameters(self) -> list[Any]:
         """What the optimiser trains: parameters, or groups of them with a rate of their own."""
@@ -122,74 +199,83 @@ class BaseTrainer:
         """The loaders that an epoch draws from."""
         return [self.train_loader]
 
-    def batches(self) -> Iterator[tuple[dict[str, Any], ...]]:
+    def batches(self) -> Iterator[tuple[Batch, ...]]:
         """One tuple of the batches that a step needs, for every step of an epoch."""
         return zip(self.train_loader)
 
-    def images(self, *batches: dict[str, Any]) -> torch.Tensor:
+    def images(self, *batches: Batch) -> torch.Tensor:
         """The images of one or several batches, joined, on the device."""
         x = torch.cat([batch["data"] for batch in batches]) if len(batches) > 1 else batches[0]["data"]
         return x.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 
-    def labels(self, batch: dict[str, Any]) -> torch.Tensor:
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The labels (B,) of a batch on the device."""
         return batch["label"].to(self.device, non_blocking=True)
 
-    def logits(self, *batches: dict[str, Any]) -> torch.Tensor:
+    def logits(self, *batches: Batch) -> torch.Tensor:
         """Logits of all the batches' images in one pass, in mixed precision, returned in float32."""
         with autocast(self.device, self.dtype):
             return self.net(self.images(*batches)).float()
 
     def logits_and_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, C) and the features (B, D) before the classifier, of images as `logits` makes them."""
+        """Logits (B, C) and the features (B, D) before the classifier, of images as `images` gives them."""
         with autocast(self.device, self.dtype):
             logits, features = self.net(images, return_feature=True)
         return logits.float(), features.float()
 
-    def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def terms(self, *batches: Batch) -> Terms:
         """The terms of the loss of one step, weighted, by name."""
+        (batch,) = batches
         return {"cross-entropy": F.cross_entropy(self.logits(batch), self.labels(batch))}
 
-    def step(self, *batches: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def step(self, *batches: Batch) -> Terms:
         """One step of the optimiser on the sum of the terms; returns them, detached."""
-        terms = self.terms(*batches)
+        terms: Terms = self.model(*batches)
         self.optimizer.zero_grad()
-        sum(terms.values()).backward()
-        processes.average_gradients(self.extra)
-        if self.clip_norm:
-            nn.utils.clip_grad_norm_(
-                [p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm
-            )
+        reduce(torch.add, terms.values()).backward()
+        if self.options.clip_norm:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.options.clip_norm)
         self.optimizer.step()
         self.scheduler.step()
         return {name: term.detach() for name, term in terms.items()}
 
     def train_epoch(self, epoch_idx: int) -> tuple[nn.Module, dict[str, Any]]:
-        """Trains for one pass over the ID images; returns the network and `epoch_idx`, the mean `loss` and mean `terms`.
+        """Trains for one pass over the ID images.
 
-        Raises FloatingPointError that names the step and the terms where the loss is no longer a number.
+        Args:
+            epoch_idx: number of the epoch; the first is 1.
+
+        Returns:
+            The network as it was given, and {"epoch_idx", "loss": its mean, "terms": the mean of each}.
+
+        Raises:
+            FloatingPointError: the loss is no longer a number; the message names the step and the terms.
         """
-        self.net.train()
+        self.given.train()
+        self.model.train()
         self.epoch = epoch_idx
-        totals, steps, before = {}, len(self.train_loader), {}
+        totals: Terms = {}
+        before: Terms = {}
+        steps = len(self.train_loader)
         bar = tqdm(self.batches(), total=steps, desc=f"epoch {epoch_idx}", unit="step", leave=False, delay=2)
         for number, batches in enumerate(bar, 1):
             terms = self.step(*batches)
             self.check(before, number - 1)  # a step late, so that a GPU never waits for it
             for name, term in terms.items():
-                totals[name] = totals.get(name, 0) + term
+                totals[name] = totals[name] + term if name in totals else term
             before = terms
         self.check(before, steps)
         means = {name: total.item() / steps for name, total in totals.items()}
-        return self.net, {"epoch_idx": epoch_idx, "loss": sum(means.values()), "terms": means}
+        return self.given, {"epoch_idx": epoch_idx, "loss": sum(means.values()), "terms": means}
 
-    def check(self, terms: dict[str, torch.Tensor], step: int) -> None:
-        """Raises FloatingPointError unless all terms of a step are finite."""
-        if terms and not math.isfinite(sum(terms.values()).item()):
+    def check(self, terms: Terms, step: int) -> None:
+        """Raises FloatingPointError unless all `terms` of a step, the one of number `step`, are finite."""
+        if terms and not math.isfinite(reduce(torch.add, terms.values()).item()):
             parts = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
-            rate = self.config["optimizer"]["lr"]
             raise FloatingPointError(
-                f"epoch {self.epoch}, step {step}: the loss is not finite ({parts}); lower optimizer.lr ({rate}), "
-                "or set optimizer.clip_norm"
+                f"epoch {self.epoch}, step {step}: the loss is not finite ({parts}); lower optimizer.lr "
+                f"({self.options.lr}), or set optimizer.clip_norm"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,35 +283,42 @@ class BaseTrainer:
         return {name: part.state_dict() for name, part in self.parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict`."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
 
     def parts(self) -> dict[str, Any]:
         """What has a state, by name."""
         return {
-            "net": bare(self.net),
+            "net": self.net,
             "extra": self.extra,
+            "memory": self.memory,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
         }
 
 
 class OutlierTrainer(BaseTrainer):
-    """Training with a second loader of outliers, cycled where it is the shorter one; both batches pass the net together."""
+    """Training with a second loader of outliers, cycled where it is the shorter one; both batches pass the net together.
+
+    Args:
+        net: see BaseTrainer.
+        train_loader: see BaseTrainer.
+        outlier_loader: batches of auxiliary images; labels of outliers are not read.
+        options: the keyword arguments of BaseTrainer.
+    """
 
     auxiliary = True
 
-    def __init__(
-        self, net: nn.Module, train_loader: DataLoader, train_unlabeled_loader: DataLoader, config: dict
-    ) -> None:
-        self.outlier_loader = train_unlabeled_loader
-        super().__init__(net, train_loader, config)
+    def __init__(self, net: nn.Module, train_loader: DataLoader, outlier_loader: DataLoader, **options: Any) -> None:
+        self.outlier_loader = outlier_loader
+        super().__init__(net, train_loader, **options)
 
     def loaders(self) -> list[DataLoader]:
         return [self.train_loader, self.outlier_loader]
 
-    def batches(self) -> Iterator[tuple[dict[str, Any], ...]]:
-        def outliers() -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[tuple[Batch, ...]]:
+        def outliers() -> Iterator[Batch]:
             while True:
                 yield from self.outlier_loader
 

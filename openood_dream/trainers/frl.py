@@ -1,33 +1,43 @@
-"""Maximum likelihood of a generative model, of images alone or with their high frequencies (FRL, WACV 2023)."""
+"""Maximum likelihood of a generative network, of images alone or with their high frequencies (FRL, WACV 2023)."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, StepLR
 from torch.utils.data import DataLoader
 
-from openood_dream.config import InputError
-from openood_dream.networks import autocast
-from openood_dream.trainers.base import BaseTrainer, bare, trainer
+from openood_dream.device import autocast
+from openood_dream.errors import InputError
+from openood_dream.parallel.processes import unwrap_model
+from openood_dream.trainers.base import BaseTrainer, Batch, Terms, trainer
+from openood_dream.trainers.settings import FRL
 
 HALVED_EVERY = 30  # epochs
 
 
-@trainer("frl")
+@trainer("frl", FRL)
 class FRLTrainer(BaseTrainer):
-    """Adam on the bound of `network` (vae, glow, pixelcnnpp), in bits per dimension; its rate halves every 30 epochs.
+    """Adam on the bound of a network, in bits per dimension; its rate halves every 30 epochs.
 
-    Raises InputError for any other network, and where `trainer.frequency` and `network.frequency` differ.
+    Args:
+        net: vae, glow or pixelcnnpp.
+        train_loader: see BaseTrainer.
+        settings: FRL's; its `frequency` must be that of the network.
+        options: the other keyword arguments of BaseTrainer.
+
+    Raises:
+        InputError: for any other network, and where `trainer.frequency` and `network.frequency` differ.
     """
 
-    title = "FRL"
+    settings: FRL
 
-    def __init__(self, net: nn.Module, train_loader: DataLoader, config: dict) -> None:
-        super().__init__(net, train_loader, config)
-        network, frequency = bare(net), self.settings.frequency
+    def __init__(self, net: nn.Module, train_loader: DataLoader, *, settings: FRL, **options: Any) -> None:
+        network, frequency = cast(Any, unwrap_model(net)), settings.frequency
         if not hasattr(network, "dimensions"):
             raise InputError("network.name: the trainer frl needs a generative network: vae, glow or pixelcnnpp")
         if bool(network.frequency) != frequency:
@@ -36,12 +46,16 @@ class FRLTrainer(BaseTrainer):
                 f"{str(frequency).lower()}; set it to '@{{trainer.frequency}}', as pipelines/train/frl.yml does"
             )
         self.bits = math.log(2) * network.dimensions
-        options, steps = config["optimizer"], len(train_loader)
-        self.optimizer = torch.optim.Adam(
-            self.parameters(), options["lr"], betas=(options["momentum"], 0.999), weight_decay=options["weight_decay"]
-        )
-        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, HALVED_EVERY * steps, gamma=0.5)
+        super().__init__(net, train_loader, settings=settings, **options)
 
-    def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def schedule(self) -> tuple[Optimizer, LRScheduler]:
+        options = self.options
+        optimizer = torch.optim.Adam(
+            self.parameters(), options.lr, betas=(options.momentum, 0.999), weight_decay=options.weight_decay
+        )
+        return optimizer, StepLR(optimizer, HALVED_EVERY * len(self.train_loader), gamma=0.5)
+
+    def terms(self, *batches: Batch) -> Terms:
+        (batch,) = batches
         with autocast(self.device, self.dtype):
             return {"bits per dimension": -self.net(self.images(batch)).float().mean() / self.bits}

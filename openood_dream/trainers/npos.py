@@ -2,94 +2,104 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from openood_dream.losses import compactness, dispersion, moved_prototypes
-from openood_dream.trainers.base import BaseTrainer, bare, trainer
-from openood_dream.trainers.queue import ClassQueue
+from openood_dream.sampling.knn import boundary_points, sample_round
+from openood_dream.trainers.base import BaseTrainer, Batch, Terms, fc_layer, trainer
+from openood_dream.trainers.queue import ClassQueue, remember
+from openood_dream.trainers.settings import NPOS
 
 PROJECTION = 128  # numbers that the head makes of a feature, and width of the outlier detector
 
 
 class Outliers(nn.Module):
-    """The outliers of each class, `rows` (C, n, D), which the classes get in turn."""
+    """The outliers of each class, which the classes get in turn.
+
+    Args:
+        classes: number of classes C.
+        count: outliers of each class.
+        width: numbers in a feature, D.
+    """
+
+    rows: torch.Tensor  # (C, count, D)
+    turns: torch.Tensor  # how many there were
 
     def __init__(self, classes: int, count: int, width: int) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(classes, count, width))
-        self.register_buffer("turns", torch.zeros((), dtype=torch.long))  # how many there were
+        self.register_buffer("turns", torch.zeros((), dtype=torch.long))
 
 
-@trainer("npos")
+class Prototypes(nn.Module):
+    """A unit vector for each class; zero until the first image of the class."""
+
+    rows: torch.Tensor  # (C, PROJECTION)
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(classes, PROJECTION))
+
+
+@trainer("npos", NPOS)
 class NPOSTrainer(BaseTrainer):
     """CIDER's dispersion and compactness of projected features, and from `start_epoch_KNN` on, once the queue is full,
     loss_weight * binary cross-entropy that tells unit features from outliers.
 
-    Outliers are DREAM-OOD's k-NN outliers of the class's queue (outliers.sample_round). Each step finds those of one
-    class anew, in turn: a queue takes longer to turn over than all the turns. The classifier learns from features
+    Outliers are DREAM-OOD's k-NN outliers of the class's queue (sampling.knn.sample_round). Each step finds those of
+    one class anew, in turn: a queue takes longer to turn over than all the turns. The classifier learns from features
     that it does not change, to give logits; the method's own score is the k-NN distance (knn).
     """
 
-    title = "NPOS"
+    settings: NPOS
 
-    def additions(self) -> nn.ModuleDict:
-        a, fc = self.settings.trainer_args, bare(self.net).get_fc_layer()
-        width, classes = fc.in_features, fc.out_features
-        return nn.ModuleDict(
-            {
-                "head": nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION)),
-                "detector": nn.Sequential(nn.Linear(width, PROJECTION), nn.ReLU(), nn.Linear(PROJECTION, 1)),
-                "prototypes": Prototypes(classes),
-                "queue": ClassQueue(classes, a.sample_number, width),
-                "outliers": Outliers(classes, a.pick_nums * a.ID_points_num, width),
-            }
-        )
+    def additions(self) -> dict[str, nn.Module]:
+        width = fc_layer(self.net).in_features
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
+        self.detector = nn.Sequential(nn.Linear(width, PROJECTION), nn.ReLU(), nn.Linear(PROJECTION, 1))
+        return {"head": self.head, "detector": self.detector}
 
-    def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        a, y, extra = self.settings.trainer_args, self.labels(batch), self.extra
+    def memories(self) -> dict[str, nn.Module]:
+        a, fc = self.settings.trainer_args, fc_layer(self.net)
+        self.prototypes = Prototypes(fc.out_features)
+        self.queue = ClassQueue(fc.out_features, a.sample_number, fc.in_features)
+        self.found = Outliers(fc.out_features, a.pick_nums * a.ID_points_num, fc.in_features)
+        return {"prototypes": self.prototypes, "queue": self.queue, "outliers": self.found}
+
+    def terms(self, *batches: Batch) -> Terms:
+        (batch,) = batches
+        a, y = self.settings.trainer_args, self.labels(batch)
         _, features = self.logits_and_features(self.images(batch))
-        projected = F.normalize(extra["head"](features), dim=1)
-        prototypes = moved_prototypes(extra["prototypes"].rows, projected, y, a.proto_m)
-        extra["prototypes"].rows = prototypes.detach()
+        projected = F.normalize(self.head(features), dim=1)
+        prototypes = moved_prototypes(self.prototypes.rows, projected, y, a.proto_m)
+        self.prototypes.rows = prototypes.detach()
         terms = {
-            "classifier": F.cross_entropy(bare(self.net).get_fc_layer()(features.detach()), y),
+            "classifier": F.cross_entropy(fc_layer(self.net)(features.detach()), y),
             "dispersion": a.w_disp * dispersion(prototypes, a.temp),
             "compactness": a.w_comp * compactness(projected, prototypes.detach(), y, a.temp),
         }
         unit = F.normalize(features, dim=1)
-        extra["queue"].push(unit.detach(), y)
-        if self.epoch >= a.start_epoch_KNN and extra["queue"].full():
+        remember(self.queue, unit.detach(), y, a)
+        if self.epoch >= a.start_epoch_KNN and self.queue.full():
             outliers = self.outliers()
-            found = extra["detector"](torch.cat([unit, outliers]))[:, 0]
-            inside = torch.zeros_like(found)
-            inside[: len(unit)] = 1
-            terms["outliers"] = a.loss_weight * F.binary_cross_entropy_with_logits(found, inside)
+            logits = self.detector(torch.cat([unit, outliers]))[:, 0]
+            is_id = torch.zeros_like(logits)
+            is_id[: len(unit)] = 1
+            terms["outliers"] = a.loss_weight * F.binary_cross_entropy_with_logits(logits, is_id)
         return terms
 
     def outliers(self) -> torch.Tensor:
         """Outliers (n, D) of all classes that have some, those of the class whose turn it is found anew."""
-        from openood_dream.outliers import boundary_points, sample_round  # with faiss, which other trainers do without
-
-        a, queue, outliers = self.settings.trainer_args, self.extra["queue"].rows, self.extra["outliers"]
-        turn = int(outliers.turns)
+        a, queue, found = self.settings.trainer_args, self.queue.rows, self.found
+        turn = int(found.turns)
         z = queue[turn % len(queue)]
         z = z.cpu() if z.device.type == "mps" else z  # which has no float64
         edge, _ = boundary_points(z, a.K, a.select)
         points = edge[torch.randperm(len(edge))[: a.pick_nums].to(edge.device)]
         draws = torch.randn(a.sample_from, z.shape[1]).to(z)
         _, vectors, _ = sample_round(z, points, a.K, a.cov_mat, draws, a.ID_points_num)
-        outliers.rows[turn % len(queue)] = vectors.flatten(0, 1)
-        outliers.turns += 1
-        return outliers.rows[: turn + 1].flatten(0, 1)
-
-
-class Prototypes(nn.Module):
-    """A unit vector for each class, `rows` (C, PROJECTION); zero until the first image of the class."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.register_buffer("rows", torch.zeros(classes, PROJECTION))
+        found.rows[turn % len(queue)] = vectors.flatten(0, 1)
+        found.turns += 1
+        return found.rows[: turn + 1].flatten(0, 1)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 
 from openood_dream.losses import outlier_exposure
-from openood_dream.trainers.base import OutlierTrainer, trainer
+from openood_dream.trainers.base import Batch, OutlierTrainer, Terms, trainer
+from openood_dream.trainers.settings import OE
 
 
-@trainer("oe")
+@trainer("oe", OE)
 class OETrainer(OutlierTrainer):
     """CE + lambda_oe * outlier_exposure."""
 
-    title = "Outlier Exposure"
+    settings: OE
 
-    def terms(self, batch: dict[str, Any], outliers: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def terms(self, *batches: Batch) -> Terms:
+        batch, outliers = batches
         y = self.labels(batch)
-        inside, outside = self.logits(batch, outliers).tensor_split([len(y)])
+        id_logits, outlier_logits = self.logits(batch, outliers).tensor_split([len(y)])
         return {
-            "cross-entropy": F.cross_entropy(inside, y),
-            "outliers": self.settings.lambda_oe * outlier_exposure(outside),
+            "cross-entropy": F.cross_entropy(id_logits, y),
+            "outliers": self.settings.lambda_oe * outlier_exposure(outlier_logits),
         }

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from openood_dream.losses import energy_regularisation, virtual_outliers
-from openood_dream.trainers.base import BaseTrainer, Logistic, bare, trainer
-from openood_dream.trainers.queue import ClassQueue
+from openood_dream.trainers.base import BaseTrainer, Batch, Logistic, Terms, fc_layer, trainer
+from openood_dream.trainers.queue import ClassQueue, remember
+from openood_dream.trainers.settings import VOS
 
 RIDGE = 1e-4  # on the covariance's diagonal
 
 
 class Gaussians(ClassQueue):
-    """A queue with the means of its classes and their shared covariance, of sums that follow what comes and goes."""
+    """A queue with the means of its classes and their shared covariance, of sums that follow what comes and goes.
+
+    Args:
+        classes: number of classes C.
+        size: features kept of each class.
+        width: numbers in a feature, D.
+        dtype: number format of the sums.
+    """
+
+    sums: torch.Tensor  # (C, D)
+    products: torch.Tensor  # (D, D)
 
     def __init__(self, classes: int, size: int, width: int, dtype: torch.dtype) -> None:
         super().__init__(classes, size, width)
@@ -42,33 +51,36 @@ class Gaussians(ClassQueue):
         return spread + RIDGE * torch.eye(len(spread), dtype=spread.dtype, device=spread.device)
 
 
-@trainer("vos")
+@trainer("vos", VOS)
 class VOSTrainer(BaseTrainer):
     """CE + loss_weight * energy_regularisation with virtual outliers, from `start_epoch` on and once the queue is full.
 
-    phi and the classes' weights in the energy are trained by the same optimiser.
+    phi and the classes' weights in the energy are trained by the same optimiser (Eq. 3 to 6).
     """
 
-    title = "VOS"
+    settings: VOS
 
-    def additions(self) -> nn.ModuleDict:
-        fc = bare(self.net).get_fc_layer()
-        weights = nn.Linear(fc.out_features, 1, bias=False)
-        nn.init.uniform_(weights.weight)
+    def additions(self) -> dict[str, nn.Module]:
+        self.weights = nn.Linear(fc_layer(self.net).out_features, 1, bias=False)
+        nn.init.uniform_(self.weights.weight)
+        self.phi = Logistic()
+        return {"phi": self.phi, "weights": self.weights}
+
+    def memories(self) -> dict[str, nn.Module]:
+        fc = fc_layer(self.net)
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # sums that never start afresh drift
-        queue = Gaussians(fc.out_features, self.settings.sample_number, fc.in_features, exact)
-        return nn.ModuleDict({"phi": Logistic(), "weights": weights, "queue": queue})
+        self.queue = Gaussians(fc.out_features, self.settings.sample_number, fc.in_features, exact)
+        return {"queue": self.queue}
 
-    def terms(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        s, y, queue = self.settings, self.labels(batch), self.extra["queue"]
+    def terms(self, *batches: Batch) -> Terms:
+        (batch,) = batches
+        s, y = self.settings, self.labels(batch)
         logits, features = self.logits_and_features(self.images(batch))
         terms = {"cross-entropy": F.cross_entropy(logits, y)}
-        queue.push(features.detach(), y)
-        if self.epoch >= s.start_epoch and queue.full():
-            outliers = virtual_outliers(queue.means(), queue.covariance(), s.sample_from, s.select).to(features)
-            outlier_logits = bare(self.net).get_fc_layer()(outliers)
-            weights = self.extra["weights"].weight[0]
-            terms["outliers"] = s.loss_weight * energy_regularisation(
-                logits, outlier_logits, self.extra["phi"], weights
-            )
+        remember(self.queue, features.detach(), y, s)
+        if self.epoch >= s.start_epoch and self.queue.full():
+            drawn = virtual_outliers(self.queue.means(), self.queue.covariance(), s.sample_from, s.select)
+            outlier_logits = fc_layer(self.net)(drawn.to(features))
+            regularisation = energy_regularisation(logits, outlier_logits, self.phi, self.weights.weight[0])
+            terms["outliers"] = s.loss_weight * regularisation
         return terms

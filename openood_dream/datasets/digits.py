@@ -1,0 +1,145 @@
+"""The digits benchmark: scikit-learn's digits and photos in OpenOOD's layout, for a whole benchmark in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+from sklearn.datasets import load_digits, load_sample_image
+
+from openood_dream.datasets.images import save_image
+from openood_dream.datasets.imglist import write_imglist
+from openood_dream.errors import InputError
+from openood_dream.store.artifacts import MANIFEST, complete, exclusive
+from openood_dream.store.files import remove_unfinished, write_json
+
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five")  # ID; six to nine are near-OOD
+SHIFTED = ("test_rotated", "test_blurred", "test_noisy", "test_contrast")  # covariate-shifted ID test digits
+UNSHIFTED = ("train", "val", "test", "val_turned", "test_near_digits", "test_flower", "test_noise", "train_aux")
+DIGIT_SETS = (*UNSHIFTED, *SHIFTED, "train_pixel_noise")
+
+Images = list[tuple[np.ndarray, int]]  # uint8 (32, 32, 3) and the label of each
+
+
+def make_digits(root: str | Path, seed: int = 0) -> None:
+    """Writes the digits benchmark in OpenOOD's layout, once; the same files for the same seed.
+
+    ID digits zero to five (train 70 %, val 10 %, test 20 %), near-OOD six to nine, far-OOD patches of flower.jpg and
+    noise, auxiliary outliers for OE of china.jpg patches and blends of two ID training digits, OOD validation ID
+    validation digits turned by a quarter. ID test digits rotated, blurred, noisy and of low contrast are the
+    covariate-shifted sets, ID training digits under heavy noise a cheap kind of outliers. All 32x32 RGB PNG. No
+    near-OOD class is in any set but its own.
+
+    Args:
+        root: the folder to write into.
+        seed: of splits, patches, blends and shifts.
+
+    Raises:
+        InputError: `root` holds the digits of another seed.
+    """
+    root = Path(root)
+    lists = root / "benchmark_imglist" / "digits"
+    if _is_made(lists, seed):
+        return
+    with exclusive(root):
+        if _is_made(lists, seed):  # by another process, while this one waited
+            return
+        sets = _sets(seed)
+        for name in DIGIT_SETS:
+            rows = []
+            for number, (image, label) in enumerate(sets[name]):
+                folder = DIGIT_NAMES[label] if label >= 0 else "ood"
+                file = f"digits/{name}/{folder}/{number:04d}.png"
+                save_image(root / "images_classic" / file, image)
+                rows.append((file, label))
+            write_imglist(lists / f"{name}.txt", rows)
+        remove_unfinished(lists)
+        counts = {name: len(rows) for name, rows in sets.items()}
+        write_json(lists / MANIFEST, {"seed": seed, "images": counts})
+
+
+def _is_made(lists: Path, seed: int) -> bool:
+    """Whether the lists are complete; InputError where they are those of another seed."""
+    manifest = complete(lists)
+    if manifest is not None and manifest["seed"] != seed:
+        root = lists.parent.parent
+        raise InputError(f"{root}: holds the digits of seed {manifest['seed']}, not {seed}; choose another data_root")
+    return manifest is not None
+
+
+def _sets(seed: int) -> dict[str, Images]:
+    """The images of each of DIGIT_SETS."""
+    rng = np.random.default_rng(seed)
+    digits = load_digits()
+    glyphs = np.stack([_upscale(image) for image in digits.images])
+    by_class = [rng.permutation(np.flatnonzero(digits.target == label)) for label in range(10)]
+    splits: dict[str, Images] = {"train": [], "val": [], "test": []}
+    for label in range(len(DIGIT_NAMES)):
+        train, val, test = np.split(by_class[label], [int(0.7 * len(by_class[label])), int(0.8 * len(by_class[label]))])
+        for split, members in (("train", train), ("val", val), ("test", test)):
+            splits[split] += [(glyphs[i], label) for i in members]
+
+    turned = [(np.rot90(image, turn), -1) for image, label in splits["val"] if label >= 2 for turn in (1, 3)]
+    near = [(glyphs[i], -1) for label in range(len(DIGIT_NAMES), 10) for i in by_class[label]]
+    train_images = np.stack([image for image, _ in splits["train"]])
+    first, second = rng.integers(len(train_images), size=(2, 400))
+    blends = np.maximum(train_images[first], train_images[second])
+    sets = {
+        **splits,
+        "val_turned": turned,
+        "test_near_digits": near,
+        "test_flower": [(patch, -1) for patch in _patches(load_sample_image("flower.jpg"), 400, rng)],
+        "test_noise": [(noise, -1) for noise in rng.integers(0, 256, size=(400, 32, 32, 3), dtype=np.uint8)],
+        "train_aux": [(image, -1) for image in (*_patches(load_sample_image("china.jpg"), 400, rng), *blends)],
+    }
+    return sets | _changed(splits, seed)
+
+
+def _changed(splits: dict[str, Images], seed: int) -> dict[str, Images]:
+    """The sets of changed ID digits, with random numbers of their own."""
+    rng = np.random.default_rng([seed, 1])
+    sets = {}
+    for name, shift in zip(SHIFTED, (_rotated, _blurred, _noisy, _pale), strict=True):
+        sets[name] = [(shift(image, rng), label) for image, label in splits["test"]]
+    sets["train_pixel_noise"] = [(_noisy(image, rng, 120), -1) for image, _ in splits["train"]]
+    return sets
+
+
+def _rotated(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turned by 20 to 40 degrees to either side."""
+    angle = rng.uniform(20, 40) * rng.choice([-1, 1])
+    return np.asarray(Image.fromarray(image).rotate(angle, Image.Resampling.BICUBIC))
+
+
+def _blurred(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian blur with a radius of 2 to 4 pixels; 4 are one of the 8x8 real ones."""
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(rng.uniform(2, 4))))
+
+
+def _noisy(image: np.ndarray, rng: np.random.Generator, deviation: float = 60) -> np.ndarray:
+    """Gaussian noise on every channel of every pixel."""
+    return (image + rng.normal(0, deviation, image.shape)).clip(0, 255).round().astype(np.uint8)
+
+
+def _pale(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A fifth to two fifths of the contrast, around a random grey."""
+    factor, grey = rng.uniform(0.2, 0.4), rng.uniform(60, 195)
+    return (grey + factor * (image - 127.5)).clip(0, 255).round().astype(np.uint8)
+
+
+def _upscale(glyph: np.ndarray) -> np.ndarray:
+    """An 8x8 digit of values 0 to 16 as (32, 32, 3) uint8."""
+    image = Image.fromarray((glyph * (255 / 16)).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+    return np.asarray(image.convert("RGB"))
+
+
+def _patches(photo: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random square patches of a photo, 32 to 96 pixels wide, scaled to 32x32."""
+    patches = []
+    for _ in range(count):
+        width = int(rng.integers(32, 97))
+        top, left = rng.integers(photo.shape[0] - width), rng.integers(photo.shape[1] - width)
+        patch = Image.fromarray(photo[top : top + width, left : left + width])
+        patches.append(np.asarray(patch.resize((32, 32), Image.Resampling.BILINEAR)))
+    return patches

@@ -1,0 +1,343 @@
+"""Images of a list as OpenOOD's batches, decoded when they are first read."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
+from torchvision.transforms import functional as tvf
+
+from openood_dream.datasets.imglist import opened_rows, rows_identity
+from openood_dream.errors import InputError
+from openood_dream.store.artifacts import MANIFEST
+
+# Channel means and deviations by OpenOOD's normalization_type; any other name means 0.5 and 0.5.
+NORMALIZATION = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "covid": ((0.4907,) * 3, (0.2697,) * 3),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet200": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+CACHE_BYTES = 1 << 30  # decoded images up to this size stay in memory; larger sets are decoded by worker processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How images are prepared: as by OpenOOD's `base` preprocessor, but for the colour jitter of its `cub` and `aircraft`.
+
+    Args:
+        pre_size: pixels of the shorter side after resizing.
+        image_size: pixels a side of the centre crop, S.
+        normalization: whose channel means and deviations normalise images, a key of NORMALIZATION.
+        interpolation: how images are resized, a name of torchvision's InterpolationMode.
+        flip: training images are mirrored left to right with probability one half.
+        crop: training images are shifted by up to 4 pixels: padded, and cropped at random.
+        resized_crop: training images are random resized crops instead (OpenOOD's rule for ImageNet).
+        randaugment: RandAugment's number of changes and strength, which training images get before all else.
+    """
+
+    pre_size: int
+    image_size: int
+    normalization: str = ""
+    interpolation: str = "bilinear"
+    flip: bool = True
+    crop: bool = True
+    resized_crop: bool = False
+    randaugment: tuple[int, int] | None = None
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Channel means, (1, 3, 1, 1)."""
+        return self._channels(0)
+
+    @cached_property
+    def std(self) -> Tensor:
+        """Channel deviations, (1, 3, 1, 1)."""
+        return self._channels(1)
+
+    def _channels(self, which: int) -> Tensor:
+        values = NORMALIZATION.get(self.normalization, ((0.5,) * 3, (0.5,) * 3))[which]
+        return torch.tensor(values).view(1, 3, 1, 1)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """What networks see, float32, of uint8 images (B, 3, S, S)."""
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
+    @property
+    def test_identity(self) -> dict[str, Any]:
+        """What decides how a network sees an image at test time."""
+        return {
+            "pre_size": self.pre_size,
+            "image_size": self.image_size,
+            "interpolation": self.interpolation,
+            "normalization_type": self.normalization,
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides how a network sees an image in training."""
+        augmentation = ("flip", "crop", "resized_crop", "randaugment")
+        return self.test_identity | {name: getattr(self, name) for name in augmentation}
+
+    def at_size(self, size: int) -> Transform:
+        """The same cut of each image at `size` pixels a side."""
+        return dataclasses.replace(self, image_size=size, pre_size=round(size * self.pre_size / self.image_size))
+
+
+class ImageList(Dataset):
+    """The images of a list as OpenOOD's batches: `data` (B, 3, S, S) normalised float32, `label`, `index`, `image_name`.
+
+    Opening it reads the list and no image. An image is decoded when it is first read, and at most once if the list's
+    images fit into CACHE_BYTES. Transforms are applied to a whole batch at once.
+
+    Args:
+        imglist: the list.
+        data_dir: the folder that its names start from.
+        transform: how its images are prepared.
+        augment: whether they are augmented, for training.
+        key: the config key that names the list, for messages.
+
+    Raises:
+        InputError: names the list if it cannot be read; later, when it is read, an image that is missing or broken.
+    """
+
+    def __init__(
+        self,
+        imglist: str | Path,
+        data_dir: str | Path,
+        transform: Transform,
+        *,
+        augment: bool = False,
+        key: str = "imglist_pth",
+    ) -> None:
+        self.imglist, self.data_dir, self.key = str(imglist), Path(data_dir), key
+        self.transform, self.augment = transform, augment
+        self.rows = opened_rows(imglist, key)
+        self.labels = torch.tensor([label for _, label in self.rows])
+        self._open()
+
+    def _open(self) -> None:
+        """Makes what follows from transform and augment."""
+        t = self.transform
+        self._interpolation = InterpolationMode(t.interpolation)
+        self._resized_crop = self.augment and t.resized_crop  # another crop each time, so that none can be kept
+        self._randaugment = None
+        if self.augment and t.randaugment is not None:
+            nearest = self._interpolation is InterpolationMode.NEAREST
+            mode = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR  # it has no others
+            self._randaugment = RandAugment(*t.randaugment, interpolation=mode)
+        fits = len(self.rows) * 3 * t.image_size**2 <= CACHE_BYTES
+        self._decoded = _Decoded(len(self.rows), t.image_size) if fits and not self._resized_crop else None
+
+    @property
+    def cached(self) -> bool:
+        """Whether decoded images stay in memory."""
+        return self._decoded is not None
+
+    @cached_property
+    def identity(self) -> str:
+        """A fingerprint of the images: their names, labels and contents, wherever they lie."""
+        return rows_identity(self.rows, self.imglist, self.data_dir, self.key)
+
+    def augmented(self) -> ImageList:
+        """The same images with the augmentation of training; decoded ones are shared."""
+        return self._changed(augment=True)
+
+    def at_size(self, size: int) -> ImageList:
+        """The same images at `size` pixels a side."""
+        return self if size == self.transform.image_size else self._changed(transform=self.transform.at_size(size))
+
+    def _changed(self, **attributes: Any) -> ImageList:
+        """The same list with other attributes."""
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        other._open()
+        if other.cached and other.transform == self.transform and self.cached:
+            other._decoded = self._decoded
+        return other
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        index = torch.as_tensor(indices)
+        pixels = self.pixels(index)
+        if self._randaugment is not None:
+            pixels = torch.stack([self._randaugment(image) for image in pixels])
+        if self.augment and self.transform.crop and not self._resized_crop:
+            pixels = random_crop(pixels, padding=4)
+        if self.augment and self.transform.flip:
+            pixels = random_flip(pixels)
+        return {
+            "data": self.transform.normalize(pixels),
+            "label": self.labels[index],
+            "index": index,
+            "image_name": [self.rows[i][0] for i in index.tolist()],
+        }
+
+    def raw(self, batch_size: int) -> Iterator[Tensor]:
+        """All images in order, as `pixels`, in batches of `batch_size`."""
+        for index in torch.arange(len(self)).split(batch_size):
+            yield self.pixels(index)
+
+    def decode(self) -> None:
+        """Decodes all images that stay in memory, so that a broken one is found before anything is written."""
+        if self.cached:
+            self.pixels(torch.arange(len(self)))
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """Images resized and cropped but neither normalised nor, unless by a random resized crop, augmented.
+
+        Args:
+            index: their positions in the list, (B,).
+
+        Returns:
+            uint8 (B, 3, S, S).
+        """
+        if self._decoded is not None:
+            return self._decoded.take(index, self._decode)
+        return torch.stack([self._decode(i) for i in index.tolist()])
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded RGB image at a position of the list; InputError names one that is missing or broken."""
+        path = self.data_dir / self.rows[index][0]
+        if not os.path.exists(path):
+            raise InputError(
+                f"{self.imglist}: image {str(path)!r} is not there ({self.key}); check data_dir and the list"
+            )
+        return read_image(path, f"restore it or take it from {self.imglist}")
+
+    def _decode(self, index: int) -> Tensor:
+        """An image, resized and cropped, uint8 (3, S, S)."""
+        image, size = self.image(index), [self.transform.image_size] * 2
+        if self._resized_crop:
+            box = RandomResizedCrop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+            image = tvf.resized_crop(image, *box, size, self._interpolation)
+        else:
+            image = tvf.center_crop(tvf.resize(image, self.transform.pre_size, self._interpolation), size)
+        return tvf.pil_to_tensor(image)
+
+
+class _Decoded:
+    """Images that were decoded: uint8 (N, 3, S, S), and which of them are there."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)  # takes memory as it is filled
+        self._there = torch.zeros(count, dtype=torch.bool)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Decoded, (len(self._there), self._pixels.shape[-1])  # other processes decode what they read
+
+    def take(self, index: Tensor, decode: Callable[[int], Tensor]) -> Tensor:
+        """The images at positions `index` (B,), those that are not there by `decode`."""
+        for i in index[~self._there[index]].unique().tolist():
+            self._pixels[i] = decode(i)
+            self._there[i] = True
+        return self._pixels[index]
+
+
+def read_image(path: Path, remedy: str = "restore it") -> Image.Image:
+    """Decodes an image.
+
+    Args:
+        path: the image.
+        remedy: what to do where it is broken and was not drawn here.
+
+    Returns:
+        The image in RGB.
+
+    Raises:
+        InputError: it is missing or broken; names it and the remedy.
+    """
+    try:
+        with strict(), Image.open(io.BytesIO(path.read_bytes())) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut all values above 255
+                raise ValueError(f"its mode {image.mode} has more than 8 bits a channel, save it with 8")
+            return image.convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        image_set = path.parent.parent
+        if (image_set / MANIFEST).exists():
+            remedy = f"openood-dream verify {image_set} says how to repair it"
+        raise InputError(f"{path}: broken image ({error}); {remedy}") from None
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    """Writes an image of a benchmark that is made here, and the folders above it.
+
+    Args:
+        path: the file; its ending says the format.
+        pixels: uint8 (H, W, 3).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path)
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """Pillow refuses truncated images within the block; OpenOOD, once imported, lets them pass as half grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def random_crop(pixels: Tensor, padding: int) -> Tensor:
+    """Shifts each image by its own random number of pixels, and fills with zeros what comes into sight.
+
+    Args:
+        pixels: (B, C, H, W).
+        padding: the largest shift to each side.
+
+    Returns:
+        (B, C, H, W).
+    """
+    batch, _, height, width = pixels.shape
+    padded = torch.nn.functional.pad(pixels, (padding,) * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1))
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    picked = padded[torch.arange(batch).view(-1, 1, 1), :, rows.unsqueeze(2), columns.unsqueeze(1)]
+    return picked.permute(0, 3, 1, 2)
+
+
+def random_flip(pixels: Tensor) -> Tensor:
+    """Each image of (B, C, H, W), mirrored left to right with probability one half."""
+    return torch.where(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.flip(3), pixels)
+
+
+def as_is(batch: Any) -> Any:
+    """The collate function of loaders whose data set already returns whole batches."""
+    return batch
+
+
+def loader(images: ImageList, batch_size: int, *, shuffle: bool, workers: int = 0) -> DataLoader:
+    """The loader of a list.
+
+    Args:
+        images: the list.
+        batch_size: images per batch.
+        shuffle: whether they come in random order, another one in each epoch.
+        workers: processes that decode images; only lists too large for memory use them.
+
+    Returns:
+        A loader of ImageList's batches.
+    """
+    workers = 0 if images.cached else workers
+    return DataLoader(images, batch_size=batch_size, shuffle=shuffle, num_workers=workers, collate_fn=as_is)

@@ -1,0 +1,61 @@
+"""Where computations run, and in which number format."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from openood_dream.errors import InputError
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of the config key `device`.
+
+    Args:
+        name: auto, cpu, mps, cuda or cuda:N; auto (and None) takes CUDA, then MPS, then the CPU.
+
+    Returns:
+        The device, which torch can use here.
+
+    Raises:
+        InputError: the device is not available here.
+    """
+    name = name or "auto"
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device: {name!r} cannot be used here ({reason}); expected auto, cpu, cuda or mps") from None
+    return device
+
+
+def pick_dtype(precision: str | None, device: torch.device) -> torch.dtype:
+    """The number format of the config key `precision`.
+
+    Args:
+        precision: auto, float32 or bfloat16; auto (and None) takes bfloat16 where the device computes in it.
+        device: where the computation runs.
+
+    Returns:
+        torch.float32 or torch.bfloat16.
+    """
+    if precision in ("float32", "bfloat16"):
+        return torch.float32 if precision == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu":
+        native = torch.cpu.get_capabilities()
+        has_bf16 = native.get("avx512_bf16") or native.get("amx_bf16") or native.get("bf16")
+        return torch.bfloat16 if has_bf16 else torch.float32
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Mixed precision in `dtype` on `device`; for float32 a context that changes nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)

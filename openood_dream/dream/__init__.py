@@ -1,0 +1,1 @@
+"""The imagination: outliers, or inliers, of the ID classes, from embeddings to images."""

@@ -1,0 +1,102 @@
+"""Anchors T(y): the token embeddings of the class names, read from a Stable-Diffusion-format text encoder.
+
+T(y) is a row of the text encoder's input embedding table, not the encoder's output (DREAM-OOD, Sec. 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPTokenizer
+
+from openood_dream.dream.settings import AnchorSettings
+from openood_dream.dream.source import Source
+from openood_dream.errors import InputError
+from openood_dream.store.artifacts import Artifact, build
+from openood_dream.store.files import read_tensors, write_tensors
+
+
+def token_anchors(table: torch.Tensor, token_ids: Sequence[Sequence[int]], multi_token: str = "mean") -> torch.Tensor:
+    """T(y) of every class, from the embedding table.
+
+    Args:
+        table: the text encoder's input embedding table (V, m).
+        token_ids: the token ids of each of the C class names.
+        multi_token: what stands for a name of several tokens: their "mean", the "first" or the "last". The mean is
+            rescaled to the mean norm of its tokens: averaging shortens vectors, and a text encoder expects tokens of
+            the length that it was trained on.
+
+    Returns:
+        The anchors (C, m).
+    """
+    rows = []
+    for ids in token_ids:
+        tokens = table[torch.tensor(ids)]
+        if multi_token == "mean" and len(ids) > 1:
+            mean = tokens.mean(0)
+            rows.append(mean * (tokens.norm(dim=1).mean() / mean.norm()))
+        else:
+            rows.append(tokens[-1] if multi_token == "last" else tokens[0])
+    return torch.stack(rows)
+
+
+def name_tokens(tokenizer: CLIPTokenizer, names: Sequence[str]) -> list[list[int]]:
+    """The token ids of class names, without begin and end.
+
+    Args:
+        tokenizer: the generator's tokenizer.
+        names: the class names.
+
+    Returns:
+        A list of ids for each name.
+
+    Raises:
+        InputError: a name has none.
+    """
+    ids = [tokenizer(name, add_special_tokens=False).input_ids for name in names]
+    for name, tokens in zip(names, ids, strict=True):
+        if not tokens:
+            raise InputError(f"dream.class_names: the generator's tokenizer has no token for {name!r}; expected a word")
+    return ids
+
+
+def make_anchors(source: Source, names: Sequence[str], settings: AnchorSettings, cache_dir: str | Path) -> Artifact:
+    """The anchors stage: `anchors.safetensors` with `anchors` (C, m), and the tokens of each class in the manifest.
+
+    Where a pipeline has two text encoders (Stable Diffusion XL), T(y) is the rows of both tables, one after the other.
+
+    Args:
+        source: where tokenizer and text encoder come from.
+        names: the C class names.
+        settings: `dream.anchors`.
+        cache_dir: folder of all artifacts.
+
+    Returns:
+        The artifact; `load_anchors` reads it.
+
+    Raises:
+        InputError: the source cannot be read, or a name has no token.
+    """
+    inputs = {"generator": source.identity, "class_names": list(names), "multi_token": settings.multi_token}
+
+    def make(folder: Path) -> dict[str, Any]:
+        parts, tokens = [], {name: list[str]() for name in names}
+        for tokenizer, encoder in source.text_parts():
+            ids = name_tokens(tokenizer, names)
+            embedding: Any = encoder.get_input_embeddings()
+            parts.append(token_anchors(embedding.weight.detach().float(), ids, settings.multi_token))
+            for name, row in zip(names, ids, strict=True):
+                tokens[name] += tokenizer.convert_ids_to_tokens(row)
+        anchors = torch.cat(parts, dim=1)
+        write_tensors(folder / "anchors.safetensors", anchors=anchors)
+        return {"tokens": tokens, "norms": dict(zip(names, anchors.norm(dim=1).tolist(), strict=True))}
+
+    return build(cache_dir, "anchors", inputs, make)
+
+
+def load_anchors(artifact: Artifact) -> torch.Tensor:
+    """The anchors (C, m) of an anchors artifact."""
+    return read_tensors(artifact.path / "anchors.safetensors")["anchors"]

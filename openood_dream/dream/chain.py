@@ -1,0 +1,316 @@
+"""The imagination from class names to images: the only place that knows the order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openood_dream.datasets.classnames import class_names
+from openood_dream.datasets.images import ImageList
+from openood_dream.datasets.loaders import Data
+from openood_dream.dream.anchors import make_anchors
+from openood_dream.dream.forecast import forecast
+from openood_dream.dream.generator.stage import check_size, make_generator, untrained
+from openood_dream.dream.images import check_executor, make_images, make_latents, make_plain
+from openood_dream.dream.lines import make_lines
+from openood_dream.dream.outliers import make_outliers
+from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
+from openood_dream.dream.residuals import make_residuals
+from openood_dream.dream.samplers import get_sampler
+from openood_dream.dream.settings import DreamSettings, GeneratorTraining
+from openood_dream.dream.source import Source, given_source, make_text_source
+from openood_dream.dream.space import check_space, make_space
+from openood_dream.networks.settings import AnyNetwork
+from openood_dream.store.artifacts import Artifact, Missing, reusing_only
+
+
+class TrainingImages(NamedTuple):
+    """Imagined images to train with: an image list, and the hash of all that decides about them."""
+
+    imglist: Path
+    data_dir: Path
+    identity: str
+    description: str
+
+
+class Dream:
+    """The imagination, stage by stage; each stage is made when it is first asked for, with all that it needs.
+
+    Stages that were made before are found by a hash of what determines them, and nothing is computed again.
+
+    Args:
+        settings: the section `dream`.
+        data: the ID images.
+        device: where to compute: auto, cpu, mps, cuda or cuda:N.
+        precision: number format of trainings: auto, float32 or bfloat16.
+        executor: who draws images: local, or ray.
+        network: the classifier whose checkpoint judges images where `dream.quality.checkpoint` is set.
+    """
+
+    def __init__(
+        self,
+        settings: DreamSettings,
+        data: Data,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        executor: str = "local",
+        network: AnyNetwork | None = None,
+    ) -> None:
+        self.settings, self.data, self.network = settings, data, network
+        self.device, self.precision, self.executor = device, precision, executor
+
+    # ---------------------------------------------------------------------------------------------- what is given
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The class names, in label order; InputError where they are not as many as classes."""
+        error = partial(self.settings.error, "class_names")
+        return class_names(self.settings.class_names, self.data.dataset.num_classes, error)
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder of all artifacts."""
+        return Path(self.settings.cache_dir)
+
+    @property
+    def training(self) -> GeneratorTraining | None:
+        """How the generator is trained; None where a pipeline is given."""
+        found = self.settings.generator
+        return found if isinstance(found, GeneratorTraining) else None
+
+    @property
+    def _image_size(self) -> int:
+        return self.data.dataset.image_size
+
+    @cached_property
+    def _train(self) -> ImageList:
+        """The ID training images; a built-in benchmark is written where it is not there yet."""
+        self.data.ensure()
+        return self.data.images("dataset", "train")
+
+    # ------------------------------------------------------------------------------------------------- the stages
+
+    @cached_property
+    def text_source(self) -> Source:
+        """Where tokenizer and text encoder come from: the given pipeline, or the start of one that is to be trained."""
+        pipeline = self.settings.generator
+        if isinstance(pipeline, GeneratorTraining):
+            return make_text_source(self.names, self.settings.synthesis.prompt, pipeline, self.cache_dir)
+        return given_source(pipeline, self.settings.revision, partial(self.settings.error, "generator"))
+
+    @cached_property
+    def anchors(self) -> Artifact:
+        """The token embeddings of the class names."""
+        return make_anchors(self.text_source, self.names, self.settings.anchors, self.cache_dir)
+
+    @cached_property
+    def space(self) -> Artifact:
+        """Phase 1: the image encoder, and the embeddings of the training images."""
+        settings, train, val = self.settings, self._train, self.data.images("dataset", "val")
+        check_space(train, self.names, settings.space, partial(settings.error, "class_names"))
+        if self._there("anchors", []) is None:  # then the space is to be made too: a broken image is found first
+            for images in (train, val):
+                images.decode()
+        return make_space(
+            self.anchors,
+            train,
+            val,
+            settings.space,
+            self.cache_dir,
+            device=self.device,
+            precision=self.precision,
+            workers=self.data.dataset.num_workers,
+        )
+
+    @cached_property
+    def generator(self) -> Artifact | None:
+        """The pipeline that was trained on the ID images; None where one is given. Every process of a launch needs it."""
+        if self.training is None:
+            return None
+        check_size(self.training, self._image_size)
+        space = self.space
+        return make_generator(
+            space,
+            self.text_source,
+            self.anchors,
+            self.names,
+            self._train,
+            self.training,
+            space_settings=self.settings.space,
+            synthesis=self.settings.synthesis,
+            cache_dir=self.cache_dir,
+            device=self.device,
+            precision=self.precision,
+            flip=self.data.transform.flip,
+            workers=self.data.dataset.num_workers,
+        )
+
+    @cached_property
+    def source(self) -> Source:
+        """The pipeline that draws: the given one, or the one that is trained here."""
+        if self.generator is None:
+            return self.text_source
+        return Source(str(self.generator.path), None, {"generator": self.generator.hash})
+
+    @cached_property
+    def outliers(self) -> Artifact:
+        """Phase 2a: embeddings of outliers, or inliers."""
+        settings, names = self.settings, self.names
+        if settings.outliers.neighbours == "class":  # the rest can be said only of a space that is made
+            get_sampler(settings.outliers).check_counts([settings.space.per_class] * len(names), names)
+        space = self.space
+        return make_outliers(
+            self.anchors,
+            space,
+            names,
+            settings.outliers,
+            settings.space.temperature,
+            self.cache_dir,
+            device=self.device,
+        )
+
+    @cached_property
+    def images(self) -> Artifact:
+        """Phase 2b: the images of the embeddings."""
+        check_executor(self.executor)
+        self._check_size()
+        synthesis, outliers, source = self.settings.synthesis, self.outliers, self.source
+        residuals = partial(
+            make_residuals, source=source, images=self._train, settings=synthesis, cache_dir=self.cache_dir
+        )
+        return make_images(
+            source,
+            outliers,
+            self.names,
+            synthesis,
+            self.cache_dir,
+            keeps_class=self._keeps_class,
+            device=self.device,
+            executor=self.executor,
+            residuals=residuals if synthesis.residual else None,
+        )
+
+    @cached_property
+    def latents(self) -> Artifact:
+        """The latents that the images would be decoded from."""
+        outliers, source = self.outliers, self.source
+        return make_latents(source, outliers, self.names, self.settings.synthesis, self.cache_dir, device=self.device)
+
+    @cached_property
+    def quality(self) -> Artifact:
+        """What a judge says of the images, and which of them the filter keeps."""
+        settings = self.settings
+        judge = None if settings.quality.checkpoint is None else self._network_judge()  # first: its file may be missing
+        drawn = self.images
+        if judge is None:
+            judge = space_judge(self.anchors, self.space, settings.space, self._image_size)
+        return make_quality(
+            drawn,
+            judge,
+            self.data,
+            self.names,
+            settings.quality,
+            settings.filter,
+            self.cache_dir,
+            inliers=self._keeps_class,
+            device=self.device,
+        )
+
+    # --------------------------------------------------------------------------------------- what is made of them
+
+    def training_images(self) -> TrainingImages:
+        """The imagined images to train with: all of the image set, or what `dream.filter` leaves of it."""
+        kept = self.quality if self.settings.filter.active else self.images
+        description = f"imagined ({self.settings.outliers.method})"
+        return TrainingImages(kept.path / "imglist.txt", self.images.path, kept.hash, description)
+
+    def plain(self, per_class: int, labels: Sequence[int] | None = None) -> Artifact:
+        """Images of plain prompts, which show what the generator knows.
+
+        Args:
+            per_class: images of each class.
+            labels: the classes that are drawn; None: all.
+        """
+        source = self.source
+        return make_plain(
+            source,
+            self.names,
+            self.settings.synthesis,
+            self.cache_dir,
+            per_class=per_class,
+            labels=labels,
+            anchors=self.anchors if self.training else None,
+            device=self.device,
+        )
+
+    def lines(self, labels: Sequence[int], noises: int) -> Artifact:
+        """Images along the line from a class's anchor to its farthest outlier.
+
+        Args:
+            labels: the classes that are drawn.
+            noises: rows of images of each class, each in a noise of its own.
+        """
+        outliers, source = self.outliers, self.source
+        return make_lines(
+            source,
+            outliers,
+            self.anchors,
+            self.names,
+            self.settings.synthesis,
+            self.cache_dir,
+            labels=labels,
+            noises=noises,
+            trained=self.training is not None,
+            device=self.device,
+        )
+
+    def forecast(self) -> str:
+        """What `images` would draw, and how long it would take here, in lines of text. Writes nothing."""
+        self._check_size()
+        missing: list[str] = []
+        source, outliers = self._there("source", missing), self._there("outliers", missing)
+        return forecast(
+            source,
+            outliers,
+            self.names,
+            self.settings.synthesis,
+            self.cache_dir,
+            untrained=self._untrained,
+            missing=missing,
+            device=self.device,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ parts
+
+    @property
+    def _keeps_class(self) -> bool:
+        """Whether the images still belong to their class."""
+        return get_sampler(self.settings.outliers).keeps_class
+
+    def _check_size(self) -> None:
+        """InputError where images are to be drawn at another size than the generator that is trained here knows."""
+        if self.training is not None:
+            check_size(self.training, self._image_size, self.settings.synthesis)
+
+    def _network_judge(self) -> Judge:
+        if self.network is None:
+            raise self.settings.quality.error("checkpoint", "is of `network`, and the config has no such section")
+        dataset = self.data.dataset
+        return network_judge(self.settings.quality, self.network, dataset.image_size, dataset.num_classes)
+
+    def _there(self, name: str, missing: list[str]) -> Any:
+        """A stage that is made already; else None, and the stage that is not goes to `missing`."""
+        try:
+            with reusing_only():
+                return getattr(self, name)
+        except Missing as stage:
+            if str(stage) not in missing:
+                missing.append(str(stage))
+            return None
+
+    def _untrained(self) -> Any:
+        assert self.training is not None  # noqa: S101 # nosec B101 (else there is a pipeline)
+        return untrained(self.names, self.training, synthesis=self.settings.synthesis, image_size=self._image_size)

@@ -1,0 +1,427 @@
+"""Phase 2b: the image set of outlier embeddings, drawn shard by shard here or by Ray workers.
+
+Besides it, the latents that the same images would be decoded from, and images of plain prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from openood_dream._version import __version__
+from openood_dream.dream.anchors import load_anchors
+from openood_dream.dream.image_set import join_shards, missing_shards, shard_table, shards, write_image
+from openood_dream.dream.imaginer import Imaginer, check_anchors, image_seed, load_pipeline, png
+from openood_dream.dream.outliers import load_outliers
+from openood_dream.dream.residuals import load_residuals, residuals_of
+from openood_dream.dream.settings import SynthesisSettings
+from openood_dream.dream.source import Source
+from openood_dream.errors import InputError
+from openood_dream.store.artifacts import MANIFEST, Artifact, build
+from openood_dream.store.files import (
+    Rows,
+    read_rows,
+    read_table,
+    read_tensors,
+    write_index,
+    write_table,
+    write_tensors,
+)
+
+WRITERS = 4  # threads that encode and write images while the next ones are drawn
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """A folder name for each class: letters, digits, dots and dashes alone, since OpenOOD splits image lists at spaces.
+
+    None of them leads out of the set's folder, or is the name of something else in it.
+    """
+    folders = [re.sub(r"[^\w.-]+", "_", name).strip("._") or "class" for name in names]
+    taken = [*folders, "shards", "images.parquet", "imglist.txt", MANIFEST]
+    return [f"{folder}_{i}" if taken.count(folder) > 1 else folder for i, folder in enumerate(folders)]
+
+
+def choose(outliers: pd.DataFrame, per_class: int, classes: int, seed: int) -> np.ndarray:
+    """Chooses the embeddings that are drawn: classes take turns, each class's embeddings in random order.
+
+    Where a class has fewer embeddings than images they are used again, with other noise.
+
+    Args:
+        outliers: the table of the embeddings, with a column `class`.
+        per_class: images of each class.
+        classes: how many classes there are.
+        seed: seed of the order.
+
+    Returns:
+        The row of the table for image 0, 1, ... (classes * per_class,).
+
+    Raises:
+        InputError: a class has no embedding.
+    """
+    columns = []
+    for label in range(classes):
+        rows = np.flatnonzero(outliers["class"].to_numpy() == label)
+        if not len(rows):
+            raise InputError(
+                f"dream.outliers: class {label} has no outlier embedding; change dream.outliers so that it gets some"
+            )
+        order = np.random.default_rng([seed, label]).permutation(rows)
+        columns.append(np.resize(order, per_class))
+    return np.stack(columns, axis=1).reshape(-1)
+
+
+def set_inputs(
+    source: Source, outliers: Artifact, names: Sequence[str], settings: SynthesisSettings, *without_effect: str
+) -> dict[str, Any]:
+    """What decides about what is drawn of outliers.
+
+    Args:
+        source: where the pipeline comes from.
+        outliers: the artifact of their embeddings.
+        names: the class names.
+        settings: how they are drawn.
+        without_effect: the settings that have no say in it.
+
+    Returns:
+        The inputs of an artifact.
+    """
+    return {
+        "generator": source.identity,
+        "outliers": outliers.hash,
+        "class_names": list(names),
+        "synthesis": settings.model_dump(exclude=set(without_effect)),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- the image set
+
+
+def check_executor(executor: str) -> None:
+    """Checks that what distributes the drawing is installed: InputError where `executor` is ray and Ray is not."""
+    if executor == "ray":
+        import openood_dream.parallel.ray  # noqa: F401  (an optional extra, which says so where it is missing)
+
+
+def make_images(
+    source: Source,
+    outliers: Artifact,
+    names: Sequence[str],
+    settings: SynthesisSettings,
+    cache_dir: str | Path,
+    *,
+    keeps_class: bool,
+    device: str = "auto",
+    executor: str = "local",
+    residuals: Callable[[Imaginer], Artifact] | None = None,
+) -> Artifact:
+    """The images stage: `<class>/<id>.png`, `imglist.txt` and `images.parquet` with a row per image.
+
+    Args:
+        source: where the pipeline comes from.
+        outliers: the artifact of the embeddings.
+        names: the class names in label order.
+        settings: how images are drawn.
+        cache_dir: folder of all artifacts.
+        keeps_class: whether the images still belong to their class (inliers); else their label is -1.
+        device: the config's word for the device.
+        executor: local, or ray for workers of a Ray cluster.
+        residuals: makes the artifact of residuals that the images get, given what draws them; picklable for Ray. None:
+            they get none.
+
+    Returns:
+        The artifact.
+
+    Raises:
+        InputError: the embeddings do not fit the pipeline, a class has none, or a batch does not fit into memory.
+    """
+    check_executor(executor)
+
+    def make(folder: Path) -> dict[str, Any]:
+        wanted = shards(settings.per_class * len(names), settings.shard_size)
+        todo = missing_shards(folder, wanted)
+        work = partial(
+            Shards,
+            source,
+            outliers,
+            names,
+            settings,
+            folder,
+            keeps_class=keeps_class,
+            device=device,
+            residuals=residuals,
+        )
+        if todo:
+            total = sum(len(wanted[number]) for number in todo)
+            with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
+                _draw(work, wanted, todo, bar, executor, device)
+        table = join_shards(folder, len(wanted))
+        return {"images": len(table), "generator": source.path}
+
+    return build(cache_dir, "images", set_inputs(source, outliers, names, settings), make)
+
+
+def _draw(
+    work: Callable[[], Shards], wanted: Sequence[range], todo: Sequence[int], bar: tqdm, executor: str, device: str
+) -> None:
+    """Draws the shards `todo` of those `wanted`, here or by Ray's workers, and moves the bar."""
+    if executor == "ray":
+        from openood_dream.parallel.ray import each  # an optional extra
+
+        for number in each(partial(drawer, work), todo, device):
+            bar.update(len(wanted[number]))
+    else:
+        draw = drawer(work, bar)
+        for number in todo:
+            draw(number)
+
+
+def drawer(work: Callable[[], Shards], bar: tqdm | None = None) -> Callable[[int], None]:
+    """Loads a pipeline to draw shards with.
+
+    Args:
+        work: makes what draws them.
+        bar: moves with every batch.
+
+    Returns:
+        A function that draws the shard of a number.
+    """
+    made = work()
+
+    def draw(number: int) -> None:
+        with ThreadPoolExecutor(WRITERS) as pool:
+            made.draw(number, made.wanted[number], pool, bar)
+
+    return draw
+
+
+class Shards:
+    """Draws the shards of an image set. A shard's content depends on the arguments and its number alone.
+
+    Args:
+        source: where the pipeline comes from; it is loaded at once.
+        outliers: the artifact of the embeddings.
+        names: the class names in label order.
+        settings: how images are drawn.
+        folder: the set's folder.
+        keeps_class: whether images are labelled with their class, else with -1.
+        device: the config's word for the device.
+        residuals: makes the artifact of residuals that the images get, or None.
+
+    Raises:
+        InputError: the embeddings do not fit the pipeline, or a class has none.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        outliers: Artifact,
+        names: Sequence[str],
+        settings: SynthesisSettings,
+        folder: Path,
+        *,
+        keeps_class: bool = False,
+        device: str = "auto",
+        residuals: Callable[[Imaginer], Artifact] | None = None,
+    ) -> None:
+        self.source, self.names, self.settings, self.folder = source, names, settings, folder
+        self.keeps_class, self._make_residuals = keeps_class, residuals
+        self.folders = folder_names(names)
+        self.table, self.embeddings = load_outliers(outliers)
+        self.rows = choose(self.table, settings.per_class, len(names), settings.seed)
+        self.wanted = shards(len(self.rows), settings.shard_size)
+        self.imaginer = Imaginer(load_pipeline(source, settings, device), names, settings)
+        check_anchors(self.imaginer, self.embeddings)
+
+    @cached_property
+    def residuals(self) -> torch.Tensor | None:
+        """What images get back, if anything; not made for latents, which get nothing."""
+        return None if self._make_residuals is None else load_residuals(self._make_residuals(self.imaginer))
+
+    def draw(self, number: int, images: range, pool: ThreadPoolExecutor, bar: tqdm | None = None) -> None:
+        """Draws and writes one shard; its table comes last, when all its images are on disk.
+
+        Args:
+            number: the shard's number.
+            images: the numbers of its images.
+            pool: threads that write images.
+            bar: moves with every batch.
+        """
+        written = []
+        for batch in self.batches(images):
+            labels, tokens, seeds = self.inputs(batch)
+            lost = None if self.residuals is None else residuals_of(self.residuals, seeds)
+            pixels = self.imaginer(labels, tokens, seeds, lost).permute(0, 2, 3, 1).numpy()
+            rows = self.rows[batch]
+            for i, row, label, seed, image in zip(batch, rows, labels.tolist(), seeds, pixels, strict=True):
+                written.append(pool.submit(self.write, i, int(row), label, seed, image))
+            if bar is not None:
+                bar.update(len(batch))
+        write_table(shard_table(self.folder, number), pd.DataFrame([row.result() for row in written]))
+
+    def inputs(self, images: range) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Class labels (B,), class tokens (B, m) and noise seeds of some images of the set, by their numbers."""
+        rows = self.rows[images]
+        labels = torch.from_numpy(self.table["class"].to_numpy()[rows].astype(np.int64))
+        return labels, self.embeddings[torch.from_numpy(rows)], [image_seed(self.settings.seed, i) for i in images]
+
+    def batches(self, images: range) -> Iterator[range]:
+        """The numbers of the images of a shard, batch by batch."""
+        for start in range(images.start, images.stop, self.settings.batch_size):
+            yield range(start, min(start + self.settings.batch_size, images.stop))
+
+    def write(self, number: int, row: int, label: int, seed: int, image: np.ndarray) -> dict[str, Any]:
+        """Writes one image.
+
+        Args:
+            number: its number in the set.
+            row: the row of its embedding.
+            label: its class.
+            seed: its noise seed.
+            image: uint8 (S, S, 3).
+
+        Returns:
+            Its row of the table.
+        """
+        file = Path(self.folders[label]) / f"{number:07d}.png"
+        content = png(image)
+        write_image(self.folder / file, content)
+        return {
+            "file": file.as_posix(),
+            "label": label if self.keeps_class else -1,
+            "sha256": sha256(content).hexdigest(),
+            "class": label,
+            "embedding": row,
+            "seed": seed,
+            "prompt": self.settings.prompt.format(self.names[label]),
+            "distance": float(self.table["distance"].iloc[row]),
+            "generator": self.source.path,
+            "code": __version__,
+        }
+
+
+# ------------------------------------------------------------------------------------------- latents, plain prompts
+
+
+def make_latents(
+    source: Source,
+    outliers: Artifact,
+    names: Sequence[str],
+    settings: SynthesisSettings,
+    cache_dir: str | Path,
+    *,
+    device: str = "auto",
+) -> Artifact:
+    """The UNet's latents that the images of `make_images` would be decoded from, shard by shard.
+
+    For OAL (Gao & Li), which learns from the latents of outlier prompts and needs no image of them.
+
+    Args:
+        source: where the pipeline comes from.
+        outliers: the artifact of the embeddings.
+        names: the class names in label order.
+        settings: how they are drawn.
+        cache_dir: folder of all artifacts.
+        device: the config's word for the device.
+
+    Returns:
+        The artifact, for `load_latents`.
+
+    Raises:
+        InputError: as `make_images` raises it.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        work = Shards(source, outliers, names, settings, folder, device=device)
+        files = [folder / "shards" / f"{number:06d}.safetensors" for number in range(len(work.wanted))]
+        done = sum(len(images) for images, file in zip(work.wanted, files, strict=True) if file.exists())
+        with tqdm(total=len(work.rows), initial=done, desc="imagine: drawing latents", unit="latent") as bar:
+            for number, (images, file) in enumerate(zip(work.wanted, files, strict=True)):
+                if file.exists():
+                    continue
+                parts = []
+                for batch in work.batches(images):
+                    parts.append(work.imaginer.latents(*work.inputs(batch)))
+                    bar.update(len(batch))
+                write_tensors(file, **{f"latents.{number}": torch.cat(parts)})
+        write_index(folder, "latents", files)
+        columns = {
+            "class": work.table["class"].to_numpy()[work.rows],
+            "embedding": work.rows,
+            "seed": [image_seed(settings.seed, number) for number in range(len(work.rows))],
+        }
+        write_table(folder / "latents.parquet", pd.DataFrame(columns))
+        return {"latents": len(work.rows), "generator": source.path}
+
+    return build(cache_dir, "latents", set_inputs(source, outliers, names, settings, "save_size", "residual"), make)
+
+
+def load_latents(artifact: Artifact) -> tuple[pd.DataFrame, Rows]:
+    """The table (class, embedding and seed of each) and the latents (M, c, h, w) of an artifact."""
+    return read_table(artifact.path / "latents.parquet"), read_rows(artifact.path, "latents")
+
+
+def make_plain(
+    source: Source,
+    names: Sequence[str],
+    settings: SynthesisSettings,
+    cache_dir: str | Path,
+    *,
+    per_class: int,
+    labels: Sequence[int] | None = None,
+    anchors: Artifact | None = None,
+    device: str = "auto",
+) -> Artifact:
+    """Images of plain prompts, which show what the generator knows.
+
+    Args:
+        source: where the pipeline comes from.
+        names: the class names in label order.
+        settings: how images are drawn.
+        cache_dir: folder of all artifacts.
+        per_class: images of each class.
+        labels: the L classes that are drawn, or None for all.
+        anchors: the artifact of the anchors, for a pipeline that was trained here: it knows a name of several tokens by
+            its anchor alone.
+        device: the config's word for the device.
+
+    Returns:
+        The artifact, for `load_plain`.
+    """
+    shown = list(range(len(names)) if labels is None else labels)
+    inputs = {
+        "generator": source.identity,
+        "class_names": list(names),
+        "synthesis": settings.model_dump(exclude={"per_class", "shard_size", "residual"}),
+        "per_class": per_class,
+        "labels": shown,
+    }
+
+    def make(folder: Path) -> None:
+        imaginer = Imaginer(load_pipeline(source, settings, device), names, settings)
+        tokens = None if anchors is None else load_anchors(anchors)
+        parts = []
+        for label in tqdm(shown, desc="imagine: plain prompts", unit="class"):
+            seeds = [image_seed(settings.seed, label * per_class + i) for i in range(per_class)]
+            for start in range(0, per_class, settings.batch_size):
+                some = seeds[start : start + settings.batch_size]
+                of = torch.full((len(some),), label)
+                parts.append(imaginer(of, None if tokens is None else tokens[of], some))
+        images = torch.cat(parts)
+        write_tensors(folder / "plain.safetensors", images=images.view(len(shown), per_class, *images.shape[1:]))
+
+    return build(cache_dir, "plain", inputs, make)
+
+
+def load_plain(artifact: Artifact) -> torch.Tensor:
+    """The images (L, per_class, 3, S, S) uint8 of an artifact, by class."""
+    return read_tensors(artifact.path / "plain.safetensors")["images"]

@@ -1,0 +1,228 @@
+"""Embeddings to images: each sample's embedding takes the place of its class token in the prompt.
+
+Works with any pipeline of a family that is known (families/), unmodified: it only gets prompt embeddings and noise of
+our making.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from packaging.version import Version
+from PIL import Image
+
+from openood_dream.device import pick_device
+from openood_dream.dream.families.base import find_family
+from openood_dream.dream.prompts import Prompt, class_prompts, plain_prompts
+from openood_dream.dream.settings import SynthesisSettings
+from openood_dream.dream.source import Source
+from openood_dream.errors import InputError
+from openood_dream.store.files import Rows
+
+# diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+OWN = "own"  # the scheduler that the pipeline was saved with, which few-step distillations need
+
+
+def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "auto") -> DiffusionPipeline:
+    """Loads a pipeline to draw with.
+
+    Args:
+        source: where it comes from.
+        settings: number format, scheduler, slicing and compilation.
+        device: the config's word for the device: auto, cpu, cuda or mps.
+
+    Returns:
+        The pipeline on the device, with the scheduler of the settings.
+
+    Raises:
+        InputError: it cannot be had, or is of no known family.
+    """
+    place, dtype = pick_device(device), settings.dtype
+    if dtype == "auto":
+        dtype = "float16" if place.type in ("cuda", "mps") else "float32"
+    family = find_family(source.index)
+    pipeline = source.load(family.loader, **family.options, **{DTYPE: getattr(torch, dtype)})
+    if settings.scheduler != OWN:
+        name, options = SCHEDULERS[settings.scheduler]
+        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
+    if settings.slicing:
+        pipeline.enable_attention_slicing()
+        pipeline.vae.enable_slicing()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(place)
+    if settings.compile:
+        pipeline.unet.compile()
+    return pipeline
+
+
+class Imaginer:
+    """A pipeline and the prompts of every class, ready to draw images of embeddings.
+
+    Args:
+        pipeline: a loaded pipeline of a known family.
+        names: the class names in label order.
+        settings: prompts, steps, guidance and sizes.
+
+    Raises:
+        InputError: a prompt is too long, or the pipeline is of no known family.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, names: Sequence[str], settings: SynthesisSettings) -> None:
+        self.pipeline, self.names, self.settings = pipeline, names, settings
+        self.family = find_family(pipeline.config)(pipeline)
+        tokenizers = [tokenizer for tokenizer, _ in self.family.texts]
+        words = [settings.prompt.format(name) for name in names]
+        self.prompts = [class_prompts(tokenizer, names, settings) for tokenizer in tokenizers]
+        self.words = [plain_prompts(tokenizer, words, settings) for tokenizer in tokenizers]
+        # distilled pipelines take the guidance scale as an input, and have no unconditional half
+        self.guided = settings.guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None
+        self.negative = self._negative() if self.guided else {}
+
+    @torch.inference_mode()
+    def _negative(self) -> dict[str, torch.Tensor]:
+        """The encoding (1, ...) of the negative prompt, which is the same for every image of a run."""
+        text = self.settings.negative_prompt
+        prompts: list[list[Prompt]] = [
+            plain_prompts(tokenizer, [text], self.settings, "negative_prompt") for tokenizer, _ in self.family.texts
+        ]
+        encoded = self.family.encode(prompts, torch.zeros(1, dtype=torch.long), None)
+        if not text and self.pipeline.config.get("force_zeros_for_empty_prompt"):
+            encoded = {name: torch.zeros_like(tensor) for name, tensor in encoded.items()}
+        return {f"negative_{name}": tensor for name, tensor in encoded.items()}
+
+    @property
+    def width(self) -> int:
+        """The numbers m of a class token's embedding, over all text encoders."""
+        return sum(self.family.widths)
+
+    @property
+    def size(self) -> int:
+        """Pixels a side that are generated."""
+        return self.settings.size or self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+
+    @torch.inference_mode()
+    def _draw(
+        self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: Sequence[int], output_type: str
+    ) -> torch.Tensor:
+        """Images or latents, as the pipeline calls them in `output_type`, float32 on the device."""
+        pipe, settings, size = self.pipeline, self.settings, self.size
+        shape = (pipe.unet.config.in_channels, size // pipe.vae_scale_factor, size // pipe.vae_scale_factor)
+        # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch; some
+        # schedulers draw more of it, from the same generators
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        text = self.family.encode(self.words if tokens is None else self.prompts, labels, tokens)
+        try:
+            return pipe(
+                **text,
+                **{name: tensor.expand(len(labels), *tensor.shape[1:]) for name, tensor in self.negative.items()},
+                latents=noise.to(pipe.device, text["prompt_embeds"].dtype),
+                generator=generators,
+                height=size,
+                width=size,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                output_type=output_type,
+            ).images.float()
+        except torch.OutOfMemoryError:
+            raise settings.error(
+                "batch_size",
+                f"{len(labels)} images of {size} pixels do not fit into the memory of {pipe.device}; lower it, or set "
+                "dream.synthesis.slicing",
+            ) from None
+
+    def latents(self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """Draws what the images of `__call__` are decoded from.
+
+        Args:
+            labels: class labels (B,).
+            tokens: class tokens (B, m).
+            seeds: a noise seed for each of the B.
+
+        Returns:
+            Latents (B, c, h, w), float32 on the CPU.
+        """
+        return self._draw(labels, tokens, seeds, "latent").cpu()
+
+    def __call__(
+        self,
+        labels: torch.Tensor,
+        tokens: torch.Tensor | None,
+        seeds: Sequence[int],
+        residuals: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Draws images. Each depends on its label, token, seed and residual, not on its batch.
+
+        Args:
+            labels: class labels (B,).
+            tokens: class tokens (B, m); None draws the plain prompts, class names in full.
+            seeds: a noise seed for each of the B.
+            residuals: what is added to the images that are generated (B, 3, size, size), from -1 to 1; None: nothing.
+
+        Returns:
+            Images (B, 3, S, S) as uint8 on the CPU, S being `save_size`.
+
+        Raises:
+            InputError: the batch does not fit into memory.
+        """
+        images = self._draw(labels, tokens, seeds, "pt")
+        if residuals is not None:
+            images = images + residuals.to(images)
+        size, save = images.shape[-1], self.settings.save_size or images.shape[-1]
+        if save != size:
+            images = F.interpolate(
+                images, size=(save, save), mode="bilinear", antialias=save < size, align_corners=False
+            )
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def check_anchors(imaginer: Imaginer, anchors: torch.Tensor | Rows) -> None:
+    """Checks that embeddings are as wide as the text encoders' tables.
+
+    Args:
+        imaginer: what is to draw them.
+        anchors: embeddings (N, m).
+
+    Raises:
+        InputError: m is another number.
+    """
+    if anchors.shape[1] != imaginer.width:
+        raise InputError(
+            f"dream.generator: takes token embeddings of {imaginer.width} numbers, the anchors have {anchors.shape[1]}"
+        )
+
+
+def image_seed(seed: int, number: int) -> int:
+    """The noise seed of an image.
+
+    Args:
+        seed: the seed of the set.
+        number: the image's number in it.
+
+    Returns:
+        48 bits of a hash of both.
+    """
+    return int.from_bytes(sha256(f"{seed}/{number}".encode()).digest()[:6], "big")
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image (S, S, 3) as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()

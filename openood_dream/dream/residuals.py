@@ -1,0 +1,83 @@
+"""What an autoencoder loses of real images, to be added to the images that it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from openood_dream.datasets.images import ImageList
+from openood_dream.dream.generator.training import unit_range
+from openood_dream.dream.imaginer import Imaginer
+from openood_dream.dream.settings import SynthesisSettings
+from openood_dream.dream.source import Source
+from openood_dream.store.artifacts import Artifact, build
+from openood_dream.store.files import read_tensors, write_tensors
+
+RESIDUALS, RESIDUAL_BYTES = 1024, 1 << 28  # how many there are at most
+
+
+def make_residuals(
+    imaginer: Imaginer, source: Source, images: ImageList, settings: SynthesisSettings, cache_dir: str | Path
+) -> Artifact:
+    """Makes `residuals.safetensors`: of random ID training images, the image less what the autoencoder makes of it.
+
+    `residuals` are (R, 3, size, size) int16, in steps of 1/255. What is drawn lacks such detail: a network learns to call
+    its absence OOD, or, worse, ID, and hardly looks at what is in the picture.
+
+    Args:
+        imaginer: has the autoencoder.
+        source: where its pipeline comes from.
+        images: the ID training images, at any size.
+        settings: seed and batch size.
+        cache_dir: folder of all artifacts.
+
+    Returns:
+        The artifact.
+    """
+    size = imaginer.size
+    inputs = {
+        "generator": source.identity,
+        "train": images.identity,
+        "transform": images.transform.test_identity,
+        "size": size,
+        "seed": settings.seed,
+    }
+
+    @torch.inference_mode()
+    def make(folder: Path) -> None:
+        scaled, vae = images.at_size(size), imaginer.pipeline.vae
+        count = max(1, min(RESIDUALS, len(scaled), RESIDUAL_BYTES // (2 * 3 * size**2)))
+        picked = torch.randperm(len(scaled), generator=torch.Generator().manual_seed(settings.seed))[:count]
+        dtype, found = vae.dtype, []
+        if dtype is not torch.float32:
+            vae.float()  # half precision has losses of its own
+        for rows in tqdm(picked.split(settings.batch_size), desc="imagine: residuals", unit="batch", delay=2):
+            x = unit_range(scaled.__getitems__(rows.tolist())["data"], scaled.transform).to(vae.device)
+            again = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+            found.append(((x - again) * 127.5).round().to(torch.int16).cpu())
+        if dtype is not torch.float32:
+            vae.to(dtype)
+        write_tensors(folder / "residuals.safetensors", residuals=torch.cat(found))
+
+    return build(cache_dir, "residuals", inputs, make)
+
+
+def load_residuals(artifact: Artifact) -> torch.Tensor:
+    """The residuals (R, 3, S, S) of an artifact, int16."""
+    return read_tensors(artifact.path / "residuals.safetensors")["residuals"]
+
+
+def residuals_of(residuals: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    """Picks the residuals that images get.
+
+    Args:
+        residuals: all residuals (R, 3, S, S), int16.
+        seeds: the noise seeds of B images.
+
+    Returns:
+        Residuals (B, 3, S, S), from -1 to 1.
+    """
+    return residuals[[seed % len(residuals) for seed in seeds]].float() / 255

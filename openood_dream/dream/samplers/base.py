@@ -1,0 +1,156 @@
+"""What every sampler of outlier embeddings has in common, and the registry of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field, field_validator
+from pydantic.fields import FieldInfo
+from torch import Tensor
+
+from openood_dream.config.schema import Name, Section, Seed, rule
+from openood_dream.errors import nearest
+from openood_dream.sampling.knn import Index
+
+
+class OutlierSettings(Section):
+    """`dream.outliers`: phase 2a, embeddings of outliers or inliers; each sampler has keys of its own besides."""
+
+    section = "dream.outliers"
+
+    method: Name = Field(
+        "knn", description="the sampler: knn, inlier, boundary; plain: none, the class's own anchor stands for them"
+    )
+    k: int = Field(300, ge=1, description="which nearest neighbour measures the distance")
+    neighbours: Literal["class", "all"] = Field(
+        "class", description="whose embeddings count as neighbours: the class's own, or all"
+    )
+    seed: Seed = Field(0, description="seed of the draws")
+
+    @field_validator("method")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        near = nearest(name, SAMPLERS)
+        hint = f"did you mean {near!r}? " if near else ""
+        rule(name in SAMPLERS, f"unknown {name!r}; {hint}known are {', '.join(sorted(SAMPLERS))}")
+        return name
+
+    @classmethod
+    def known_fields(cls) -> dict[str, FieldInfo]:
+        """The keys of all samplers."""
+        fields = dict(cls.model_fields)
+        for found in SAMPLERS.values():
+            fields |= found.Settings.model_fields
+        return fields
+
+
+SettingsT = TypeVar("SettingsT", bound=OutlierSettings)
+
+
+class Sampler(ABC, Generic[SettingsT]):
+    """Finds outlier embeddings of one class at a time.
+
+    Args:
+        settings: the settings that its decorator names.
+    """
+
+    Settings: ClassVar[type[OutlierSettings]]
+    remedy: ClassVar[str] = "or raise dream.space.per_class (and have as many training images)"
+    keeps_class: ClassVar[bool] = False  # whether what it finds still belongs to the class: inliers
+
+    def __init__(self, settings: SettingsT) -> None:
+        self.settings = settings
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that have a say in what is found; the seed is none of them where nothing is drawn."""
+        return self.settings.model_dump(exclude={"seed"})
+
+    def check_counts(self, counts: Sequence[int], names: Sequence[str]) -> None:
+        """Checks that the classes have enough embeddings.
+
+        Args:
+            counts: embeddings of each class.
+            names: the classes.
+
+        Raises:
+            InputError: k is not below the number of embeddings that it counts in.
+        """
+        few = int(np.argmin(counts))
+        bank, whose = counts[few], f"class {names[few]!r}"
+        if self.settings.neighbours == "all":
+            bank, whose = sum(counts), "all classes together"
+        if self.settings.k >= bank:
+            text = f"{self.settings.k} is not below {bank}, the number of embeddings of {whose}; lower k {self.remedy}"
+            raise self.settings.error("k", text)
+
+    @abstractmethod
+    def sample(
+        self, z: Tensor, label: int, anchors: Tensor, temperature: float, index: Index | None = None
+    ) -> dict[str, Tensor]:
+        """Outliers of one class.
+
+        Args:
+            z: unit embeddings (N, m) of the class.
+            label: the class.
+            anchors: the anchors of all classes (C, m).
+            temperature: t of the cosine classifier that the space was trained with.
+            index: the embeddings of all classes where distances count all of them.
+
+        Returns:
+            Columns of M rows: unit `embeddings` (M, m); `boundary`, the rows of z that they come from; `distance`, their
+            d_k. Where it has them also `seed` and `draw`, `steps` and `target`, and of all of z `all_steps` and
+            `all_target` (N,); the scalar `sigma`.
+
+        Raises:
+            ValueError: nothing can be found with these settings; the message says why.
+        """
+
+
+SAMPLERS: dict[str, type[Sampler[Any]]] = {}
+
+SamplerT = TypeVar("SamplerT", bound=type[Sampler[Any]])
+
+
+def sampler(name: str, settings: type[OutlierSettings]) -> Callable[[SamplerT], SamplerT]:
+    """Registers a class of samplers.
+
+    Args:
+        name: its name, the value of `dream.outliers.method`.
+        settings: the model of the keys that `dream.outliers` then has.
+
+    Returns:
+        A decorator.
+    """
+
+    def register(cls: SamplerT) -> SamplerT:
+        cls.Settings = settings
+        SAMPLERS[name] = cls
+        return cls
+
+    return register
+
+
+def get_sampler(settings: OutlierSettings) -> Sampler[Any]:
+    """The sampler that settings describe."""
+    return SAMPLERS[settings.method](settings)
+
+
+def sampler_settings(data: Any) -> Any:
+    """The section `dream.outliers` as the settings of the sampler that it names; pydantic reports what is wrong in it.
+
+    Keys of other samplers, which a config underneath may have set, are checked as theirs and left out.
+    """
+    if not isinstance(data, dict):
+        return data
+    cls = SAMPLERS.get(str(data.get("method", "knn")))
+    model = cls.Settings if cls else OutlierSettings
+    for other in dict.fromkeys(found.Settings for found in SAMPLERS.values()):
+        foreign = {key: data[key] for key in data if key in other.model_fields.keys() - model.model_fields.keys()}
+        if foreign:
+            other.model_validate(foreign)
+    others = OutlierSettings.known_fields().keys() - model.model_fields.keys()
+    return model.model_validate({key: value for key, value in data.items() if key not in others})

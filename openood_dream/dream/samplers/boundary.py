@@ -1,0 +1,55 @@
+"""Outliers just beyond the boundary of a class (BOOD, Liao et al., ICML 2025)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from openood_dream.dream.samplers.base import OutlierSettings, Sampler, sampler
+from openood_dream.sampling.boundary import cross_boundary, soonest
+from openood_dream.sampling.knn import Index, knn_distance
+
+
+class BoundarySettings(OutlierSettings):
+    """`dream.outliers` with method boundary."""
+
+    step_size: float = Field(0.015, gt=0, description="boundary: step a along the sign of the gradient")
+    extra_steps: int = Field(2, ge=0, description="boundary: steps c beyond the crossing")
+    max_steps: int = Field(100, ge=1, description="boundary: steps after which an embedding is given up")
+    fraction: float = Field(
+        0.05, gt=0, le=1, description="boundary: share of each class that is used, the one that crosses soonest"
+    )
+
+
+@sampler("boundary", BoundarySettings)
+class Boundary(Sampler[BoundarySettings]):
+    """Outliers: the embeddings that cross the boundary of their class soonest, some steps beyond it."""
+
+    def sample(
+        self, z: Tensor, label: int, anchors: Tensor, temperature: float, index: Index | None = None
+    ) -> dict[str, Tensor]:
+        s, labels = self.settings, torch.full((len(z),), label, device=z.device)
+        vectors, steps, target = cross_boundary(
+            z, labels, anchors, temperature, s.step_size, s.extra_steps, s.max_steps
+        )
+        if not steps.any():
+            raise ValueError(
+                f"none of {len(z)} embeddings is nearest to its own class, so that none can leave it; train the space for "
+                "longer (dream.space.epochs)"
+            )
+        source = soonest(steps, s.fraction)
+        if not len(source):
+            raise ValueError(
+                f"none of {len(z)} embeddings crosses the boundary within {s.max_steps} steps of {s.step_size:g}; "
+                "raise max_steps or step_size"
+            )
+        return {
+            "embeddings": vectors[source],
+            "boundary": source,
+            "distance": knn_distance(vectors[source], z if index is None else index, s.k),
+            "steps": steps[source],
+            "target": target[source],
+            "all_steps": steps,
+            "all_target": target,
+        }

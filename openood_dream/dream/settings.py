@@ -1,0 +1,218 @@
+"""Settings of the imagination: the section `dream`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+
+from openood_dream.config.schema import Expects, Name, Section, Seed, each_once, rule
+from openood_dream.dream.samplers import OutlierSettings
+from openood_dream.dream.samplers.base import sampler_settings
+from openood_dream.dream.samplers.knn import KNNSettings
+
+Eights = Annotated[
+    list[Annotated[int, Field(ge=8, multiple_of=8)]], Field(min_length=1), Expects("a list of multiples of 8")
+]
+Sixteens = Annotated[
+    list[Annotated[int, Field(ge=16, multiple_of=16)]], Field(min_length=1), Expects("a list of multiples of 16")
+]
+
+
+class GeneratorTraining(Section):
+    """`dream.generator: {train: small}`: a small Stable-Diffusion-format pipeline trained on the ID images."""
+
+    section = "dream.generator"
+
+    train: Literal["small"] = Field(description="which architecture to train")
+    seed: Seed = Field(0, description="seed of weights, batches and noise")
+    size: int | None = Field(None, ge=8, description="pixels a side of its images; null: the classifier's")
+    vae_channels: Eights = Field(
+        [32, 32, 64], description="channels of the VAE's levels; each level after the first halves the image"
+    )
+    latent_channels: int = Field(8, ge=1, description="channels of the latents")
+    unet_channels: Sixteens = Field(
+        [64], description="channels of the UNet's levels; each level after the first halves the latents"
+    )
+    unet_layers: int = Field(1, ge=1, description="residual blocks per level of the UNet")
+    pooled_text: bool = Field(
+        False, description="pooled text modulates all blocks of the UNet too, beside its attention to the text"
+    )
+    steps: int = Field(3000, ge=1, description="optimiser steps of the UNet")
+    vae_steps: int = Field(600, ge=1, description="optimiser steps of the VAE")
+    batch_size: int = Field(128, ge=1, description="images per step of the UNet, over all processes")
+    vae_batch_size: int = Field(16, ge=1, description="images per step of the VAE, over all processes")
+    lr: float = Field(1e-3, gt=0, description="learning rate of the UNet at its peak")
+    vae_lr: float = Field(3e-3, gt=0, description="learning rate of the VAE at its peak")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the UNet's weights that is saved")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="number format of this training; auto: float32 on a CPU, elsewhere as the key precision says",
+    )
+    prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the UNet predicts")
+    min_snr: float | None = Field(
+        None, gt=0, description="cap on the signal-to-noise ratio that weights the loss (min-SNR); null: no weights"
+    )
+    embedding_fraction: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="share of samples conditioned on the image's own embedding instead of its class token",
+    )
+    embedding_noise: float = Field(
+        0.0, ge=0, description="deviation of Gaussian noise on the image's own embedding, measured as outliers.sigma is"
+    )
+    empty_fraction: float = Field(0.1, ge=0, le=1, description="share of samples with the empty prompt, for guidance")
+    text_dim: int = Field(64, ge=1, description="width m of the token embeddings")
+    anchor_norm: float = Field(0.4, gt=0, description="norm of the class anchors")
+    checkpoint_every: int = Field(500, ge=1, description="steps between two savings of the training's state")
+    samples_every: int | None = Field(
+        None, ge=1, description="steps between two grids of samples; null: one grid, at the end"
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> GeneratorTraining:
+        own, empty = self.embedding_fraction, self.empty_fraction
+        text = f"expected embedding_fraction + empty_fraction <= 1, got {own:g} + {empty:g}"
+        rule(own + empty <= 1 + 1e-9, text, "embedding_fraction", "empty_fraction")
+        return self
+
+
+class AnchorSettings(Section):
+    """`dream.anchors`: the token embeddings T(y) of the class names."""
+
+    section = "dream.anchors"
+
+    multi_token: Literal["mean", "first", "last"] = Field(
+        "mean", description="what stands for a class name of several tokens"
+    )
+
+
+class SpaceSettings(Section):
+    """`dream.space`: phase 1, the text-conditioned latent space (DREAM-OOD Eq. 2)."""
+
+    section = "dream.space"
+
+    network: Name = Field("timm:resnet34", description="image encoder")
+    network_args: dict[str, Any] = Field({}, description="further arguments of the image encoder")
+    epochs: int = Field(200, ge=1, description="training epochs")
+    batch_size: int = Field(256, ge=1, description="images per step")
+    lr: float = Field(0.1, gt=0, description="learning rate at the start of the cosine schedule")
+    momentum: float = Field(0.9, gt=0, lt=1, description="Nesterov momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
+    temperature: float = Field(0.1, gt=0, description="temperature t of the cosine softmax")
+    per_class: int = Field(500, ge=1, description="embeddings kept per class")
+    seed: Seed = Field(0, description="seed of weights and batches")
+
+
+def _one_place(text: Any) -> Any:
+    if isinstance(text, str) and re.findall(r"\{\}|[{}]", text) != ["{}"]:
+        raise ValueError("not exactly one {}")
+    return text
+
+
+class SynthesisSettings(Section):
+    """`dream.synthesis`: phase 2b, embeddings to images with the diffusion model."""
+
+    section = "dream.synthesis"
+
+    per_class: int = Field(1000, ge=1, description="images per class")
+    prompt: Annotated[
+        str,
+        BeforeValidator(_one_place),
+        Expects("text with {} once, where the class name goes, and no other braces"),
+    ] = Field("A high-quality image of the {}", description="prompt; {} is the class name")
+    negative_prompt: str = Field("", description="prompt of the unconditional half of the guidance")
+    steps: int = Field(20, ge=1, description="denoising steps")
+    scheduler: Literal["dpmsolver++", "pndm", "ddim", "euler", "lcm", "own"] = Field(
+        "dpmsolver++", description="sampler; own: the pipeline's"
+    )
+    guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale; 1 and below: off")
+    batch_size: int = Field(32, ge=1, description="images per batch")
+    size: int | None = Field(
+        512, ge=8, multiple_of=8, description="pixels a side that are generated; null: the model's"
+    )
+    save_size: int | None = Field(256, ge=1, description="pixels a side that are saved; null: as generated")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="number format of the pipeline"
+    )
+    slicing: bool = Field(False, description="attention and VAE in slices: slower, for when memory is short")
+    compile: bool = Field(False, description="compile the UNet with torch.compile, which pays off for large sets")
+    residual: bool = Field(
+        False,
+        description="whether what the autoencoder loses of a random ID training image is added to each image, so that"
+        " outliers cannot be told from ID by lost detail",
+    )
+    seed: Seed = Field(0, description="seed of the noise")
+    shard_size: int = Field(256, ge=1, description="images per shard, the unit of resuming and distributing")
+
+
+class QualitySettings(Section):
+    """`dream.quality`: how imagined images are judged."""
+
+    section = "dream.quality"
+
+    checkpoint: Name | None = Field(
+        None, description="a checkpoint of `network` as the judge; null: the cosine classifier of the space"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="from which confidence in its own class an image counts")
+    k: int = Field(5, ge=1, description="which nearest ID training feature measures the distance")
+
+
+class FilterSettings(Section):
+    """`dream.filter`: which imagined images are not trained with; null and false: none for that reason."""
+
+    section = "dream.filter"
+
+    confidence: float | None = Field(
+        None, gt=0, lt=1, description="outliers whose class is surer than this, inliers whose class is less sure"
+    )
+    distance: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="outliers whose feature is nearer to ID than this share of ID validation images"
+        " is, inliers whose feature is farther",
+    )
+    duplicates: bool = Field(False, description="images that look like an earlier one")
+
+    @property
+    def active(self) -> bool:
+        return self.confidence is not None or self.distance is not None or self.duplicates
+
+
+def _training(generator: Any) -> Any:
+    return GeneratorTraining.model_validate(generator) if isinstance(generator, dict) else generator
+
+
+class DreamSettings(Section):
+    """`dream`: everything of the imagination, shared by its stages."""
+
+    section = "dream"
+
+    class_names: Annotated[Name | list[Name], Expects("a file or a list of names")] = Field(
+        description="the ID classes in label order: a text file of one name a line, or a list"
+    )
+    generator: Annotated[
+        Name | GeneratorTraining,
+        BeforeValidator(_training),
+        Expects("a model's hub id, a local folder or {train: small}"),
+    ] = Field(description="the diffusion model")
+    revision: Name | None = Field(None, description="hub revision of the generator")
+    anchors: AnchorSettings = Field(default_factory=AnchorSettings, description="class anchors")
+    space: SpaceSettings = Field(default_factory=SpaceSettings, description="phase 1")
+    outliers: Annotated[SerializeAsAny[OutlierSettings], BeforeValidator(sampler_settings)] = Field(
+        default_factory=KNNSettings, description="phase 2a"
+    )
+    synthesis: SynthesisSettings = Field(default_factory=SynthesisSettings, description="phase 2b")
+    quality: QualitySettings = Field(default_factory=QualitySettings, description="how the images are judged")
+    filter: FilterSettings = Field(default_factory=FilterSettings, description="which images are dropped")
+    cache_dir: Name = Field("results/dream", description="where the stages keep their artifacts")
+
+    @field_validator("class_names")
+    @classmethod
+    def _distinct(cls, names: str | list[str]) -> str | list[str]:
+        if isinstance(names, list):
+            each_once(names)
+        return names

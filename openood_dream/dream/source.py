@@ -1,0 +1,237 @@
+"""Where a diffusion pipeline comes from: the hub, a folder, or the start of one that is to be trained."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from tokenizers import pre_tokenizers, trainers
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from openood_dream.dream.settings import GeneratorTraining
+from openood_dream.errors import InputError
+from openood_dream.store.artifacts import MANIFEST, build
+from openood_dream.store.files import contents, fingerprint, reading_tensors
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pipeline comes from.
+
+    Args:
+        path: a hub id or a folder.
+        revision: the hub revision, or None for the newest.
+        identity: what names it in hashes.
+    """
+
+    path: str
+    revision: str | None
+    identity: Any
+
+    def load(self, loader: Any, **kwargs: Any) -> Any:
+        """Loads the pipeline, or a part of it.
+
+        Args:
+            loader: a class with `from_pretrained`.
+            kwargs: further arguments of it, such as `subfolder`.
+
+        Raises:
+            InputError: it cannot be had.
+        """
+        return self._read(loader.from_pretrained, **kwargs)
+
+    def _read(self, read: Callable[..., Any], **kwargs: Any) -> Any:
+        """What `read(path)` returns, with the library's errors in one line."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # libraries warn each other of their next versions
+                return read(self.path, revision=self.revision, **kwargs)
+        except Exception as error:  # hub, JSON, safetensors and OS errors have no common type
+            reason = str(error).strip().partition("\n")[0]
+            made_here = Path(self.path, MANIFEST).exists()
+            remedy = f"delete {self.path} and run again" if made_here else "restore it, or change dream.generator"
+            for file in sorted(Path(self.path).rglob("*.safetensors")):  # which the libraries do not name
+                with reading_tensors(file, remedy), safe_open(file, "pt"):
+                    pass
+            if not made_here:
+                remedy = "expected a Stable Diffusion folder or the id of one on the hub"
+            raise InputError(
+                f"dream.generator: cannot load {self.path!r} ({type(error).__name__}: {reason}); {remedy}"
+            ) from None
+
+    @functools.cached_property
+    def index(self) -> dict[str, Any]:
+        """What the pipeline consists of: part -> [library, class], as model_index.json says.
+
+        Raises:
+            InputError: it is none of the Stable Diffusion family.
+        """
+        index = self._read(DiffusionPipeline.load_config)
+        parts = index if isinstance(index, dict) else {}
+        if not all((parts.get(part) or (None,))[0] for part in ("unet", "vae", "tokenizer", "text_encoder")):
+            raise InputError(
+                f"dream.generator: {self.path!r} is a {parts.get('_class_name')}; expected a pipeline of the Stable "
+                "Diffusion family, with unet, vae, tokenizer and text_encoder"
+            )
+        return parts
+
+    def text_parts(self) -> list[tuple[CLIPTokenizer, CLIPTextModel]]:
+        """Tokenizer and text encoder, on the CPU; two pairs of them for Stable Diffusion XL.
+
+        Raises:
+            InputError: a text encoder is none of CLIP's.
+        """
+        if (Path(self.path) / "model_index.json").is_file() or not Path(self.path).is_dir():
+            index = self.index
+        else:  # the start of a pipeline that is to be trained
+            index = {"text_encoder": ["transformers", "CLIPTextModel"]}
+        pairs = []
+        for end in ("", "_2"):
+            library, name = index.get(f"text_encoder{end}") or (None, "")
+            if library is None:
+                continue
+            if library != "transformers" or not name.startswith("CLIPText"):
+                raise InputError(f"dream.generator: {self.path!r} has the text encoder {name}; expected CLIP's")
+            tokenizer = self.load(CLIPTokenizer, subfolder=f"tokenizer{end}")
+            pairs.append((tokenizer, self.load(getattr(transformers, name), subfolder=f"text_encoder{end}")))
+        return pairs
+
+
+def given_source(generator: str, revision: str | None, error: Callable[[str], InputError]) -> Source:
+    """The pipeline of a hub id or a folder.
+
+    Args:
+        generator: a hub id (owner/name), or the folder of a saved pipeline.
+        revision: the hub revision, or None for the newest.
+        error: makes the error that says a text about `generator`.
+
+    Returns:
+        The source; that of a folder is identified by the contents of its files.
+
+    Raises:
+        InputError: it is neither.
+    """
+    expected = "expected a Stable Diffusion folder, a hub id (owner/name) or {train: small}"
+    path = Path(generator).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise error(f"folder {generator!r} has no model_index.json; {expected}")
+        found = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
+        # hidden folders hold what downloaders note for themselves, such as times
+        files = {name.as_posix(): file for name, file in found.items() if not name.parts[0].startswith(".")}
+        return Source(str(path), None, {"folder": fingerprint([*files, contents(list(files.values()))])})
+    if not HUB_ID.fullmatch(generator):
+        raise error(f"no folder {generator!r}; {expected}")
+    return Source(generator, revision, {"hub": generator, "revision": revision})
+
+
+# ----------------------------------------------------------------------------- the start of a pipeline to be trained
+
+
+def make_text_source(names: Sequence[str], prompt: str, training: GeneratorTraining, cache_dir: str | Path) -> Source:
+    """Tokenizer and text encoder of a pipeline that is to be trained, made once.
+
+    Args:
+        names: the class names.
+        prompt: the prompt, with {} where the class name goes.
+        training: width, norm and seed of the token embeddings.
+        cache_dir: folder of all artifacts.
+
+    Returns:
+        Their source.
+    """
+    inputs = text_inputs(names, prompt, training)
+    artifact = build(cache_dir, "text", inputs, functools.partial(make_text_encoder, inputs))
+    return Source(str(artifact.path), None, {"text": artifact.hash})
+
+
+def text_inputs(names: Sequence[str], prompt: str, training: GeneratorTraining) -> dict[str, Any]:
+    """What decides about the text encoder of a pipeline that is to be trained.
+
+    Args:
+        names: the class names.
+        prompt: the prompt, with {} where the class name goes.
+        training: width, norm and seed of the token embeddings.
+    """
+    return {
+        "class_names": list(names),
+        "prompt": prompt,
+        "dim": training.text_dim,
+        "norm": training.anchor_norm,
+        "seed": training.seed,
+    }
+
+
+def make_text_encoder(inputs: dict[str, Any], folder: Path) -> None:
+    """Saves a small CLIP tokenizer and text encoder, ready to be trained, whose anchors are already final.
+
+    The vocabulary has one token for every word of the class names and the prompt. Token embeddings are random unit
+    vectors times `norm`; they stay frozen in training, so that anchors and space can be made before the generator.
+
+    Args:
+        inputs: as `text_inputs` returns them.
+        folder: where they are saved.
+    """
+    texts = [*inputs["class_names"], inputs["prompt"].format("")]
+    tokenizer = word_tokenizer(texts)
+    names = [tokenizer(name, add_special_tokens=False).input_ids for name in inputs["class_names"]]
+    prompt = tokenizer(inputs["prompt"].format("")).input_ids
+    length = len(prompt) + max(map(len, names))
+    dim = inputs["dim"]
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        projection_dim=dim,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    tokenizer.model_max_length = length
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(inputs["seed"])
+        encoder = CLIPTextModel(text_config)
+        table = torch.randn(len(tokenizer), dim)
+        embedding: Any = encoder.get_input_embeddings()
+        embedding.weight.data.copy_(inputs["norm"] * nn.functional.normalize(table, dim=1))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    encoder.save_pretrained(folder / "text_encoder")
+
+
+def word_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair vocabulary is learned from texts until every word of them is one token."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    learner = CLIPTokenizer(vocab={start: 0, end: 1}).backend_tokenizer
+    normal = [learner.normalizer.normalize_str(text) for text in texts]
+    words = {word for text in normal for word, _ in learner.pre_tokenizer.pre_tokenize_str(text)}
+    # named here, since else the trainer numbers them in another order every time
+    last = sorted({f"{word[-1]}</w>" for word in words})
+    learner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=1 << 20,
+            special_tokens=[start, end, *last],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
+    model = json.loads(learner.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]  # the annotation of CLIPTokenizer says text, it takes pairs
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges)

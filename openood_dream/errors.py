@@ -1,0 +1,49 @@
+"""Bad input, said in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class InputError(ValueError):
+    """Bad input; the message is one line that names file, key and value, and says what was expected."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
+
+def check_name(key: str, name: Any, names: Iterable[str], where: str = "") -> None:
+    """Checks that the value of a config key is one of the known names.
+
+    Args:
+        key: the dotted key, such as "trainer.name".
+        name: its value.
+        names: the names that are known.
+        where: the file that set the key, or "" where that is not known.
+
+    Raises:
+        InputError: `name` is none of `names`; the message offers the nearest one and lists them all.
+    """
+    known = sorted(set(names))
+    if name not in known:
+        near = nearest(str(name), known)
+        hint = f"did you mean {near!r}? " if near else ""
+        place = f"{where}: " if where else ""
+        raise InputError(f"{place}{key}: unknown {name!r}; {hint}known are {', '.join(known)}")
+
+
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `names` that looks most like `word`; None where none does (difflib's ratio is below `cutoff`)."""
+    return next(iter(difflib.get_close_matches(word, list(names), 1, cutoff)), None)
+
+
+def show(value: Any) -> str:
+    """A config value as messages show it: YAML's words for null, true and false, at most 80 characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "a mapping"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,182 @@
+"""Scores a network with a detector on all test sets, and writes OpenOOD's files."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from openood_dream.config.schema import Section
+from openood_dream.datasets.loaders import Data
+from openood_dream.errors import InputError, show
+from openood_dream.evaluators.metrics import Scores, accuracy_rows, compute_metrics, metric_rows, together, write_rows
+from openood_dream.evaluators.passes import TEST, Passes, Set
+from openood_dream.postprocessors.base import Postprocessor, find_postprocessor
+from openood_dream.postprocessors.settings import PostprocessorSettings
+from openood_dream.store import artifacts, files
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a detector says of the images of all test sets.
+
+    Attributes:
+        id_scores: of the ID test images.
+        ood_scores: of the OOD sets, by group and name.
+        shifted: of the covariate-shifted ID sets, by name.
+        full_spectrum: whether the shifted images count as ID in ood.csv.
+    """
+
+    id_scores: Scores
+    ood_scores: dict[str, dict[str, Scores]]
+    shifted: dict[str, Scores]
+    full_spectrum: bool
+
+
+def evaluate(
+    passes: Passes,
+    postprocessor: PostprocessorSettings,
+    out: Path,
+    *,
+    config: Mapping[str, Any],
+    scheme: str = "ood",
+) -> np.ndarray:
+    """Scores a network; writes `config.yml`, `scores/<set>.npz` and, last, `ood.csv`.
+
+    Where there are covariate-shifted sets, their accuracies go into `csid.csv`, and the metrics with them counted as ID
+    (the full spectrum) into `fsood.csv`; with the scheme fsood into `ood.csv` itself, as in OpenOOD.
+
+    Args:
+        passes: the network's passes over the data sets.
+        postprocessor: the detector; with `APS_mode` its hyperparameters are those of `postprocessor_sweep` with the best
+            AUROC on the validation sets.
+        out: the folder that is written.
+        config: all settings, for config.yml.
+        scheme: `evaluator.ood_scheme`, ood or fsood.
+
+    Returns:
+        The near-OOD means of METRICS, as fractions, (5,). The accuracy of a network that knows no classes is NaN.
+
+    Raises:
+        InputError: the detector cannot score the network, or a score is not a number; nothing was written then.
+    """
+    cls = find_postprocessor(postprocessor, passes.network.get("name"))
+    if postprocessor.APS_mode and postprocessor.postprocessor_sweep:
+        detector = best_on_validation(cls, postprocessor, passes)
+    else:
+        detector = fitted(cls, cls.arguments(postprocessor), passes)
+    found = score_sets(detector, passes, passes.data, full_spectrum=scheme == "fsood")
+    return _write(found, out, config, passes.data.dataset.name)
+
+
+def score_sets(detector: Postprocessor, passes: Passes, data: Data, *, full_spectrum: bool) -> Evaluation:
+    """Scores all test sets.
+
+    Args:
+        detector: a fitted detector.
+        passes: the network's passes.
+        data: says which sets there are.
+        full_spectrum: whether covariate-shifted images are to count as ID in ood.csv.
+    """
+    id_scores = score_set(detector, passes, TEST)
+    groups: dict[str, dict[str, Scores]] = {}
+    for group, name in data.ood_sets():
+        groups.setdefault(group, {})[name] = score_set(detector, passes, ("ood_dataset", group, name))
+    shifted = {name: score_set(detector, passes, ("ood_dataset", "csid", name)) for name in data.csid_sets()}
+    return Evaluation(id_scores, groups, shifted, full_spectrum)
+
+
+def score_set(detector: Postprocessor, passes: Passes, which: Set) -> Scores:
+    """Scores one data set.
+
+    Args:
+        detector: a fitted detector.
+        passes: the network's passes.
+        which: the set; unless its images are of ID classes, their labels are taken for -1.
+
+    Raises:
+        InputError: a score is not a number.
+    """
+    images = passes.of(which, type(detector))
+    conf = detector.confidence(images).double().numpy()
+    if np.isnan(conf).any():
+        image = passes.image(which, int(np.flatnonzero(np.isnan(conf))[0]))
+        raise InputError(f"{detector.name}: the score of {image} is not a number; check the checkpoint")
+    label = images.labels.numpy()
+    known = which[0] == "dataset" or which[1] == "csid"
+    return Scores(detector.prediction(images).numpy(), conf, label if known else np.full_like(label, -1))
+
+
+def _write(found: Evaluation, out: Path, config: Mapping[str, Any], id_name: str) -> np.ndarray:
+    """Writes the files of an evaluation; returns the near-OOD means."""
+    spectrum = together([found.id_scores, *found.shifted.values()])
+    rows = metric_rows(spectrum if found.full_spectrum else found.id_scores, found.ood_scores)
+    ood = {name: scores for sets in found.ood_scores.values() for name, scores in sets.items()}
+    with artifacts.exclusive(out):
+        (out / "ood.csv").unlink(missing_ok=True)  # of an earlier evaluation, whose scores are replaced from here on
+        for folder in (out, out / "scores"):
+            files.remove_unfinished(folder)
+        files.write_text(out / "config.yml", yaml.safe_dump(dict(config), sort_keys=False))
+        for name, scores in ({id_name: found.id_scores} | found.shifted | ood).items():
+            with files.replacing(out / "scores" / f"{name}.npz") as work:
+                np.savez(work, pred=scores.pred, conf=scores.conf, label=scores.label)
+        if found.shifted:
+            write_rows(out / "csid.csv", accuracy_rows(found.shifted))
+        if found.shifted and not found.full_spectrum:
+            write_rows(out / "fsood.csv", metric_rows(spectrum, found.ood_scores))
+        write_rows(out / "ood.csv", rows)
+    return dict(rows)["nearood"]
+
+
+def fitted(cls: type[Postprocessor], args: Section, passes: Passes) -> Postprocessor:
+    """A detector that has learned from the ID training or validation images.
+
+    Args:
+        cls: its class.
+        args: its hyperparameters.
+        passes: the network's passes.
+    """
+    detector = cls(args)
+    detector.fit(lambda split: passes.of(("dataset", split), cls), passes.head())
+    return detector
+
+
+def best_on_validation(cls: type[Postprocessor], settings: PostprocessorSettings, passes: Passes) -> Postprocessor:
+    """The detector with the hyperparameters of the best AUROC on ID validation against OOD validation images.
+
+    Of equally good ones it is the last in OpenOOD's order, in which the first hyperparameter varies fastest.
+
+    Args:
+        cls: its class.
+        settings: the values to search in `postprocessor_sweep`, and the hyperparameters that are not searched.
+        passes: the network's passes.
+
+    Raises:
+        InputError: a list of values is missing, or a value impossible.
+    """
+    lists = [_values(settings, name) for name in cls.sweep]
+    combinations = [dict(zip(reversed(cls.sweep), values)) for values in itertools.product(*reversed(lists))]
+    best, best_auroc = None, -1.0
+    for args in [
+        cls.arguments(settings, **given) for given in combinations
+    ]:  # all are checked before the first is tried
+        detector = fitted(cls, args, passes)
+        both = together(score_set(detector, passes, which) for which in (("dataset", "val"), ("ood_dataset", "val")))
+        auroc = compute_metrics(both.conf, both.label, both.pred)[1]
+        if auroc >= best_auroc:
+            best, best_auroc = detector, auroc
+    assert best is not None  # noqa: S101 # nosec B101 (an AUROC is never negative)
+    return best
+
+
+def _values(settings: PostprocessorSettings, name: str) -> list:
+    """The values to search of a hyperparameter."""
+    values = (settings.postprocessor_sweep or {}).get(f"{name}_list")
+    if not isinstance(values, list) or not values:
+        raise settings.error(f"postprocessor_sweep.{name}_list", f"expected a list of values, got {show(values)}")
+    return values

@@ -1,0 +1,384 @@
+"""Files and overrides become one frozen, typed experiment: the one place that knows every section of a config."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from openood_dream.config.listing import listing
+from openood_dream.config.merge import merge
+from openood_dream.config.schema import (
+    Expects,
+    HostSection,
+    Name,
+    Problem,
+    Section,
+    Seed,
+    check,
+    each_once,
+    raise_first,
+    rule,
+    schema_keys,
+)
+from openood_dream.config.tree import Origins, lookup, plain
+from openood_dream.datasets.loaders import Data
+from openood_dream.datasets.settings import (
+    DatasetSettings,
+    OODDatasetSettings,
+    OptimizerSettings,
+    PreprocessorSettings,
+)
+from openood_dream.dream import chain
+from openood_dream.dream.settings import DreamSettings
+from openood_dream.errors import InputError, nearest
+from openood_dream.evaluators.settings import EvaluatorSettings
+from openood_dream.networks.settings import AnyNetwork, network_model
+from openood_dream.postprocessors.settings import PostprocessorSettings
+from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.settings import TrainerSettings
+
+
+class RunSettings(Section):
+    """The keys at the top level of a config: where, how and into which folder to compute."""
+
+    backend: Literal["auto", "openood", "standalone"] = Field(
+        "auto", description="who runs the pipelines; auto: openood where it can be imported"
+    )
+    device: Annotated[str, Expects("auto, cpu, mps, cuda or cuda:N")] = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: a GPU where there is one"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="number format of training")
+    compile: bool = Field(
+        False, description="standalone: whether torch.compile makes the network faster before it is trained"
+    )
+    resume: bool = Field(True, description="standalone: whether a training that was interrupted goes on")
+    seed: Seed = Field(0, description="seed of training")
+    executor: Literal["local", "ray"] = Field(
+        "local", description="who draws images: this process, or Ray workers on many GPUs and machines"
+    )
+    root: Name | None = Field(None, description="folder that a benchmark keeps everything in")
+    data_root: Name = Field("data", description="folder that a built-in benchmark is written into")
+    output_dir: Name | None = Field(None, description="folder of the run; load_config appends exp_name to it")
+    exp_name: Name | None = Field(None, description="name of the run's folder below output_dir")
+    method: Name | None = Field(None, description="what the run is called in tables; else its trainer's name")
+    merge_option: Literal["default", "merge", "pass"] = Field(
+        "default", description="what happens to a run of another configuration in output_dir; merge: it is replaced"
+    )
+    save_output: bool = Field(True, description="OpenOOD: whether anything is written")
+    num_gpus: int | None = Field(None, ge=0, description="OpenOOD's number of processes on a machine; 0: the CPU")
+    num_machines: int | None = Field(None, ge=1, description="OpenOOD's number of machines")
+    machine_rank: int | None = Field(None, ge=0, description="OpenOOD: which of the machines this is")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; InputError where the config does not say it."""
+        if self.output_dir is None:
+            raise self.error("output_dir", "missing; add a config file that sets it, or --output_dir")
+        return Path(self.output_dir)
+
+
+class PipelineSettings(HostSection):
+    """`pipeline`: what is run."""
+
+    section = "pipeline"
+
+    name: Name | None = Field(None, description="train, train_oe, test_ood or benchmark; or one of OpenOOD's")
+
+
+class BenchmarkSettings(Section):
+    """`benchmark`: methods x seeds x postprocessors."""
+
+    section = "benchmark"
+
+    methods: Annotated[dict[str, list[Name]], Expects("a mapping of labels to lists of config files")] = Field(
+        description="label -> config files laid over the common config; the label names the run's folder"
+    )
+    seeds: list[Seed] = Field(description="seeds that every method is trained with")
+    postprocessors: list[Name] = Field(
+        description="detectors that score every trained network; a method's own files may name others for it"
+    )
+
+    vary: Name | None = Field(None, description="a key that each method is trained with all `values` of")
+    values: list[float | int | str] = Field([], description="values of the key `vary`; the report plots against them")
+
+    @field_validator("methods")
+    @classmethod
+    def _labels_name_folders(cls, methods: dict[str, list[str]]) -> dict[str, list[str]]:
+        rule(len(methods) > 0, "expected at least one label with its config files, got an empty mapping")
+        for label in methods:
+            fits = label.strip() not in ("", ".", "..") and not set(label) & set("/\\\0")
+            rule(fits, f"expected labels that can name a folder, got {label!r}")
+        return methods
+
+    @field_validator("seeds", "postprocessors")
+    @classmethod
+    def _distinct(cls, values: list) -> list:
+        each_once(values)
+        return values
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> BenchmarkSettings:
+        rule((self.vary is None) == (not self.values), "expected vary and values together", "vary", "values")
+        return self
+
+
+class HostTrainer(TrainerSettings):
+    """`trainer` where its name is none of ours: OpenOOD may know it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Name = Field(description="the trainer")
+
+
+def section_models(values: Mapping[str, Any]) -> dict[str, type[Section]]:
+    """The model of every section, for the names of trainer and network in these values."""
+    trainer = TRAINERS.get(str(lookup(values, ("trainer", "name"))))
+    return {
+        "dataset": DatasetSettings,
+        "ood_dataset": OODDatasetSettings,
+        "preprocessor": PreprocessorSettings,
+        "network": network_model(lookup(values, ("network", "name"))),
+        "pipeline": PipelineSettings,
+        "trainer": trainer.Settings if trainer else HostTrainer,
+        "optimizer": OptimizerSettings,
+        "evaluator": EvaluatorSettings,
+        "postprocessor": PostprocessorSettings,
+        "recorder": HostSection,
+        "dream": DreamSettings,
+        "benchmark": BenchmarkSettings,
+    }
+
+
+class Experiment:
+    """A validated config: a frozen, typed settings object for each section, and what they describe.
+
+    Asking for a section that the config lacks raises InputError; `has` says whether it is there.
+    """
+
+    def __init__(self, values: dict[str, Any], origins: Origins | None = None) -> None:
+        """Validates a merged config.
+
+        Args:
+            values: plain dicts and lists, references resolved; taken over.
+            origins: who set each key, for messages.
+
+        Raises:
+            InputError: names file and key of the first mistake in the order of the files.
+        """
+        self._values, self._origins = values, origins or Origins()
+        own = {key: value for key, value in values.items() if key in RunSettings.model_fields}
+        run, problems = check(RunSettings, own, (), self._origins)
+        self._sections: dict[str, Section] = {}
+        for name, model in section_models(values).items():
+            if values.get(name) is not None and not _unnamed_network(name, values[name]):
+                section, wrong = check(model, values[name], (name,), self._origins)
+                problems += wrong
+                if section is not None:
+                    self._sections[name] = section
+        raise_first([*problems, *self._misspelt()])
+        assert run is not None  # noqa: S101 # nosec B101 (without problems there is one)
+        self.run = run
+
+    def _misspelt(self) -> list[Problem]:
+        """Top-level keys that look like one of ours and are none."""
+        ours = [*RunSettings.model_fields, "dream", "trainer", "benchmark", "include"]
+        known = [*ours, *section_models({})]
+        found = []
+        for key in self._values:
+            # at 0.8 a typo of ours is caught, and none of OpenOOD's own keys (trainer_name, ...) is taken for one
+            near = None if key in known else nearest(key.lower(), ours, 0.8)
+            if near:
+                line = str(self._origins.error((key,), f"unknown key; did you mean {near!r}?"))
+                found.append(Problem(self._origins.of((key,)).order, line))
+        return found
+
+    # ------------------------------------------------------------------------------------------------- the sections
+
+    def has(self, section: str) -> bool:
+        """Whether the config has a section."""
+        return section in self._sections
+
+    def _section(self, name: str) -> Any:
+        if name not in self._sections:
+            raise self.error(name, f"missing; add a config file that sets it, or --{name} on the command line")
+        return self._sections[name]
+
+    @property
+    def dataset(self) -> DatasetSettings:
+        """`dataset`: the in-distribution images."""
+        return self._section("dataset")
+
+    @property
+    def ood_dataset(self) -> OODDatasetSettings:
+        """`ood_dataset`: the images to be told from them."""
+        return self._section("ood_dataset")
+
+    @property
+    def preprocessor(self) -> PreprocessorSettings:
+        """`preprocessor`: augmentation; OpenOOD's base where the config says nothing."""
+        return self._section("preprocessor") if self.has("preprocessor") else PreprocessorSettings()
+
+    @property
+    def network(self) -> AnyNetwork:
+        """`network`: the classifier or generative model."""
+        return self._section("network")
+
+    @property
+    def pipeline(self) -> PipelineSettings:
+        """`pipeline`: what is run; without a name where the config says nothing."""
+        return self._section("pipeline") if self.has("pipeline") else PipelineSettings()
+
+    @property
+    def trainer(self) -> TrainerSettings:
+        """`trainer`: the training method."""
+        return self._section("trainer")
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """`optimizer`: how networks are trained."""
+        return self._section("optimizer")
+
+    @property
+    def evaluator(self) -> EvaluatorSettings:
+        """`evaluator`: how metrics are computed."""
+        return self._section("evaluator") if self.has("evaluator") else EvaluatorSettings()
+
+    @property
+    def postprocessor(self) -> PostprocessorSettings:
+        """`postprocessor`: the detector."""
+        return self._section("postprocessor")
+
+    @property
+    def dream(self) -> DreamSettings:
+        """`dream`: the imagination."""
+        return self._section("dream")
+
+    @property
+    def benchmark(self) -> BenchmarkSettings:
+        """`benchmark`: what is compared."""
+        return self._section("benchmark")
+
+    # ------------------------------------------------------------------------------------------- what they describe
+
+    @property
+    def method(self) -> str:
+        """What the run is called in tables: its label in a benchmark, else its trainer's name."""
+        return self.run.method or self.trainer.name
+
+    @cached_property
+    def data(self) -> Data:
+        """The image lists of the config; each is opened once, and decoded when its images are first read."""
+        ood = self.ood_dataset if self.has("ood_dataset") else None
+        return Data(self.dataset, self.preprocessor, ood, self.run.data_root)
+
+    @cached_property
+    def imagination(self) -> Dream:
+        """The stages of the imagination, each made when it is first asked for."""
+        run = self.run
+        return Dream(
+            self.dream,
+            self.data,
+            device=run.device,
+            precision=run.precision,
+            executor=run.executor,
+            network=self.network if self.has("network") else None,
+        )
+
+    # ------------------------------------------------------------------------------------------------- the raw keys
+
+    def at(self, key: str, default: Any = None) -> Any:
+        """The value of a dotted key such as "dream.outliers.k", or `default` where the config has none."""
+        return copy.deepcopy(lookup(self._values, key.split("."), default))
+
+    def where(self, key: str) -> str:
+        """The beginning of a message about a dotted key: the file that set it, where known, and the key."""
+        return self._origins.where(key.split("."))
+
+    def error(self, key: str, text: str) -> InputError:
+        """The InputError that says `text` about a dotted key."""
+        return self._origins.error(key.split("."), text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A copy of all keys as plain dicts and lists, for YAML."""
+        return plain(self._values)
+
+    def listing(self) -> str:
+        """All keys as YAML, each value with the file that set it as a comment."""
+        return listing(self._values, self._origins)
+
+    def changed(self, changes: Mapping[str, Any]) -> Experiment:
+        """Another experiment with some dotted keys set to other values (a section is replaced as a whole)."""
+        values = plain(self._values)
+        for key, value in changes.items():
+            *path, last = key.split(".")
+            section = values
+            for part in path:
+                section = section.setdefault(part, {})
+            section[last] = plain(value)
+        return Experiment(values, self._origins)
+
+
+def _unnamed_network(name: str, section: Any) -> bool:
+    """Whether a section is `network` without a name: what a benchmark's methods, which name one, have in common."""
+    return name == "network" and isinstance(section, dict) and "name" not in section
+
+
+class Dream(chain.Dream):
+    """The imagination, stage by stage, of a config or of settings made in Python."""
+
+    @classmethod
+    def from_config(cls, *files: str | Path, overrides: Iterable[str] = ()) -> Dream:
+        """The imagination that config files describe.
+
+        Args:
+            files: YAML files, merged left to right.
+            overrides: words such as ("--dream.outliers.k", "5") laid over them.
+
+        Raises:
+            InputError: names file and key of the first mistake.
+        """
+        return load_config(files, overrides).imagination
+
+
+def load_config(files: str | Path | Iterable[str | Path], overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment that config files describe.
+
+    Args:
+        files: YAML files in OpenOOD's grammar, merged left to right, each after its includes. One that is not there is
+            looked up among the shipped configs (`shipped_configs()`).
+        overrides: the words `--key.sub value` of a command line.
+
+    Returns:
+        The validated experiment.
+
+    Raises:
+        InputError: names file and key of the first mistake in the order of the files.
+    """
+    if isinstance(files, (str, Path)):
+        files = [files]
+    try:
+        values, origins = merge(files, overrides, known_keys, switches=SWITCHES, sections=section_models({}))
+    except RecursionError:
+        raise InputError("the configs are nested too deeply") from None
+    folder, name = values.get("output_dir"), values.get("exp_name")
+    if isinstance(folder, str) and isinstance(name, str):  # as OpenOOD does once all else is settled
+        values["output_dir"] = os.path.join(folder, name)
+    return Experiment(values, origins)
+
+
+# keys of truth values, which need no value on the command line
+SWITCHES = [name for name, field in RunSettings.model_fields.items() if field.annotation is bool]
+
+
+def known_keys(values: Mapping[str, Any]) -> dict[str, bool]:
+    """Every dotted key that a config may have, for its trainer and network, and whether any key may stand below it."""
+    known = dict(schema_keys(RunSettings))
+    for name, model in section_models(values).items():
+        known |= {name: False} | dict(schema_keys(model, f"{name}."))
+    return known

@@ -1,0 +1,96 @@
+"""Settings of networks: the section `network`, of classifiers and of generative models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from openood_dream.config.schema import HostSection, Name, Section, rule
+
+
+class NetworkSettings(HostSection):
+    """`network` where it is a classifier: `timm:<model>`, or one of OpenOOD's."""
+
+    section = "network"
+
+    name: Name = Field(description="timm:<model>, or a network of OpenOOD's")
+    num_classes: int | None = Field(None, ge=1, description="ID classes")
+    args: dict[str, Any] | None = Field(None, description="further arguments of timm's model")
+    pretrained: bool = Field(False, description="whether to load the checkpoint")
+    checkpoint: str | None = Field(None, description="file of the weights")
+    num_gpus: int | None = Field(None, ge=0, description="OpenOOD's number of processes")
+
+
+class GenerativeNetwork(Section):
+    """`network` where it is a generative model: what the three have in common. Their defaults are the papers' sizes."""
+
+    section = "network"
+
+    name: Name = Field(description="the model")
+    image_size: int = Field(ge=8, description="pixels a side")
+    channels: Literal[1, 3] = Field(3, description="3: colours, 1: grey")
+    frequency: bool = Field(False, description="whether the high-frequency channel is modelled too")
+    normalization_type: str | None = Field(None, description="the data set's, to be undone")
+    num_classes: int | None = Field(None, description="not used; classifiers need it")
+    num_gpus: int | None = Field(None, description="OpenOOD's number of processes")
+    pretrained: bool = Field(False, description="whether to load the checkpoint")
+    checkpoint: str | None = Field(None, description="file of the weights")
+
+    def _needs_multiple(self, of: int, why: str) -> None:
+        text = f"expected a multiple of {of} ({why}), got {self.image_size}"
+        rule(self.image_size % of == 0, text, "image_size")
+
+
+class VAENetwork(GenerativeNetwork):
+    """`network.name: vae`."""
+
+    latent: int = Field(200, ge=1, description="numbers in the latent vector z")
+    width: int = Field(64, ge=1, description="channels at half of the size; double at each further halving")
+
+    @model_validator(mode="after")
+    def _size(self) -> VAENetwork:
+        text = f"expected a power of two, got {self.image_size}"
+        rule(self.image_size & (self.image_size - 1) == 0, text, "image_size")
+        return self
+
+
+class GlowNetwork(GenerativeNetwork):
+    """`network.name: glow`."""
+
+    levels: int = Field(3, ge=1, description="scales, each of half the size of the one before")
+    steps: int = Field(32, ge=1, description="steps of flow a level")
+    width: int = Field(512, ge=1, description="channels of the coupling networks")
+
+    @model_validator(mode="after")
+    def _size(self) -> GlowNetwork:
+        self._needs_multiple(2**self.levels, f"{self.levels} levels")
+        return self
+
+
+class PixelCNNppNetwork(GenerativeNetwork):
+    """`network.name: pixelcnnpp`."""
+
+    resnets: int = Field(5, ge=1, description="gated blocks at each size, down and up")
+    filters: int = Field(160, ge=1, description="channels")
+    mixtures: int = Field(10, ge=1, description="logistics in the mixture of a pixel")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout in the gated blocks")
+
+    @model_validator(mode="after")
+    def _size(self) -> PixelCNNppNetwork:
+        self._needs_multiple(4, "three sizes")
+        return self
+
+
+GENERATIVE_SETTINGS: dict[str, type[GenerativeNetwork]] = {
+    "vae": VAENetwork,
+    "glow": GlowNetwork,
+    "pixelcnnpp": PixelCNNppNetwork,
+}
+
+AnyNetwork = NetworkSettings | GenerativeNetwork
+
+
+def network_model(name: object) -> type[NetworkSettings] | type[GenerativeNetwork]:
+    """The settings model of a `network.name`."""
+    return GENERATIVE_SETTINGS.get(str(name), NetworkSettings)

@@ -1,0 +1,418 @@
+"""What stands in the place of OpenOOD's factories: each makes what is ours, and passes all else on to OpenOOD's own.
+
+Their `config` is OpenOOD's Config, a dict whose keys are attributes too; it alone is ever written to.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from openood_dream.config.schema import validated
+from openood_dream.config.tree import plain
+from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
+from openood_dream.dream.settings import DreamSettings
+from openood_dream.errors import InputError, check_name
+from openood_dream.experiment import Experiment
+from openood_dream.networks import factory
+from openood_dream.networks.generative.network import pixel_probability
+from openood_dream.networks.settings import GENERATIVE_SETTINGS, network_model
+from openood_dream.networks.timm_network import backbone_name
+from openood_dream.openood import cache
+from openood_dream.openood.names import NAMES
+from openood_dream.parallel.processes import main_process_only, unwrap_model
+from openood_dream.pipelines.train import teacher_data
+from openood_dream.postprocessors.base import POSTPROCESSORS, check_fits
+from openood_dream.postprocessors.likelihood import LikelihoodScore, uint8_images
+from openood_dream.postprocessors.settings import PostprocessorSettings
+from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.base import check_auxiliary
+
+PREPROCESSOR = "dream"
+OUR_NETWORKS = ("timm:<model>", *GENERATIVE_SETTINGS)
+# postprocessors that OpenOOD has and its pipelines' table lacks
+NOT_IN_TABLE = {"scale": "ScalePostprocessor", "nnguide": "NNGuidePostprocessor"}
+GENERATIVE_DETECTORS = tuple(name for name, cls in POSTPROCESSORS.items() if cls.generative)
+
+Originals = Mapping[str, Callable]  # OpenOOD's own factories by name
+
+OURS: dict[str, tuple[str, ...]] = {
+    "get_trainer": tuple(TRAINERS),
+    "get_preprocessor": (PREPROCESSOR,),
+    "get_network": OUR_NETWORKS,
+    "get_postprocessor": (*NOT_IN_TABLE, *GENERATIVE_DETECTORS),
+}
+
+
+def known(name: str) -> list[str]:
+    """The names that a factory answers to, OpenOOD 1.5's and ours, sorted."""
+    return sorted({*NAMES[name], *OURS.get(name, ())})
+
+
+def ask(original: Callable, key: str, value: Any, *args: Any) -> Any:
+    """Asks one of OpenOOD's factories for what is not ours.
+
+    Args:
+        original: the factory.
+        key: the config key that names what it makes, such as "trainer.name".
+        value: the value of the key.
+        args: the factory's arguments.
+
+    Returns:
+        What it makes.
+
+    Raises:
+        InputError: it does not know the name; the message lists those that we know of.
+    """
+    try:
+        found = original(*args)
+    except Exception as error:
+        lacking = isinstance(error, KeyError) and error.args == (value,)
+        bare = type(error) is Exception and value not in known(original.__name__)  # which get_network raises
+        if not (lacking or bare):
+            raise
+        found = None
+    if found is None:
+        check_name(key, value, known(original.__name__))
+        raise InputError(f"{key}: OpenOOD has no {value!r} here; check pipeline.name, or update OpenOOD")
+    return found
+
+
+def check_known(original: Callable, key: str, value: Any, *args: Any) -> None:
+    """Checks a name before anything is computed; OpenOOD is asked about a name alone that we do not know.
+
+    Args:
+        original: OpenOOD's factory.
+        key: the config key.
+        value: the name.
+        args: arguments with which the factory is asked; they need not be complete.
+
+    Raises:
+        InputError: neither we nor the factory know the name.
+    """
+    if value in known(original.__name__):
+        return
+    try:
+        ask(original, key, value, *args)
+    except InputError:
+        raise
+    except Exception:
+        return  # it knows the name, and lacked something to make it of
+
+
+def experiment_of(config: Mapping[str, Any]) -> Experiment:
+    """Our view of OpenOOD's Config, validated; a copy."""
+    return Experiment(plain(config))
+
+
+# --------------------------------------------------------------------------------------------------------- trainers
+
+
+def trainer_is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether `trainer` is one that we have and OpenOOD lacks, or says `implementation: ours`."""
+    section = config.get("trainer") or {}
+    name = section.get("name")
+    return name in TRAINERS and (section.get("implementation") == "ours" or name not in NAMES["get_trainer"])
+
+
+def check_trainer(original: Callable, config: Mapping[str, Any]) -> None:
+    """Checks a trainer before anything is computed.
+
+    Args:
+        original: OpenOOD's get_trainer.
+        config: OpenOOD's config, or plain dicts.
+
+    Raises:
+        InputError: nobody knows it, or it is one of ours that the config cannot feed.
+    """
+    name, pipeline = (config.get("trainer") or {}).get("name"), (config.get("pipeline") or {}).get("name")
+    loaders: Any = [None, None] if pipeline == "train_oe" else DataLoader([0])  # type: ignore[arg-type]
+    check_known(original, "trainer.name", name, None, loaders, None, config)
+    if name not in TRAINERS:
+        return
+    cls, auxiliary = TRAINERS[str(name)], (config.get("dataset") or {}).get("oe")
+    if config.get("dream"):
+        outliers = validated(DreamSettings, plain(config["dream"]), ("dream",)).outliers
+        imglist = (auxiliary or {}).get("imglist_pth")
+        check_auxiliary(cls, imglist, outliers.method, functools.partial(outliers.error, "method"))
+    if trainer_is_ours(config):
+        need = "train_oe" if cls.auxiliary else "train"
+        if pipeline != need:
+            raise InputError(f"config: pipeline.name: the trainer {name} needs {need!r}, got {pipeline!r}")
+        if cls.auxiliary and auxiliary is None:
+            raise InputError(f"config: dataset.oe: the trainer {name} needs it; add preprocessors/dream.yml")
+        validated(cls.Settings, plain(config["trainer"]), ("trainer",))
+
+
+def _trainers(originals: Originals) -> Callable:
+    original = originals["get_trainer"]
+
+    def get_trainer(net: nn.Module, train_loader: Any, val_loader: Any, config: Any) -> Any:
+        if not trainer_is_ours(config):
+            return ask(original, "trainer.name", config.trainer.name, net, train_loader, val_loader, config)
+        check_trainer(original, config)
+        loaders = train_loader if isinstance(train_loader, list) else [train_loader]
+        cls = TRAINERS[config.trainer.name]
+        given = teacher_data(experiment_of(config)).teacher_inputs if cls.needs_teacher else {}
+        return cls(
+            net,
+            *loaders,
+            settings=validated(cls.Settings, plain(config.trainer), ("trainer",)),
+            optimizer=validated(OptimizerSettings, plain(config.optimizer), ("optimizer",)),
+            precision=config.precision or "auto",
+            **given,
+        )
+
+    return get_trainer
+
+
+# ----------------------------------------------------------------------------------------------------- preprocessor
+
+
+def _preprocessors(originals: Originals) -> Callable:
+    original = originals["get_preprocessor"]
+
+    def get_preprocessor(config: Any, split: str) -> Any:
+        from openood.preprocessors import BasePreprocessor, TestStandardPreProcessor
+
+        name = config.preprocessor.name
+        if name == PREPROCESSOR:
+            fill_imagined(originals["get_trainer"], config)
+            # tests fit on training images as they are, like evaluation_api: random crops would make scores random
+            augment = split in ("train", "oe") and not str((config.pipeline or {}).get("name")).startswith("test")
+            preprocessor = (BasePreprocessor if augment else TestStandardPreProcessor)(config)
+        else:
+            preprocessor = ask(original, "preprocessor.name", name, config, split)
+        for key, step in (("horizontal_flip", "RandomHorizontalFlip"), ("random_crop", "RandomCrop")):
+            if config.preprocessor.get(key) is False:
+                _drop(preprocessor, step)
+        return preprocessor
+
+    return get_preprocessor
+
+
+def _drop(preprocessor: Any, name: str) -> None:
+    """Takes the steps whose class has this name out of a preprocessor."""
+    from torchvision.transforms import Compose
+
+    if isinstance(getattr(preprocessor, "transform", None), Compose):
+        steps = preprocessor.transform.transforms
+        preprocessor.transform = Compose([step for step in steps if type(step).__name__ != name])
+
+
+def fill_imagined(get_trainer: Callable, config: Any) -> None:
+    """Puts the imagined image set in the place of the word `imagined` in `dataset.oe` of OpenOOD's config.
+
+    It is drawn first if need be: with several processes by the main one, while the others wait.
+
+    Args:
+        get_trainer: OpenOOD's own, which knows whether it has the trainer, before anything is drawn.
+        config: OpenOOD's config, which is written to.
+    """
+    section = config.dataset.get("oe")
+    if "oe" not in config.dataset.split_names or section is None or section.imglist_pth != IMAGINED:
+        return
+    if config.get("trainer"):
+        check_trainer(get_trainer, config)
+    section.imglist_pth, section.data_dir, config.outlier_data = main_process_only(lambda: imagine(config))
+
+
+def imagine(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The imagined images of OpenOOD's config: imglist, data_dir, and what tables call them; drawn if need be."""
+    if not config.get("dream"):
+        raise InputError("config: dream: missing; add a file that sets it, such as synthesis/cifar10.yml")
+    chosen = experiment_of(config).imagination.training_images()
+    return str(chosen.imglist), str(chosen.data_dir), chosen.description
+
+
+# --------------------------------------------------------------------------------------------------------- networks
+
+
+def check_network(original: Callable, network: Mapping[str, Any]) -> None:
+    """Checks the name of a network before anything is computed.
+
+    Args:
+        original: OpenOOD's get_network.
+        network: the section `network` of OpenOOD's config.
+
+    Raises:
+        InputError: neither we nor OpenOOD know it.
+    """
+    name = str(network.get("name"))
+    if name.startswith("timm:"):
+        backbone_name(name, "config: network.name")
+    elif name not in GENERATIVE_SETTINGS:
+        check_known(original, "network.name", name, network)
+
+
+def _networks(originals: Originals) -> Callable:
+    original = originals["get_network"]
+
+    def get_network(network_config: Any) -> Any:
+        name = str(network_config.name)
+        if name not in GENERATIVE_SETTINGS and not name.startswith("timm:"):
+            return ask(original, "network.name", name, network_config)
+        size = network_config.image_size
+        if not isinstance(size, int):
+            raise InputError(
+                f"config: network.image_size: expected the images' pixels a side, got {size!r}; "
+                "set it to '@{dataset.image_size}'"
+            )
+        settings = validated(network_model(name), plain(network_config), ("network",))
+        net = factory.get_network(settings, image_size=size)
+        if network_config.pretrained:
+            net.eval()  # some of OpenOOD's postprocessors fit before anybody else does this
+        if network_config.num_gpus and network_config.num_gpus > 1:
+            from openood.utils import comm
+
+            return nn.parallel.DistributedDataParallel(net.cuda(), device_ids=[comm.get_local_rank()])
+        return net.cuda() if network_config.num_gpus else net
+
+    return get_network
+
+
+# --------------------------------------------------------------------------------------------------- postprocessors
+
+
+def check_postprocessor(original: Callable, config: Mapping[str, Any]) -> None:
+    """Checks a postprocessor before anything is computed.
+
+    Args:
+        original: OpenOOD's get_postprocessor.
+        config: OpenOOD's config.
+
+    Raises:
+        InputError: nobody knows it, or it is not for this network.
+    """
+    section = config.get("postprocessor") or {}
+    check_known(original, "postprocessor.name", section.get("name"), config)
+    settings = validated(PostprocessorSettings, plain(section), ("postprocessor",))
+    check_fits(settings, (config.get("network") or {}).get("name"))
+
+
+def _postprocessors(originals: Originals) -> Callable:
+    original = originals["get_postprocessor"]
+
+    def get_postprocessor(config: Any) -> Any:
+        from openood import postprocessors
+        from openood.networks.ash_net import ASHNet
+        from openood.networks.scale_net import ScaleNet
+        from openood.postprocessors.info import num_classes_dict
+
+        check_postprocessor(original, config)
+        name = config.postprocessor.name
+        if name in GENERATIVE_DETECTORS:
+            cls = POSTPROCESSORS[name]
+            settings = validated(PostprocessorSettings, plain(config.postprocessor), ("postprocessor",))
+            return HostDetector(cls(cls.arguments(settings)))
+        sizes = {config.dataset.name: config.dataset.num_classes}
+        with mock.patch.dict(num_classes_dict, sizes):  # it knows four data sets
+            if name in NOT_IN_TABLE:
+                post = getattr(postprocessors, NOT_IN_TABLE[name])(config)
+            else:
+                post = ask(original, "postprocessor.name", name, config)
+        if name in ("ash", "scale"):
+            # their rule is in a network around the network, which evaluation_api adds and the pipelines do not
+            wrapper, postprocess = ASHNet if name == "ash" else ScaleNet, post.postprocess
+            post.postprocess = lambda net, images: postprocess(wrapper(net), images)
+        return post
+
+    return get_postprocessor
+
+
+class HostDetector:
+    """One of our detectors of generative networks in OpenOOD's postprocessor protocol.
+
+    Args:
+        detector: a LikelihoodScore.
+    """
+
+    def __init__(self, detector: Any) -> None:
+        self.detector: LikelihoodScore = detector
+
+    def setup(self, net: nn.Module, id_loader_dict: Any, ood_loader_dict: Any) -> None:
+        """Nothing is fitted; OpenOOD passes `net`, `id_loader_dict` and `ood_loader_dict`."""
+
+    def inference(self, net: nn.Module, data_loader: Any, progress: bool = True) -> tuple[Any, Any, Any]:
+        """Scores a data set.
+
+        Args:
+            net: a generative network.
+            data_loader: its images.
+            progress: not used.
+
+        Returns:
+            Predictions, all -1, confidences and labels, as NumPy arrays (N,).
+        """
+        generative: Any = unwrap_model(net)
+        device = next(generative.parameters()).device
+        images, labels = uint8_images(generative, data_loader, device)
+        conf = self.detector.score(generative, images, device)
+        return torch.full((len(labels),), -1).numpy(), conf.numpy(), labels.numpy()
+
+
+# ------------------------------------------------------------------------------------------ evaluators and pipelines
+
+
+def _evaluators(originals: Originals) -> Callable:
+    original = originals["get_evaluator"]
+
+    def get_evaluator(config: Any) -> Any:
+        evaluator = ask(original, "evaluator.name", config.evaluator.name, config)
+        if config.network.name in GENERATIVE_SETTINGS and not config.get("postprocessor"):
+            evaluator.eval_acc = _probability
+        return evaluator
+
+    return get_evaluator
+
+
+def _probability(net: nn.Module, data_loader: Any, postprocessor: Any = None, epoch_idx: int = -1) -> dict[str, float]:
+    """Stands for the accuracy, by which the best checkpoint is chosen; the loss is in bits per dimension."""
+    generative: Any = unwrap_model(net)
+    p = pixel_probability(generative, data_loader, next(generative.parameters()).device)
+    return {"epoch_idx": epoch_idx, "loss": -math.log2(p), "acc": p}
+
+
+def _pipelines(originals: Originals) -> Callable:
+    original = originals["get_pipeline"]
+
+    def get_pipeline(config: Any) -> Any:
+        pipeline = ask(original, "pipeline.name", config.pipeline.name, config)
+        if cache.serves(config):
+            run = pipeline.run
+
+            def run_served() -> None:
+                with cache.served(config, pipeline):
+                    run()
+
+            pipeline.run = run_served
+        return pipeline
+
+    return get_pipeline
+
+
+WRAPPERS: dict[str, Callable[[Originals], Callable]] = {
+    "get_trainer": _trainers,
+    "get_preprocessor": _preprocessors,
+    "get_network": _networks,
+    "get_postprocessor": _postprocessors,
+    "get_evaluator": _evaluators,
+    "get_pipeline": _pipelines,
+}
+
+
+def outlier_label(config: Mapping[str, Any]) -> str | None:
+    """What a training learns from besides ID images, as tables say it; None for imagined images, which are not there yet."""
+    trainer, pipeline = (config.get("trainer") or {}).get("name"), (config.get("pipeline") or {}).get("name")
+    if trainer in TRAINERS and TRAINERS[trainer].needs_teacher:
+        return "imagined (latents)"
+    imglist = ((config.get("dataset") or {}).get("oe") or {}).get("imglist_pth")
+    return None if pipeline != "train_oe" or imglist in (None, IMAGINED) else Path(imglist).stem

@@ -1,0 +1,232 @@
+"""The jobs of a benchmark: one method with one seed each, run in turn, several at a time, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from openood_dream.device import pick_device
+from openood_dream.errors import InputError
+from openood_dream.experiment import Experiment, load_config
+from openood_dream.pipelines.test import check_scoring, score_run
+from openood_dream.pipelines.train import check_training, outlier_label, train
+from openood_dream.store import artifacts, files
+
+
+class Job(NamedTuple):
+    """A method with a seed: the words of `openood-dream job` that train and score it, and where its log goes."""
+
+    method: str
+    seed: int
+    words: list[str]
+    log: Path
+    experiment: Experiment
+    scored: list[Experiment]
+
+    @property
+    def mark(self) -> Path:
+        """The file beside the log that says that the job failed."""
+        return self.log.with_suffix(".failed")
+
+    @property
+    def command(self) -> str:
+        """The command that does the job again."""
+        return shlex.join(["openood-dream", "job", *self.words])
+
+
+def job_experiments(layers: Sequence[str], overrides: Sequence[str]) -> tuple[Experiment, list[Experiment]]:
+    """What a job does.
+
+    Args:
+        layers: the config files of a benchmark and of one of its methods.
+        overrides: the words laid over them, `--method` and `--seed` among them.
+
+    Returns:
+        The experiment that trains a network, and one for each detector that scores it.
+
+    Raises:
+        InputError: something of them is missing or impossible.
+    """
+    experiment = load_config(layers, overrides)
+    names = experiment.benchmark.postprocessors
+    scored = [load_config([*layers, f"postprocessors/{name}.yml"], overrides) for name in names]
+    for one in scored:
+        check_scoring(one)
+    check_training(experiment)
+    _ = experiment.run.folder  # InputError if missing
+    return experiment, scored
+
+
+@files.looked_once()
+def job(layers: Sequence[str], overrides: Sequence[str]) -> Path:
+    """Trains one method with one seed and scores it with its detectors, as a benchmark does.
+
+    Args:
+        layers: the config files of a benchmark and of one of its methods.
+        overrides: the words laid over them, `--method` and `--seed` among them.
+
+    Returns:
+        The run's folder.
+    """
+    return train_and_score(*job_experiments(layers, overrides))
+
+
+def train_and_score(experiment: Experiment, scored: list[Experiment]) -> Path:
+    """Trains a network and scores it.
+
+    Args:
+        experiment: says how it is trained.
+        scored: the same with each of the detectors.
+
+    Returns:
+        The run's folder.
+    """
+    experiment = experiment.changed({})  # a copy, whose decoded images are forgotten with it
+    folder = train(experiment)
+    score_run(folder, scored, experiment.data)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------ ways to run
+
+
+def in_turn(jobs: Sequence[Job]) -> None:
+    """Runs jobs one after the other in this process; one that fails leaves its log, and the others go on."""
+    for one in jobs:
+        try:
+            train_and_score(one.experiment, one.scored)
+            _ended(one.log, 0)
+        except Exception as error:
+            lines = [str(error)] if isinstance(error, (InputError, OSError)) else traceback.format_exception(error)
+            with artifacts.writing_in(one.log.parent):
+                files.write_text(one.log, "".join(lines))
+                _ended(one.log, 1)
+
+
+def at_once(jobs: Sequence[Job], count: int) -> None:
+    """Runs jobs in processes of their own, each with a GPU of its own where there are several.
+
+    Args:
+        jobs: the jobs.
+        count: how many of them run at a time.
+    """
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(count):
+        free.put(place)
+    started = Started()
+
+    def run(one: Job) -> None:
+        place = free.get()
+        gpu = place % torch.cuda.device_count() if torch.cuda.is_available() else None
+        try:
+            run_logged((one.words, str(one.log)), gpu, started)
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            list(tqdm(pool.map(run, jobs), total=len(jobs), desc="benchmark", unit="job"))
+        except KeyboardInterrupt:
+            started.interrupt()
+            raise
+
+
+class Started:
+    """The processes that jobs run in, to be interrupted together; after that none is started."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen] = []
+        self.interrupted = False
+        self.guard = threading.Lock()
+
+    def __call__(self, words: list[str], **options: Any) -> subprocess.Popen | None:
+        """Starts a process.
+
+        Args:
+            words: its command.
+            options: those of subprocess.Popen.
+
+        Returns:
+            The process, or None after an interruption.
+        """
+        with self.guard:
+            if self.interrupted:
+                return None
+            self.processes.append(subprocess.Popen(words, **options))  # noqa: S603 # nosec B603 (our own words)
+            return self.processes[-1]
+
+    def interrupt(self) -> None:
+        """Asks all of them to stop, as the user did."""
+        with self.guard:
+            self.interrupted = True
+            for process in self.processes:
+                process.send_signal(signal.SIGINT)
+
+
+def places(device_name: str) -> int:
+    """How many jobs this machine takes at once: one for each GPU, or as often as this process's threads fit into it."""
+    if pick_device(device_name).type == "cuda":
+        return torch.cuda.device_count() if device_name in ("auto", "cuda") else 1
+    return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+
+
+def ray_worker() -> Callable[[tuple[list[str], str]], None]:
+    """What a Ray worker does with a job."""
+    return run_logged
+
+
+def run_logged(job: tuple[list[str], str], gpu: int | None = None, started: Started | None = None) -> None:
+    """Runs `openood-dream job` in a process, with as many threads as this one has, and keeps its log.
+
+    Args:
+        job: the words of the command, and the path of the log.
+        gpu: the only GPU that the process sees; None leaves it all.
+        started: what starts the process.
+    """
+    words, log = job
+    env = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with artifacts.locked(Path(log)), open(log, "w", encoding="utf-8") as file:
+        command = [sys.executable, "-m", "openood_dream.cli", "job", *words]
+        process = (started or Started())(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+        if process is not None:
+            _ended(Path(log), process.wait())
+
+
+def _ended(log: Path, code: int) -> None:
+    """Notes beside a job's log whether it failed."""
+    mark = log.with_suffix(".failed")
+    if code:
+        files.write_text(mark, f"{code}\n")
+    else:
+        mark.unlink(missing_ok=True)
+
+
+def failures(job: Job) -> list[dict[str, Any]]:
+    """What the leaderboard says of a job that failed, for each detector: the end of its log, and where that is."""
+    text = job.log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    code = job.mark.read_text(encoding="utf-8").strip()
+    about = {
+        "method": job.method,
+        "seed": job.seed,
+        "network": job.experiment.network.name,
+        "dataset": job.experiment.dataset.name,
+        "outlier_data": outlier_label(job.experiment),
+        "text": f"{' / '.join(lines[-3:]) or f'exit code {code}'} ({job.log})",
+    }
+    return [about | {"postprocessor": one.postprocessor.name} for one in job.scored]

@@ -1,0 +1,310 @@
+"""Training one network: OpenOOD's pipelines `train` and `train_oe`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader
+
+from openood_dream.datasets.images import ImageList, loader
+from openood_dream.datasets.settings import IMAGINED
+from openood_dream.device import pick_dtype
+from openood_dream.dream.images import load_latents
+from openood_dream.dream.outliers import load_outliers
+from openood_dream.errors import InputError, check_name
+from openood_dream.experiment import Experiment
+from openood_dream.networks.factory import check_network, get_network, load_weights
+from openood_dream.networks.features import accuracy
+from openood_dream.networks.generative.network import Generative, pixel_probability
+from openood_dream.parallel.processes import Processes, is_main_process, joined, main_process_only
+from openood_dream.store import artifacts, files
+from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.base import BaseTrainer, check_auxiliary
+from openood_dream.trainers.loop import TRAINING, fit
+from openood_dream.trainers.settings import OAL
+
+TRAINED = "train.json"  # the record of a finished run
+STARTED = "training.json"  # whose run is in a folder, while it is not finished
+
+
+class OutlierData(NamedTuple):
+    """What a trainer learns from besides the ID images."""
+
+    loader: DataLoader | None = None  # auxiliary images, with training augmentation
+    identity: Any = None  # what decides about them (JSON-serialisable)
+    teacher_inputs: dict[str, Any] = {}  # further arguments of the trainer: teacher, embeddings, latents
+
+
+@files.looked_once()
+def train(experiment: Experiment) -> Path:
+    """Trains the network of an experiment, imagining its outliers first where `dataset.oe.imglist_pth` is `imagined`.
+
+    A finished run of the same inputs is reused, and one that was interrupted goes on, unless `resume: false`. Processes
+    that torchrun or `accelerate launch` started train together, each with its share of every batch.
+
+    Returns:
+        The run's folder, with config.yml, best.ckpt, last_epoch*.ckpt and train.json.
+
+    Raises:
+        InputError: the config or its data are not fit for training, or the folder holds a run of another configuration
+            and `merge_option` is not `merge`.
+    """
+    cls = check_training(experiment)
+    out = experiment.run.folder
+    with joined(experiment.run.device) as processes, ExitStack() as lock:
+        main_process_only(lambda: _prepare(experiment, cls))
+        outliers = outlier_data(experiment, cls)
+        inputs = _inputs(experiment, outliers)
+        identity = files.fingerprint(inputs)
+        if main_process_only(lambda: _finished(out, identity, experiment)):
+            return out
+        lists = [experiment.data.images("dataset", split) for split in ("train", "val")]
+        for images in [*lists, *([cast(ImageList, outliers.loader.dataset)] if outliers.loader else [])]:
+            images.decode()  # a broken image is found before anything is written
+        torch.manual_seed(experiment.run.seed)
+        np.random.seed(experiment.run.seed)
+        net = new_network(experiment).to(processes.device)
+
+        def finished_meanwhile() -> bool:
+            lock.enter_context(artifacts.exclusive(out))
+            return _finished(out, identity, experiment)
+
+        if main_process_only(finished_meanwhile):
+            return out
+        if is_main_process():
+            (out / TRAINED).unlink(missing_ok=True)  # of another configuration, whose weights are replaced from here on
+            files.remove_unfinished(out)
+            files.write_json(out / STARTED, {"hash": identity})
+        if experiment.run.compile:
+            net.compile()
+        start = time.perf_counter()
+        history = _fit(experiment, cls, net, outliers, identity, processes)
+        if is_main_process():
+            record = {
+                "hash": identity,
+                "inputs": inputs,
+                "outlier_data": outlier_label(experiment),
+                "seconds": round(time.perf_counter() - start, 3),
+                "epochs": history,
+                "parameters": sum(p.numel() for p in net.parameters()),
+            }
+            _write_record(out, experiment, record)
+        main_process_only(lambda: None)  # the others wait until all is written
+    return out
+
+
+def check_training(experiment: Experiment) -> type[BaseTrainer]:
+    """The trainer of an experiment; InputError where a setting that training needs is missing or impossible."""
+    dataset, settings = experiment.dataset, experiment.trainer
+    check_name(settings.where("name"), settings.name, TRAINERS)
+    cls = TRAINERS[settings.name]
+    splits = ["train", "val", "oe"] if cls.auxiliary else ["train", "val"]
+    for name in splits:
+        dataset.split(name).needs_batch_size()
+    if cls.auxiliary and dataset.split("oe").imglist_pth == IMAGINED:
+        outliers = experiment.dream.outliers
+        check_auxiliary(cls, IMAGINED, outliers.method, partial(outliers.error, "method"))
+    _ = experiment.optimizer, experiment.run.folder, cls.needs_teacher and experiment.dream  # InputError if missing
+    check_network(experiment.network)
+    return cls
+
+
+def new_network(experiment: Experiment) -> nn.Module:
+    """The network of an experiment, with its first weights, on the CPU."""
+    dataset = experiment.dataset
+    return get_network(experiment.network, image_size=dataset.image_size)
+
+
+def outlier_label(experiment: Experiment) -> str:
+    """What a network learns from besides ID images, as tables say it: none, train_aux (a list's name), imagined (knn)."""
+    cls = TRAINERS[experiment.trainer.name]
+    if cls.needs_teacher:
+        return "imagined (latents)"
+    if not cls.auxiliary:
+        return "none"
+    imglist = experiment.dataset.split("oe").imglist_pth
+    return f"imagined ({experiment.dream.outliers.method})" if imglist == IMAGINED else Path(imglist).stem
+
+
+def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
+    """What a trainer learns from besides the ID images; imagined first where the config asks for that.
+
+    Args:
+        experiment: says which data.
+        cls: the trainer.
+
+    Returns:
+        The loader of auxiliary images, what identifies them, and what the trainer takes of a teacher.
+    """
+    if cls.needs_teacher:
+        return teacher_data(experiment)
+    if not cls.auxiliary:
+        return OutlierData()
+    dataset, data = experiment.dataset, experiment.data
+    split = dataset.split("oe")
+    if split.imglist_pth == IMAGINED:
+        chosen = main_process_only(experiment.imagination.training_images)
+        images, identity = data.open(chosen.imglist, chosen.data_dir, "dataset.oe.imglist_pth"), chosen.identity
+    else:
+        images, identity = data.images("dataset", "oe"), data.identity("dataset", "oe")
+    if cls.inliers:
+        data.check_labels(images)
+    batches = loader(images.augmented(), split.needs_batch_size(), shuffle=True, workers=dataset.num_workers)
+    return OutlierData(batches, identity)
+
+
+def teacher_data(experiment: Experiment) -> OutlierData:
+    """What OAL learns from: a teacher, outlier embeddings, and latents of outlier prompts (the section `dream`).
+
+    A teacher without a checkpoint is trained first, into the folder of the imagination's artifacts.
+    """
+    settings, dream = experiment.trainer, experiment.imagination
+    assert isinstance(settings, OAL)  # noqa: S101 # nosec B101 (no other trainer needs a teacher)
+    outliers, latents = main_process_only(lambda: (dream.outliers, dream.latents))
+    teacher = settings.teacher
+    own = experiment.changed({"network": {"name": teacher.network, "args": teacher.args}})
+    if teacher.checkpoint is None:
+        checkpoint = train(_teacher_training(own, teacher.epochs, teacher.lr)) / "best.ckpt"
+    else:
+        checkpoint = Path(teacher.checkpoint)
+    net = get_network(own.network, image_size=own.dataset.image_size, num_classes=own.dataset.num_classes)
+    load_weights(net, checkpoint)
+    inputs = {"teacher": net, "embeddings": load_outliers(outliers)[1].all(), "latents": load_latents(latents)[1].all()}
+    return OutlierData(None, [outliers.hash, latents.hash, files.sha256(checkpoint)], inputs)
+
+
+def _teacher_training(own: Experiment, epochs: int, lr: float) -> Experiment:
+    """The experiment that trains OAL's teacher, in a folder named by all that determines it."""
+    changes = {
+        "trainer": {"name": "base"},
+        "method": "teacher",
+        "seed": 0,
+        "merge_option": "merge",
+        "optimizer.num_epochs": epochs,
+        "optimizer.lr": lr,
+        "network.num_classes": own.dataset.num_classes,
+    }
+    own = own.changed(changes)
+    sections = ("network", "optimizer", "dataset", "preprocessor", "precision")
+    about = files.fingerprint([own.at(section) for section in sections])
+    return own.changed({"output_dir": str(Path(own.dream.cache_dir, f"teacher-{about}"))})
+
+
+# ------------------------------------------------------------------------------------------------------------- steps
+
+
+def _prepare(experiment: Experiment, cls: type[BaseTrainer]) -> None:
+    """Makes what training reads and what is not there yet: the built-in benchmark, the imagined images."""
+    experiment.data.ensure()
+    if cls.auxiliary and experiment.dataset.split("oe").imglist_pth == IMAGINED:
+        experiment.imagination.training_images()
+
+
+def _inputs(experiment: Experiment, outliers: OutlierData) -> dict[str, Any]:
+    """All that determines the weights at the end of a training."""
+    data, dataset = experiment.data, experiment.dataset
+    splits = ["train", "oe"] if outliers.loader else ["train"]
+    return {
+        "dataset": {"name": dataset.name, "num_classes": dataset.num_classes, **data.transform.identity},
+        "batch_size": [dataset.split(split).needs_batch_size() for split in splits],
+        "data": [data.identity("dataset", split) for split in ("train", "val")],
+        "outliers": outliers.identity,
+        "network": _network_identity(experiment),
+        "trainer": experiment.trainer.model_dump(exclude={"implementation"}),
+        "optimizer": experiment.optimizer.model_dump(),
+        "precision": experiment.run.precision,
+        "seed": experiment.run.seed,
+    }
+
+
+def _network_identity(experiment: Experiment) -> dict[str, Any]:
+    """What of `network` decides about the weights that training begins with: a checkpoint by its content."""
+    network = experiment.network
+    about = network.model_dump(exclude={"num_gpus", "checkpoint"})
+    if not network.pretrained or network.checkpoint is None:
+        return about
+    try:
+        return about | {"checkpoint": files.sha256(network.checkpoint)}
+    except OSError as error:
+        text = f"cannot read {network.checkpoint!r} ({error.strerror}); check the path"
+        raise network.error("checkpoint", text) from None
+
+
+def _finished(out: Path, identity: str, experiment: Experiment) -> bool:
+    """Whether the run of `identity` is finished; InputError for weights of another one, unless they may be replaced."""
+    record = next((out / name for name in (TRAINED, STARTED) if (out / name).exists()), None)
+    if record is not None and files.read_record(record)["hash"] == identity:
+        return record.name == TRAINED
+    if experiment.run.merge_option != "merge" and (record is not None or (out / "best.ckpt").exists()):
+        raise InputError(
+            f"{out}: holds a run of another configuration; choose another output_dir or mark, or --merge_option merge"
+        )
+    return False
+
+
+def _fit(
+    experiment: Experiment,
+    cls: type[BaseTrainer],
+    net: nn.Module,
+    outliers: OutlierData,
+    identity: str,
+    processes: Processes,
+) -> list[dict[str, Any]]:
+    """Trains the network and returns the history of the epochs."""
+    run, data, optimizer = experiment.run, experiment.data, experiment.optimizer
+    loaders = [data.loader("dataset", "train", augment=True), *([outliers.loader] if outliers.loader else [])]
+    val_loader = data.loader("dataset", "val")
+    trainer = cls(
+        net,
+        *(processes.share(one, run.seed) for one in loaders),
+        settings=experiment.trainer,
+        optimizer=optimizer,
+        precision=run.precision,
+        processes=processes,
+        **outliers.teacher_inputs,
+    )
+    dtype = pick_dtype(run.precision, processes.device)
+    return fit(
+        trainer,
+        lambda net: validate(net, val_loader, processes.device, dtype),
+        experiment.run.folder,
+        epochs=optimizer.num_epochs,
+        seed=run.seed,
+        identity=identity,
+        resume=run.resume,
+        title=f"train: {experiment.method}, seed {run.seed}",
+        processes=processes,
+    )
+
+
+def validate(net: nn.Module, images: DataLoader, device: torch.device, dtype: torch.dtype) -> float:
+    """What the best checkpoint is chosen by.
+
+    Args:
+        net: a classifier, or a generative network.
+        images: batches of ID validation images.
+        device: where the network runs.
+        dtype: number format of the computation.
+
+    Returns:
+        The accuracy, or a generative network's mean probability of a subpixel, between 0 and 1.
+    """
+    if isinstance(net, Generative):
+        return pixel_probability(net, images, device, dtype)
+    return accuracy(net, images, device, dtype)
+
+
+def _write_record(out: Path, experiment: Experiment, record: dict[str, Any]) -> None:
+    """Writes what a finished run leaves besides its weights, and removes what only an unfinished one needs."""
+    files.write_text(out / "config.yml", yaml.safe_dump(experiment.to_dict(), sort_keys=False))
+    files.write_json(out / TRAINED, record)
+    (out / TRAINING).unlink()
+    (out / STARTED).unlink()

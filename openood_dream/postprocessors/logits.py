@@ -1,0 +1,116 @@
+"""Detectors that look at logits alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pydantic import Field
+from pytorch_ood.detector import EnergyBased, MaxLogit, MaxSoftmax
+from scipy.special import rel_entr
+from torch import nn
+
+from openood_dream.config.schema import Section
+from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
+
+
+@postprocessor("msp")
+class MSP(Postprocessor):
+    """Maximum softmax probability.
+
+    Source: Hendrycks & Gimpel, A Baseline for Detecting Misclassified and Out-of-Distribution Examples, ICLR 2017.
+    """
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        """max_c p_c, (N,), of a pass over images."""
+        return -MaxSoftmax.score(images.logits)
+
+
+@postprocessor("mls")
+class MLS(Postprocessor):
+    """Maximum logit.
+
+    Source: Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, ICML 2022.
+    """
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        """max_c f_c, (N,), of a pass over images."""
+        return -MaxLogit.score(images.logits)
+
+
+class EBOArguments(Section):
+    """`postprocessor.postprocessor_args` of ebo."""
+
+    section = "postprocessor.postprocessor_args"
+
+    temperature: float = Field(1, gt=0, description="temperature T of the energy")
+
+
+@postprocessor("ebo", EBOArguments)
+class EBO(Postprocessor):
+    """Minus the energy.
+
+    Source: Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020, Eq. 4.
+    """
+
+    sweep = ("temperature",)
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        """T log sum_c exp(f_c / T), (N,), of a pass over images."""
+        return -EnergyBased.score(images.logits, t=self.args.temperature)
+
+
+class GENArguments(Section):
+    """`postprocessor.postprocessor_args` of gen."""
+
+    section = "postprocessor.postprocessor_args"
+
+    gamma: float = Field(0.1, gt=0, description="exponent of the entropy")
+    M: int = Field(100, ge=1, description="how many of the largest probabilities are looked at")
+
+
+@postprocessor("gen", GENArguments)
+class GEN(Postprocessor):
+    """Minus the generalised entropy of the M largest probabilities.
+
+    pytorch-ood's keeps probabilities away from 0 and 1, which puts confident images in another order.
+
+    Source: Liu, Lochman & Zach, GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection, CVPR 2023.
+    """
+
+    sweep = ("gamma", "M")
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        """-sum_c p_c^gamma (1 - p_c)^gamma over the M largest, (N,), of a pass over images."""
+        gamma = self.args.gamma
+        p = images.logits.softmax(1).sort(1).values[:, -self.args.M :]
+        return -(p**gamma * (1 - p) ** gamma).sum(1)
+
+
+@postprocessor("klm")
+class KLM(Postprocessor):
+    """Minus the smallest KL divergence to the mean prediction of the validation images that are taken for a class.
+
+    A class that no validation image is taken for has the one-hot prediction, where pytorch-ood has none.
+
+    Source: Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, ICML 2022, Sec. 4.
+    """
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear | None) -> None:
+        """Takes the mean prediction (C, C) for each class.
+
+        Args:
+            split: gives the pass over "val".
+            head: not used.
+        """
+        p, predicted = split("val").logits.softmax(1), split("val").logits.argmax(1)
+        means = [p[predicted == label].mean(0).numpy() for label in range(p.shape[1])]
+        one_hot = np.eye(len(means))
+        self.means = np.array([one_hot[label] if np.isnan(mean).any() else mean for label, mean in enumerate(means)])
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        """-min_c KL(p || mean_c), (N,), of a pass over images."""
+        p = images.logits.softmax(1).numpy().astype(self.means.dtype)
+        p, means = p / p.sum(1, keepdims=True), self.means / self.means.sum(1, keepdims=True)
+        return -torch.from_numpy(np.min([rel_entr(p, mean).sum(1) for mean in means], axis=0))

@@ -1,0 +1,1 @@
+"""What is made of finished runs and artifacts: tables, figures, the HTML report and a submission."""

@@ -1,0 +1,373 @@
+"""The report of a finished benchmark: tables and figures gathered from its runs and artifacts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from openood_dream.datasets.images import read_image
+from openood_dream.device import pick_device, pick_dtype
+from openood_dream.dream.images import load_plain
+from openood_dream.dream.quality import quality_table
+from openood_dream.experiment import Experiment
+from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.networks.features import classify
+from openood_dream.networks.generative.network import Generative
+from openood_dream.networks.settings import GenerativeNetwork
+from openood_dream.reports import gallery, page, plots
+from openood_dream.reports.render import render
+from openood_dream.reports.runs import collect, read_scores
+from openood_dream.reports.table import table
+from openood_dream.store.artifacts import Artifact, build
+from openood_dream.store.files import read_record, read_tensors, sha256, write_tensors, write_text
+
+PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
+PLAIN_PER_CLASS = 50
+COLUMNS = 12  # thumbnails in a row
+THUMBNAIL = 64
+
+
+class Run(NamedTuple):
+    """A finished training.
+
+    Args:
+        folder: what it wrote, with a folder of scores for each postprocessor.
+        experiment: what was trained.
+    """
+
+    folder: Path
+    experiment: Experiment
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its train.json."""
+        return read_record(self.folder / "train.json")
+
+    @property
+    def scores(self) -> Path:
+        """The folder with the scores of the postprocessor that figures show."""
+        return self.folder / shown_postprocessor(self.experiment) / "scores"
+
+    def network(self) -> nn.Module:
+        """The trained network, on the CPU."""
+        dataset = self.experiment.dataset
+        net = get_network(self.experiment.network, image_size=dataset.image_size, num_classes=dataset.num_classes)
+        load_weights(net, self.folder / "best.ckpt")
+        return net
+
+
+def write(
+    out: Path,
+    runs: Sequence[Path],
+    experiments: Sequence[Experiment],
+    seconds: float,
+    commands: Sequence[str],
+    failures: Sequence[Mapping[str, Any]],
+) -> Path:
+    """Writes leaderboard.{md,csv,json} and report.html of a benchmark.
+
+    Args:
+        out: the folder that they are written into.
+        runs: folders of finished and scored trainings.
+        experiments: the experiment of each run.
+        seconds: how long the benchmark took this time.
+        commands: how to run it again.
+        failures: jobs that failed, as table.table takes them.
+
+    Returns:
+        The path of report.html.
+    """
+    finished = [Run(folder, experiment) for folder, experiment in zip(runs, experiments, strict=True)]
+    # a run's folder may hold scores of postprocessors that are not asked for any more
+    frame = collect([run.folder / name for run in finished for name in run.experiment.benchmark.postprocessors])
+    # the methods that a benchmark names may differ in network and epochs
+    rows = table(frame, allow_mixed=True, failures=failures)
+    for fmt in ("md", "csv", "json"):
+        write_text(out / f"leaderboard.{fmt}", render(rows, fmt))
+    failed = {(one["method"], one["seed"]): one for one in failures}  # each stands there once for every postprocessor
+    notes = [f"Failed: {method}, seed {seed}: {one['text']}" for (method, seed), one in failed.items()]
+    first = first_runs(finished)
+    figures, stages, judged = {"comparison": comparison(frame, first)}, training_stages(finished), {}
+    if dreams := imagined(finished):
+        drawn, artifacts, found = dream_figures(dreams, classifier(finished))
+        figures, stages, notes = figures | drawn, artifacts + stages, notes + found
+        judged = {name: quality_table(experiment.imagination.quality) for name, experiment in dreams.items()}
+    drawn, found = sampled(first)
+    return page.report(
+        out,
+        runs=frame,
+        table=rows,
+        stages=[*stages, {"name": "everything, this time", "seconds": round(seconds, 1), "hash": ""}],
+        settings=finished[-1].experiment.to_dict(),
+        versions=versions(finished[0].experiment),
+        figures=figures | score_figures(first) | drawn,
+        notes=notes + found,
+        judged=judged,
+        commands=commands,
+    )
+
+
+def versions(experiment: Experiment) -> dict[str, str]:
+    """What the figures were computed with."""
+    device = pick_device(experiment.run.device)
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": f"{device} ({where})",
+        "training precision": str(pick_dtype(experiment.run.precision, device)).removeprefix("torch."),
+    }
+
+
+def training_stages(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row per method: the seconds of all its seeds together."""
+    spent: dict[str, float] = {}
+    for run in runs:
+        spent[run.experiment.method] = spent.get(run.experiment.method, 0) + run.record["seconds"]
+    return [{"name": f"train: {method}", "seconds": round(total, 1), "hash": ""} for method, total in spent.items()]
+
+
+def first_runs(runs: Sequence[Run]) -> dict[str, Run]:
+    """The run of each method with its first seed."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.experiment.method, run)
+    return first
+
+
+def shown_postprocessor(experiment: Experiment) -> str:
+    """The postprocessor that figures show for a method: `ebo` where it has that, else its first."""
+    names = experiment.benchmark.postprocessors
+    return "ebo" if "ebo" in names else names[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- scores
+
+
+def comparison(frame: pd.DataFrame, first: Mapping[str, Run]) -> bytes:
+    """Near- and far-OOD AUROC and ID accuracy of every method, or against the key that the benchmark varies, as PNG.
+
+    Args:
+        frame: runs.collect's rows.
+        first: a run of each method.
+    """
+    experiments = {method: run.experiment for method, run in first.items()}
+    vary = next(iter(experiments.values())).benchmark.vary
+    postprocessors = {method: shown_postprocessor(experiment) for method, experiment in experiments.items()}
+    kept = frame[frame["postprocessor"] == frame["method"].map(postprocessors)]
+    groups = kept.groupby("method")
+    names = {"near_auroc": "near-OOD AUROC", "far_auroc": "far-OOD AUROC", "id_acc": "ID accuracy"}
+    series = {
+        title: [(groups[key].mean()[method], groups[key].std().fillna(0)[method]) for method in first]
+        for key, title in names.items()
+    }
+    places = list(first) if vary is None else [experiment.at(vary) for experiment in experiments.values()]
+    score = " and ".join(dict.fromkeys(postprocessors.values()))
+    return plots.comparison(places, series, vary or "", f"Mean and standard deviation over seeds, {score}")
+
+
+def score_figures(first: Mapping[str, Run]) -> dict[str, bytes]:
+    """Histograms, ROC curves, training curves and mistakes of the first seed of each method, as PNG."""
+    curves, histograms = {}, {}
+    for method, run in first.items():
+        experiment, postprocessor = run.experiment, shown_postprocessor(run.experiment)
+        id_scores = read_scores(run.scores / f"{experiment.dataset.name}.npz")[1]
+        near, far = (
+            {name: read_scores(run.scores / f"{name}.npz")[1] for name in _set_names(experiment, group)}
+            for group in ("nearood", "farood")
+        )
+        title = f"{method}: {postprocessor} confidence"
+        histograms[f"score_histograms: {method}"] = plots.score_histograms(id_scores, near, far, title)
+        curves[f"{method}, {postprocessor}"] = {
+            "id": id_scores,
+            "near": np.concatenate([*near.values()]),
+            "far": np.concatenate([*far.values()]),
+        }
+    training = plots.training_curves({method: run.record["epochs"] for method, run in first.items()})
+    mistakes = {f"mistakes: {method}": mistake_grid(run) for method, run in first.items()}
+    roc = plots.roc_curves(curves, "ROC curves, first seed")
+    return {"roc_curves": roc} | histograms | {"training_curves": training} | mistakes
+
+
+def mistake_grid(run: Run) -> bytes:
+    """The OOD images with the largest confidence, of near and of far sets, and the ID images with the smallest."""
+    experiment = run.experiment
+    named = _class_labels(experiment)
+    grid: list[plots.Row] = []
+    for group in ("near", "far"):
+        found = []
+        for name in _set_names(experiment, f"{group}ood"):
+            pred, conf, _ = read_scores(run.scores / f"{name}.npz")
+            paths = _image_paths(experiment, "ood_dataset", f"{group}ood", name)
+            rows = np.argsort(-conf, kind="stable")[:COLUMNS]
+            found += [(conf[row], paths[row], named[int(pred[row])]) for row in rows]
+        found = sorted(found, key=lambda one: -one[0])[:COLUMNS]
+        grid.append((f"surest of {group}-OOD", [thumbnail(path) for _, path, _ in found], [seen for *_, seen in found]))
+    pred, conf, label = read_scores(run.scores / f"{experiment.dataset.name}.npz")
+    paths, rows = _image_paths(experiment, "dataset", "test"), np.argsort(conf, kind="stable")[:COLUMNS]
+    captions = [f"{named[int(label[row])]}: {named[int(pred[row])]}" for row in rows]
+    grid.append(("most doubted of ID", [thumbnail(paths[row]) for row in rows], captions))
+    return plots.image_grid(grid, f"{experiment.method}: where {shown_postprocessor(experiment)} is most wrong")
+
+
+def thumbnail(path: Path) -> np.ndarray:
+    """An image, at most THUMBNAIL pixels a side, as uint8 (H, W, 3)."""
+    small = read_image(path)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(small)
+
+
+def _set_names(experiment: Experiment, group: str) -> list[str]:
+    return [name for of, name in experiment.data.ood_sets() if of == group]
+
+
+def _class_labels(experiment: Experiment) -> dict[int, str]:
+    """What a label is called: its class name where the config has those, else its number."""
+    known = experiment.has("dream")
+    names = experiment.imagination.names if known else map(str, range(experiment.dataset.num_classes))
+    return dict(enumerate(names)) | {-1: "?"}
+
+
+def _image_paths(experiment: Experiment, *which: str) -> list[Path]:
+    """The images of a set in the order of its list."""
+    images = experiment.data.images(*which)
+    return [Path(images.data_dir) / name for name, _ in images.rows]
+
+
+# ------------------------------------------------------------------------------------------------- generative networks
+
+
+def sampled(first: Mapping[str, Run]) -> tuple[dict[str, bytes], list[str]]:
+    """Images drawn from each generative network, its high-frequency channel below, and its bits per dimension.
+
+    Args:
+        first: a run of each method.
+
+    Returns:
+        The figure `samples`, as PNG, where there is such a network, and a sentence about each.
+    """
+    rows: list[plots.Row] = []
+    notes = []
+    for method, run in first.items():
+        network = run.experiment.network
+        if not isinstance(network, GenerativeNetwork):
+            continue
+        images = read_tensors(draw(run, network).path / "samples.safetensors")["images"]
+        colours, high = images[:, : network.channels], images[:, network.channels :]
+        for label, part in ((method, colours), (f"{method}: high frequencies", high)):
+            if part.shape[1]:
+                rows.append((label, list(part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()), None))
+        bits = -math.log2(max(row["val_acc"] for row in run.record["epochs"]) / 100)
+        notes.append(
+            f"{method}, seed {run.experiment.run.seed}: {bits:.2f} bits per dimension of the validation images, "
+            f"{bits * images.shape[1]:.1f} per pixel of {images.shape[1]} channels."
+        )
+    return {"samples": plots.image_grid(rows, "Drawn from the generative networks")} if rows else {}, notes
+
+
+def draw(run: Run, network: GenerativeNetwork) -> Artifact:
+    """Draws images from a run's generative network.
+
+    Args:
+        run: the finished training.
+        network: what was trained.
+
+    Returns:
+        `samples.safetensors`, with `images` (COLUMNS, channels, S, S) uint8.
+    """
+
+    def make(folder: Path) -> None:
+        net = Generative(network)
+        load_weights(net, run.folder / "best.ckpt")
+        net.to(pick_device(run.experiment.run.device)).eval()
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            images = net.model.sample(COLUMNS)
+        write_tensors(folder / "samples.safetensors", images=images.cpu())
+
+    return build(run.folder, "samples", {"weights": sha256(run.folder / "best.ckpt"), "count": COLUMNS}, make)
+
+
+# -------------------------------------------------------------------------------------------------- what was imagined
+
+
+def imagined(runs: Sequence[Run]) -> dict[str, Experiment]:
+    """The experiment of each method that learned from imagined images, one for each image set.
+
+    All share the latent space of the first.
+    """
+    found: dict[str, Experiment] = {}
+    for run in runs:
+        experiment, dreams = run.experiment, [other.dream for other in found.values()]
+        if _learned_from_images(run) and experiment.dream not in dreams:
+            found.setdefault(experiment.method, experiment)
+    spaces = {method: experiment.imagination.space.hash for method, experiment in found.items()}
+    return {method: found[method] for method, space in spaces.items() if space == next(iter(spaces.values()))}
+
+
+def _learned_from_images(run: Run) -> bool:
+    """Whether a run's outlier data are the image set of its section dream."""
+    experiment = run.experiment
+    return experiment.has("dream") and run.record["outlier_data"] == f"imagined ({experiment.dream.outliers.method})"
+
+
+def classifier(runs: Sequence[Run]) -> Run | None:
+    """The first run of a network that knows classes."""
+    return next((run for run in runs if not isinstance(run.experiment.network, GenerativeNetwork)), None)
+
+
+def dream_figures(
+    dreams: Mapping[str, Experiment], judge: Run | None
+) -> tuple[dict[str, bytes], list[dict[str, Any]], list[str]]:
+    """What was imagined, in figures and words.
+
+    Args:
+        dreams: experiments of one latent space, by their method.
+        judge: a trained classifier that says how well plain prompts of the first are drawn, or None.
+
+    Returns:
+        Figures as PNG, the stages of the first (name, seconds, hash), and sentences.
+    """
+    experiment = next(iter(dreams.values()))
+    dream = experiment.imagination
+    shown = gallery.few(range(len(dream.names)), ())
+    made = dream.plain(PLAIN_PER_CLASS, shown)
+    plain = load_plain(made)
+    stages = [dream.anchors, dream.space, dream.generator, dream.outliers, dream.images, made]
+    notes = [] if judge is None else [_plain_agreement(judge, shown, plain)]
+    accuracy = dream.space.manifest["val_accuracy"]
+    notes.append(f"Space: the cosine classifier has {accuracy:.1f} % validation accuracy.")
+    prompts: list[plots.Row] = [
+        (dream.names[i], list(of[:COLUMNS].permute(0, 2, 3, 1).numpy()), None) for i, of in zip(shown, plain)
+    ]
+    figures = {
+        "outliers": gallery.grid(dreams),
+        "image_lines": gallery.line(experiment),
+        "plain_prompts": plots.image_grid(prompts, "Plain prompts: what the generator draws of each class name"),
+        "embedding_map": gallery.embeddings(dreams),
+    }
+    return figures, [{"name": a.stage, "seconds": a.manifest["seconds"], "hash": a.hash} for a in stages if a], notes
+
+
+def _plain_agreement(judge: Run, labels: Sequence[int], plain: torch.Tensor) -> str:
+    """How often a run's classifier sees the class of the prompt in images (L, n, 3, S, S) of `labels` (L)."""
+    experiment, truth = judge.experiment, torch.tensor(labels).repeat_interleave(plain.shape[1])
+    device = pick_device(experiment.run.device)
+    logits = classify(judge.network(), plain.flatten(0, 1), experiment.data.transform, device)
+    agrees = (logits.argmax(1) == truth).float().mean().item()
+    return (
+        f"Generator: the classifier {experiment.method}, seed {experiment.run.seed}, sees the class of the prompt in "
+        f"{100 * agrees:.1f} % of {len(truth)} plain samples."
+    )

@@ -1,0 +1,245 @@
+"""Finished runs read from their folders: one row per run, with the metrics of its csv files in percent."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from openood_dream.config.tree import lookup
+from openood_dream.errors import InputError
+from openood_dream.store.files import read_record, sha256
+
+# Our name of a metric: the file, row and column where a run has it. ACC is the ID accuracy, the same in every row.
+METRICS = {
+    "near_auroc": ("ood.csv", "nearood", "AUROC"),
+    "far_auroc": ("ood.csv", "farood", "AUROC"),
+    "near_fpr95": ("ood.csv", "nearood", "FPR@95"),
+    "far_fpr95": ("ood.csv", "farood", "FPR@95"),
+    "id_acc": ("ood.csv", "nearood", "ACC"),
+}
+SPECTRUM = {  # where the data have a group csid
+    "near_fs_auroc": ("fsood.csv", "nearood", "AUROC"),
+    "far_fs_auroc": ("fsood.csv", "farood", "AUROC"),
+    "csid_acc": ("csid.csv", "csid", "ACC"),
+}
+HEADERS = {
+    "method": "Training",
+    "postprocessor": "Postprocessor",
+    "near_auroc": "Near-OOD AUROC",
+    "far_auroc": "Far-OOD AUROC",
+    "near_fpr95": "Near-OOD FPR@95",
+    "far_fpr95": "Far-OOD FPR@95",
+    "near_fs_auroc": "Near-FSOOD AUROC",
+    "far_fs_auroc": "Far-FSOOD AUROC",
+    "id_acc": "ID Accuracy",
+    "csid_acc": "csID Accuracy",
+    "seeds": "Seeds",
+    "outlier_data": "Outlier Data",
+    "network": "Model Arch.",
+    "notes": "Additional Description",
+}
+OOD_ROWS = ("nearood", "farood")
+# The keys of a run's config that tell it from others; the column is the key's first word.
+RUN_KEYS = ("method", "seed", "postprocessor.name", "network.name", "dataset.name")
+
+
+class _RunLoader(yaml.SafeLoader):
+    """Reads OpenOOD's config.yml, whose Config objects are dumped with Python tags, as plain dicts; runs nothing."""
+
+
+_RunLoader.add_multi_constructor(
+    "tag:yaml.org,2002:python/object/new:",
+    lambda loader, _, node: loader.construct_mapping(node, deep=True).get("dictitems", {}),
+)
+
+
+def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
+    """Reads every run (method, seed, postprocessor) that has an `ood.csv` anywhere beneath some folders.
+
+    OpenOOD appends to ood.csv, so the last row of a data set counts. It also has full-spectrum runs of their own, which
+    are joined to the others.
+
+    Args:
+        run_dirs: the folders; a run beneath several of them is read once.
+
+    Returns:
+        One row per run, metrics in percent. `auroc_<set>` is the AUROC of an OOD set, `acc_<set>` the accuracy on a
+        covariate-shifted set, `outlier_data` what the network learned from besides ID images.
+
+    Raises:
+        InputError: a folder without runs, a malformed file, or two runs that claim to be the same.
+    """
+    files: dict[Path, None] = {}
+    for folder in map(Path, run_dirs):
+        found = sorted(folder.rglob("ood.csv"))
+        if not found:
+            raise InputError(f"{folder}: no ood.csv beneath it; expected a folder with evaluated runs")
+        files |= dict.fromkeys(path.resolve() for path in found)
+    plain: list[dict[str, Any]] = []
+    spectrum: list[dict[str, Any]] = []
+    for path in files:
+        run = _read_run(path)
+        (spectrum if "near_auroc" not in run else plain).append(run)
+    for runs in plain, spectrum:
+        _refuse_twins(runs)
+    _join(plain, spectrum)
+    return pd.DataFrame(plain).astype({"epochs": "Int64"})
+
+
+def metrics_of(frame: pd.DataFrame) -> list[str]:
+    """The metrics that a frame has, in the order of the headers.
+
+    Args:
+        frame: runs of `collect`, or rows of table.table.
+    """
+    return [key for key in HEADERS if key in (*METRICS, *SPECTRUM) and key in frame]
+
+
+def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions, confidences and labels (N,) of a scores/<set>.npz.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["pred"], file["conf"], file["label"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: expected scores with pred, conf and label ({error}); score the run again") from None
+
+
+def _identity(run: Mapping[str, Any]) -> tuple:
+    return tuple(run[key.partition(".")[0]] for key in RUN_KEYS)
+
+
+def _refuse_twins(runs: list[dict[str, Any]]) -> None:
+    """InputError where two runs agree in all RUN_KEYS."""
+    seen: dict[tuple, dict[str, Any]] = {}
+    for run in runs:
+        other = seen.setdefault(_identity(run), run)
+        if other is not run:
+            what = ", ".join(f"{key.partition('.')[0]} {value}" for key, value in zip(RUN_KEYS, _identity(run)))
+            raise InputError(f"{other['path']} and {run['path']} are all {what}; give only one of them")
+
+
+def _join(plain: list[dict[str, Any]], spectrum: list[dict[str, Any]]) -> None:
+    """Adds the metrics of OpenOOD's full-spectrum runs to the runs that they belong to."""
+    by_identity = {_identity(run): run for run in plain}
+    for run in spectrum:
+        if _identity(run) not in by_identity:
+            raise InputError(f"{run['path']}: a full-spectrum run alone; give the run of ood_scheme ood with it")
+        own = by_identity[_identity(run)]
+        own |= {key: value for key, value in run.items() if key not in own}
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, or None."""
+    return lookup(config, key.split("."))
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """The row of the run that an ood.csv belongs to."""
+    config_path = path.with_name("config.yml")
+    config = _read_config(config_path)
+    trained = _training_config(config)
+    full = "fsood" in (_at(config, "evaluator.ood_scheme"), _at(config, "evaluator.name"))
+    run = _names(config_path, config, trained) | _metrics(path, full)
+    run |= {f"{group}_sets": _at(config, f"ood_dataset.{group}ood.datasets") or [] for group in ("near", "far")}
+    epochs = _at(trained, "optimizer.num_epochs")
+    run["epochs"] = epochs if isinstance(epochs, int) else None
+    records = _records(path.parent)
+    run |= {key: record["hash"] for key, record in records.items()}
+    checkpoint = path.parent.parent / "best.ckpt"
+    if checkpoint.is_file():
+        run["checkpoint"] = sha256(checkpoint)[:16]
+    # OpenOOD writes no record; the configs of its runs say it where they learned from more than ID images
+    known = records["run"] if "run" in records else config if config.get("outlier_data") else trained
+    return run | {"outlier_data": str(known.get("outlier_data") or "none"), "path": str(path.parent)}
+
+
+def _names(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of RUN_KEYS, of the configs of a run's evaluation (file `path`) and of its training."""
+    trained = {**trained, "method": trained.get("method") or _at(trained, "trainer.name")}
+    found = {}
+    for key in RUN_KEYS:
+        value = _at(trained if key in ("method", "seed") else config, key)
+        kind, wanted = (int, "an integer") if key == "seed" else (str, "a name")
+        if not isinstance(value, kind):
+            raise InputError(f"{path}: {key}: expected {wanted}, got {value!r}")
+        found[key.partition(".")[0]] = value
+    return found
+
+
+def _metrics(path: Path, full: bool) -> dict[str, float]:
+    """The metrics in an ood.csv, which is a full-spectrum one where `full`, and in the files beside it."""
+    scores = _read_csv(path, OOD_ROWS)
+    files = {"fsood.csv" if full else "ood.csv": scores}
+    for name, rows in () if full else (("fsood.csv", OOD_ROWS), ("csid.csv", ("csid",))):
+        if path.with_name(name).is_file():
+            files[name] = _read_csv(path.with_name(name), rows)
+    metrics = METRICS | SPECTRUM
+    found = {key: files[file][row][column] for key, (file, row, column) in metrics.items() if file in files}
+    if not full:
+        found |= {f"auroc_{name}": row["AUROC"] for name, row in scores.items() if name not in OOD_ROWS}
+    return found | {f"acc_{name}": row["ACC"] for name, row in files.get("csid.csv", {}).items() if name != "csid"}
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a run's training and of its evaluation in `folder`, where they are ours."""
+    files = {"run": folder.parent / "train.json", "evaluation": folder / "evaluate.json"}
+    records = {key: read_record(path) for key, path in files.items() if path.is_file()}
+    scored = records["evaluation"]["inputs"].get("run") if "evaluation" in records else None
+    if scored is not None and "run" in records and scored != records["run"]["hash"]:
+        raise InputError(f"{folder}: scores of a network that was trained again since; delete them or score it again")
+    return records
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_RunLoader)  # noqa: S506 # nosec B506 (it is a SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: expected a run's config in YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a run's config, got {type(config).__name__}")
+    return config
+
+
+def _training_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config that knows how the network was trained; OpenOOD's test runs have it beside their checkpoint."""
+    checkpoint = _at(config, "network.checkpoint")
+    if config.get("method") or _at(config, "trainer.name") or not (checkpoint and isinstance(checkpoint, str)):
+        return config
+    beside = Path(checkpoint).with_name("config.yml")
+    return _read_config(beside) if beside.is_file() else config
+
+
+def _read_csv(path: Path, rows: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The last row of each data set in ood.csv or its like: {dataset: {column: percent}}; `rows` must be there."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            found, columns = {row["dataset"]: row for row in reader if "dataset" in row}, reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected OpenOOD's CSV: {error}") from error
+    needed = ["dataset", *dict.fromkeys(column for *_, column in METRICS.values())]
+    if missing := [column for column in needed if column not in columns]:
+        raise InputError(f"{path}: column {missing[0]} is missing; expected at least {', '.join(needed)}")
+    if missing := [name for name in rows if name not in found]:
+        raise InputError(f"{path}: row {missing[0]} is missing; the evaluation did not finish, run it again")
+    return {name: {c: _percent(path, name, c, row[c]) for c in needed[1:]} for name, row in found.items()}
+
+
+def _percent(path: Path, row: str, column: str, text: str | None) -> float:
+    if text in ("nan", "-") and (column == "ACC" or path.name == "csid.csv"):  # no classes, or no OOD images
+        return float("nan")
+    value = pd.to_numeric(text or "", errors="coerce")
+    if not 0 <= value <= 100:
+        raise InputError(f"{path}: row {row}, column {column}: expected a percentage from 0 to 100, got {text!r}")
+    return float(value)

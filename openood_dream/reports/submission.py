@@ -1,0 +1,67 @@
+"""An entry of OpenOOD's leaderboard: the text of the issue, filled in, and the csv files that it attaches."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from openood_dream.reports.render import percent_text
+from openood_dream.store.files import write_text
+
+
+def submit(runs: pd.DataFrame, table: pd.DataFrame, folder: Path) -> Path:
+    """Writes what an entry of OpenOOD's leaderboard needs: each run's csv files, leaderboard.csv and issue.md.
+
+    Args:
+        runs: runs.collect's rows.
+        table: table.table of these runs; published rows and those without a finished run are left out.
+        folder: where the files are written.
+
+    Returns:
+        The path of issue.md.
+    """
+    own = table[~table["published"] & (table["seeds"] > 0)]
+    lines = ["Title: [leaderboard] " + ", ".join(own["method"].unique()), ""]
+    for number, row in enumerate(own.itertuples(), 1):
+        mine = runs[(runs["method"] == row.method) & (runs["postprocessor"] == row.postprocessor)]
+        mine = mine[(mine["network"] == row.network) & (mine["outlier_data"] == row.outlier_data)]
+        name = re.sub(r"[^\w.-]+", "_", f"{number:02d}_{row.method}_{row.postprocessor}")
+        fields = _fields(row, mine, _copy_csv(mine, folder, name))
+        lines += [f"## {number}", "", *(f"- **{key}**: {value}" for key, value in fields.items()), ""]
+    write_text(folder / "leaderboard.csv", own.to_csv(index=False))
+    write_text(folder / "issue.md", "\n".join(lines))
+    return folder / "issue.md"
+
+
+def _copy_csv(runs: pd.DataFrame, folder: Path, name: str) -> list[str]:
+    """Copies the csv files of some runs into the folder `name` within `folder`; returns their paths from there."""
+    copied = []
+    run: Any
+    for run in runs.itertuples():
+        for path in sorted(Path(run.path).glob("*.csv")):
+            target = folder / name / f"s{run.seed}_{path.name}"
+            write_text(target, path.read_text(encoding="utf-8"))
+            copied.append(target.relative_to(folder).as_posix())
+    return copied
+
+
+def _fields(row: Any, runs: pd.DataFrame, files: list[str]) -> dict[str, str]:
+    """The fields of the issue for a row of the table, its runs and their files."""
+    data = ", ".join(sorted(set(runs["dataset"])))
+    epochs = ", ".join(sorted({f"{n} epoch{'s' if n != 1 else ''}" for n in runs["epochs"].dropna()}))
+    seeds = f"mean over {row.seeds} seed{'s' if row.seeds > 1 else ''}"
+    return {
+        "Training": row.method,
+        "Postprocessor": row.postprocessor,
+        "Near-OOD AUROC": percent_text(row.near_auroc, row.near_auroc_std),
+        "Far-OOD AUROC": percent_text(row.far_auroc, row.far_auroc_std),
+        "ID Accuracy": percent_text(row.id_acc, row.id_acc_std),
+        "Outlier Data": row.outlier_data,
+        "Model Arch.": row.network,
+        "Additional Description": ", ".join(filter(None, [data, epochs, seeds, row.notes])),
+        "Link": "(where the method is described: fill in)",
+        "Results": ", ".join(files),
+    }

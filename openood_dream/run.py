@@ -1,0 +1,62 @@
+"""Who runs a config: OpenOOD's pipelines, or ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from openood_dream.errors import check_name
+from openood_dream.experiment import Experiment, load_config
+from openood_dream.openood import host
+from openood_dream.pipelines.benchmark import benchmark
+from openood_dream.pipelines.test import test
+from openood_dream.pipelines.train import train
+
+Pipeline = Callable[[Experiment], Path]
+
+# OpenOOD's pipelines that run without it
+STANDALONE: dict[str, Pipeline] = {"train": train, "train_oe": train, "test_ood": test}
+
+
+def run(config_files: Sequence[str], overrides: Sequence[str] = ()) -> Path:
+    """Runs the pipeline that a config names, OpenOOD's included.
+
+    Args:
+        config_files: config files, merged left to right.
+        overrides: the words `--key value` laid over them.
+
+    Returns:
+        The folder it wrote, or a benchmark's report.
+
+    Raises:
+        InputError: the config or its data are not fit for it.
+    """
+    experiment = load_config(config_files, overrides)
+    name = experiment.pipeline.name
+    if name == "benchmark":
+        return benchmark(config_files, overrides)
+    if host.wanted(experiment):
+        return host.run(experiment)
+    check_name(experiment.where("pipeline.name"), name, [*STANDALONE, "benchmark"])
+    return STANDALONE[str(name)](experiment)
+
+
+def hosted(experiment: Experiment, standalone: Pipeline) -> Path:
+    """Runs `train` or `test`, or OpenOOD's pipeline of that kind where `backend` means OpenOOD.
+
+    Args:
+        experiment: the config.
+        standalone: pipelines.train.train or pipelines.test.test.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: `pipeline.name` is not of that kind, where it matters, or the config is not fit for it.
+    """
+    if not host.wanted(experiment):
+        return standalone(experiment)
+    kind, name = [key for key, ours in STANDALONE.items() if ours is standalone], experiment.pipeline.name
+    if name not in kind:
+        raise experiment.error("pipeline.name", f"expected {' or '.join(kind)}, got {name!r}")
+    return host.run(experiment)

@@ -1,0 +1,1 @@
+"""How outliers are found among embeddings: pure functions on tensors."""

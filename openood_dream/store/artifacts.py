@@ -1,0 +1,206 @@
+"""Artifacts: folders named by what determines them, complete only with a manifest, resumable.
+
+A stage's folder is `<cache_dir>/<stage>-<hash of its inputs>`. Its `manifest.json` is written last, by rename, so a
+folder that has one is complete, and a folder that has none is an interrupted run that the next one continues.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from openood_dream._version import __version__
+from openood_dream.errors import InputError
+from openood_dream.store.files import fingerprint, remove_unfinished, writable, write_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The complete folder of a stage.
+
+    Args:
+        path: the folder.
+        manifest: what it was completed with: stage, hash, inputs, seconds, and what the stage said of it.
+        reused: whether it was there before.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    reused: bool
+
+    @property
+    def hash(self) -> str:
+        """The fingerprint of its inputs."""
+        return self.manifest["hash"]
+
+    @property
+    def stage(self) -> str:
+        """The stage that made it."""
+        return self.manifest["stage"]
+
+
+def complete(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a complete folder, or None for a folder that is missing or was interrupted."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError(f"expected a mapping, got a {type(manifest).__name__}")
+        return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / MANIFEST}: not a readable manifest ({error}); delete the folder and run again"
+        ) from None
+
+
+class Missing(Exception):
+    """An artifact that would have to be made; the message is its stage."""
+
+
+_reusing: ContextVar[bool] = ContextVar("reusing", default=False)
+
+
+@contextmanager
+def reusing_only() -> Iterator[None]:
+    """Within the block, `build` raises Missing where it would have to make an artifact; nothing is written."""
+    token = _reusing.set(True)
+    try:
+        yield
+    finally:
+        _reusing.reset(token)
+
+
+def folder_of(cache_dir: str | Path, stage: str, inputs: Mapping[str, Any]) -> Path:
+    """Where an artifact lies, complete or not.
+
+    Args:
+        cache_dir: the folder of all artifacts.
+        stage: what makes it.
+        inputs: all that determines it (JSON-serialisable).
+    """
+    return Path(cache_dir) / f"{stage}-{fingerprint(inputs)}"
+
+
+def build(
+    cache_dir: str | Path,
+    stage: str,
+    inputs: Mapping[str, Any],
+    make: Callable[[Path], Mapping[str, Any] | None],
+) -> Artifact:
+    """An artifact: reused where it is complete, else made. Two processes that want the same one wait for each other.
+
+    Args:
+        cache_dir: the folder of all artifacts.
+        stage: what makes it.
+        inputs: all that determines it (JSON-serialisable).
+        make: writes it into the folder that it is given, where it finds what an interrupted run has left, and returns
+            what the manifest should say besides.
+
+    Raises:
+        InputError: `cache_dir` is not writable.
+        OSError: a disk is full or fails, in one line; what was finished stays for the next run.
+        Missing: within `reusing_only`, it is not complete.
+    """
+    folder = folder_of(cache_dir, stage, inputs)
+    manifest = complete(folder)
+    if manifest is not None:
+        return Artifact(folder, manifest, reused=True)
+    if _reusing.get():
+        raise Missing(stage)
+    with folder_if_used(folder.parent), locked(folder):
+        manifest = complete(folder)  # another process may have finished it while this one waited
+        if manifest is not None:
+            return Artifact(folder, manifest, reused=True)
+        start = time.perf_counter()
+        with writing_in(folder):
+            extra = make(folder) or {}
+            remove_unfinished(folder)
+            manifest = {
+                **extra,
+                "stage": stage,
+                "hash": fingerprint(inputs),
+                "inputs": inputs,
+                "seconds": round(time.perf_counter() - start, 3),
+                "code": __version__,
+            }
+            write_json(folder / MANIFEST, manifest)
+        # as read back, so that a fresh artifact and a reused one are the same to their readers
+        return Artifact(folder, json.loads(json.dumps(manifest)), reused=False)
+
+
+@contextmanager
+def folder_if_used(folder: Path) -> Iterator[None]:
+    """Makes a folder, and removes it and those above that were made with it where the block leaves it empty."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    writable(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first that is not empty
+            for place in new:
+                place.rmdir()
+
+
+@contextmanager
+def locked(folder: Path, file: Path | None = None) -> Iterator[None]:
+    """Keeps other processes from a folder; they wait, and say so.
+
+    Args:
+        folder: the folder.
+        file: the lock, a hidden file beside the folder if not given.
+    """
+    path = file or folder.with_name(f".{folder.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another run that makes {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # whoever waits for the removed file notices and takes a new one
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Makes a run's folder, and keeps other processes from it; they wait. Disk errors are those of `writing_in`."""
+    # its lock lies inside, since a folder that a user names may have a parent that nobody may write in
+    with folder_if_used(folder), locked(folder, folder / ".lock"), writing_in(folder):
+        yield
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Makes a folder to write in, as `folder_if_used`; errors of the disk in the block become an OSError of one line.
+
+    Errors of libraries written in Rust (safetensors), which are no OSError, are among them.
+    """
+    with folder_if_used(folder):
+        try:
+            yield
+        except Exception as error:
+            rust = re.search(r"\(os error (\d+)\)", str(error))
+            code = error.errno if isinstance(error, OSError) else rust and int(rust[1])
+            if code is None or isinstance(error, InputError):
+                raise
+            where = getattr(error, "filename", None) or folder
+            raise OSError(
+                f"{where}: {os.strerror(code)}; what is finished is kept: mend that and run the same command again to go on"
+            ) from error

@@ -1,0 +1,427 @@
+"""Files that are written whole or not at all: text, JSON, tensors, tables; and fingerprints of what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from openood_dream.errors import InputError
+
+T = TypeVar("T")
+
+UNFINISHED = ".part-"  # how the names of temporary files begin
+AGAIN = "delete its folder and run again"
+
+
+# ---------------------------------------------------------------------------------------------------- fingerprints
+
+
+def fingerprint(inputs: Any) -> str:
+    """The 16 hexadecimal digits that name whatever was made from `inputs` (JSON-serialisable)."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hashes(paths: Sequence[str | Path], desc: str) -> list[str | OSError]:
+    """The SHA-256 of many files, read in threads.
+
+    Args:
+        paths: the files.
+        desc: what the progress bar says, which appears after a second.
+
+    Returns:
+        For each file its hash, or the error of one that cannot be read.
+    """
+
+    def hash_some(part: Sequence[str | Path]) -> list[str | OSError]:
+        found: list[str | OSError] = []
+        for path in part:
+            try:
+                found.append(sha256(path))
+            except OSError as error:
+                found.append(error)
+        return found
+
+    size = min(64, 1 + len(paths) // 64)
+    parts = [paths[start : start + size] for start in range(0, len(paths), size)]
+    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=desc, unit="file", delay=1) as bar:
+        result = []
+        for found in pool.map(hash_some, parts):
+            result += found
+            bar.update(len(found))
+    return result
+
+
+_looked: ContextVar[dict[Hashable, Any] | None] = ContextVar("looked", default=None)
+
+
+@contextmanager
+def looked_once() -> Iterator[None]:
+    """Within the block, files that `contents` has looked at are taken to stay as they are, and not looked at again."""
+    if _looked.get() is not None:
+        yield
+        return
+    token = _looked.set({})
+    try:
+        yield
+    finally:
+        _looked.reset(token)
+
+
+def remembered(key: Hashable, find: Callable[[], T]) -> T:
+    """What `find` returns; within `looked_once` it is called once for each key.
+
+    Args:
+        key: what the result is about.
+        find: finds it. What it raises is raised, and not remembered.
+
+    Returns:
+        The result, which nobody may change.
+    """
+    memory = _looked.get()
+    if memory is None:
+        return find()
+    if key not in memory:
+        memory[key] = find()
+    return cast(T, memory[key])
+
+
+def contents(paths: Sequence[str | Path]) -> str:
+    """A fingerprint of the contents of files, in order.
+
+    Files are read once, which takes seconds a gigabyte. The result is kept in the user's cache folder
+    (`$XDG_CACHE_HOME` or ~/.cache) until the size, a time or the inode of a file changes.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    names = tuple(os.fspath(path) for path in paths)
+    return remembered(("contents", names), lambda: _contents(names))
+
+
+def _contents(paths: Sequence[str]) -> str:
+    start = time.time_ns()
+    states = [(path, *_state(path)) for path in paths]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    kept = Path(cache, "openood-dream", "contents", fingerprint(states))
+    with suppress(OSError):
+        return kept.read_text(encoding="utf-8")
+    found = hashes(paths, "reading files once")
+    for digest in found:
+        if isinstance(digest, OSError):
+            raise digest
+    result = fingerprint(found)
+    changed = max((state[3] for state in states), default=0)
+    # clocks of files tick slowly: what changed just now may change again without another time
+    if changed < start - 2_000_000_000:
+        with suppress(OSError):
+            write_text(kept, result)
+    return result
+
+
+def _state(path: str) -> tuple[int, int, int, int]:
+    """Size, times of contents and inode, and number of a file: what changes when its contents do."""
+    memory = _looked.get()
+    if memory is not None and ("state", path) in memory:
+        return memory["state", path]
+    found = os.stat(path)
+    state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    if memory is not None:
+        memory["state", path] = state
+    return state
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to; it takes the name `path` when the block ends without an error.
+
+    It is on the disk by then, so that not even a power failure leaves half a file of that name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    work = Path(name)
+    try:
+        yield work
+        os.chmod(work, 0o666 & ~_umask())  # mkstemp makes files private; artifacts are shared like any other file
+        with open(work, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes the temporary files of writers that were killed."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def writable(folder: Path) -> Path:
+    """Makes a folder if it is not there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here ({error.strerror}); choose another folder") from None
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------- text and JSON
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8, whole or not at all.
+
+    Args:
+        path: the file.
+        text: what it shall hold.
+    """
+    with replacing(path) as work:
+        work.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON with sorted keys, whole or not at all.
+
+    Args:
+        path: the file.
+        value: what it shall hold (JSON-serialisable).
+    """
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON that a finished part of a run left; a damaged file is an InputError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not readable JSON ({error}); delete it and run the same command again") from None
+
+
+# ----------------------------------------------------------------------------------------------------------- tensors
+
+
+def write_tensors(path: Path, **tensors: Tensor) -> None:
+    """Writes named tensors as safetensors, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: any shapes, number formats and devices; views are fine.
+    """
+    with replacing(path) as work:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, work)
+
+
+@contextmanager
+def reading_tensors(path: Path, remedy: str = AGAIN) -> Iterator[None]:
+    """Makes an InputError, which names the file, of what fails in the block because a safetensors file is damaged.
+
+    Args:
+        path: the file that the block reads.
+        remedy: what to do about it.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); {remedy}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file, memory-mapped; a damaged file is an InputError that names it."""
+    with reading_tensors(path):
+        return load_file(path)
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes what `read_checkpoint` reads, whole or not at all.
+
+    Args:
+        path: the file.
+        state: tensors, numbers, text, and lists and dicts of them.
+    """
+    content = io.BytesIO()  # torch's own files end in errors that do not say why where a disk is full
+    torch.save(state, content)
+    with replacing(path) as work:
+        work.write_bytes(content.getbuffer())
+
+
+def read_checkpoint(path: str | Path, remedy: str = "delete it and run again") -> dict[str, Any]:
+    """A file of torch.save, read with weights_only, so that it can run no code; tensors come to the CPU.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged.
+
+    Raises:
+        InputError: it is no such file, or holds no mapping.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error that follows says it better
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch reports a damaged file through many exception types
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: expected tensors by name, got a {type(state).__name__}; {remedy}")
+    return state
+
+
+class Rows:
+    """A tensor that lies in several files, row after row, memory-mapped: only rows that are asked for are read.
+
+    Args:
+        parts: its parts, each (n, ...) with n >= 0.
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = parts
+        self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        self.shape = torch.Size([int(self._ends[-1]), *parts[0].shape[1:]])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The rows (B, ...) at the positions `index` (B,), 0 to len - 1."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise IndexError(f"rows {int(index.min())} to {int(index.max())} of {len(self)}")
+        which = torch.searchsorted(self._ends, index, right=True)
+        rows = torch.empty(len(index), *self.shape[1:], dtype=self._parts[0].dtype)
+        for number in which.unique().tolist():
+            part, here = self._parts[number], which == number
+            rows[here] = part[index[here] - self._ends[number] + len(part)]
+        return rows
+
+    def all(self) -> Tensor:
+        """All rows, in memory."""
+        return torch.cat(list(self._parts))
+
+
+def _index_file(folder: Path, name: str) -> Path:
+    """Where the index of a tensor in several files lies."""
+    return folder / f"{name}.safetensors.index.json"
+
+
+def write_index(folder: Path, name: str, parts: Sequence[Path]) -> None:
+    """Writes the index of a tensor whose rows lie in several safetensors files, in the form of the Hugging Face hub.
+
+    Args:
+        folder: where the index is written.
+        name: of the tensor; the file number i of `parts` holds its rows as `<name>.<i>`.
+        parts: the files, below `folder`; they stay where they are.
+
+    Raises:
+        InputError: a file is damaged, or holds no tensor of that name.
+    """
+    size, places = 0, {}
+    for number, part in enumerate(parts):
+        size += _map_tensor(part, f"{name}.{number}").nbytes
+        places[f"{name}.{number}"] = part.relative_to(folder).as_posix()
+    write_json(_index_file(folder, name), {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def read_rows(folder: Path, name: str) -> Rows:
+    """The rows of a tensor in several files, in the order of the files.
+
+    Args:
+        folder: where `write_index` wrote its index.
+        name: of the tensor.
+
+    Raises:
+        InputError: the index or a file is damaged.
+    """
+    path = _index_file(folder, name)
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = [folder / places[f"{name}.{number}"] for number in range(len(places))]
+        parts = [_map_tensor(file, f"{name}.{number}") for number, file in enumerate(files)]
+        return Rows(parts)
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path}: not a readable index of tensors ({error}); {AGAIN}") from None
+
+
+def _map_tensor(path: Path, name: str) -> Tensor:
+    """A tensor of a safetensors file, of which nothing but its header is read yet."""
+    with reading_tensors(path), safe_open(path, "pt") as file:
+        return file.get_tensor(name)
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a table as parquet, whole or not at all.
+
+    Args:
+        path: the file.
+        frame: the table; its index is not kept.
+    """
+    with replacing(path) as work:
+        frame.to_parquet(work, index=False)
+
+
+def read_table(path: Path, remedy: str = AGAIN) -> pd.DataFrame:
+    """Reads a parquet table.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is missing or damaged.
+
+    Raises:
+        InputError: it is missing or damaged; names it and the remedy.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: not a readable table ({reason}); {remedy}") from None

@@ -1,0 +1,227 @@
+"""Embeddings to images: the right embedding, the right seed, and what diffusers alone would draw."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from openood_dream.dream.imaginer import OWN, SCHEDULERS, Imaginer, check_anchors, image_seed, load_pipeline
+from openood_dream.dream.settings import SynthesisSettings
+from openood_dream.dream.source import Source
+from openood_dream.errors import InputError
+
+TEMPLATE = "A high-quality image of the {}"
+
+
+def synthesis(**changes) -> SynthesisSettings:
+    return SynthesisSettings(**{"steps": 3, "guidance": 3.0, "size": 16, "save_size": None} | changes)
+
+
+def pipeline(folder: Path, **changes) -> StableDiffusionPipeline:
+    return load_pipeline(Source(str(folder), None, None), synthesis(**changes), "cpu")
+
+
+@pytest.fixture(scope="module")
+def pipe(pipeline_folder) -> StableDiffusionPipeline:
+    return pipeline(pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def draw(pipe, names):
+    """Draws images (B, 3, S, S) as int for labels, tokens and seeds, with some settings changed."""
+
+    def draw(labels, tokens, seeds, **changes) -> torch.Tensor:
+        imaginer = Imaginer(pipe, names, synthesis(**changes))
+        return imaginer(torch.tensor(labels), tokens, list(seeds)).int()
+
+    return draw
+
+
+def anchor(pipe, name: str) -> torch.Tensor:
+    (token,) = pipe.tokenizer(name, add_special_tokens=False).input_ids
+    return pipe.text_encoder.get_input_embeddings().weight.detach()[token]
+
+
+def tokens_like(pipe, count: int) -> torch.Tensor:
+    """Random embeddings as long as the tokens of the pipeline."""
+    table = pipe.text_encoder.get_input_embeddings().weight.detach()
+    return torch.nn.functional.normalize(torch.randn(count, table.shape[1]), dim=1) * table.norm(dim=1).mean()
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+
+
+def test_plain_prompts_are_what_diffusers_draws(pipe, draw, names):
+    labels, seeds = [0, 2, 0], [3, 4, 2**40]
+    noise = torch.stack([torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    expected = pipe(
+        prompt=[TEMPLATE.format(names[label]) for label in labels],
+        negative_prompt=["blurry"] * 3,
+        latents=noise,
+        height=16,
+        width=16,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        output_type="np",
+    ).images
+    found = draw(labels, None, seeds, negative_prompt="blurry")
+    assert np.abs(found.permute(0, 2, 3, 1).numpy() - 255 * expected).max() <= 1
+
+
+def test_image_does_not_depend_on_its_batch(pipe, draw):
+    labels, tokens, seeds = [0, 1, 2, 1, 0], tokens_like(pipe, 5), range(10, 15)
+    batch = draw(labels, tokens, seeds)
+    order = [3, 0, 4, 2, 1]
+    shuffled = draw([labels[i] for i in order], tokens[order], [seeds[i] for i in order])
+    for place, i in enumerate(order):
+        # float sums depend on the size of a batch, which can move a pixel by a rounding step
+        assert (shuffled[place] - batch[i]).abs().max() <= 1
+        assert (draw([labels[i]], tokens[i : i + 1], [seeds[i]])[0] - batch[i]).abs().max() <= 1
+
+
+def test_embedding_and_seed_change_the_image(pipe, draw):
+    tokens = tokens_like(pipe, 2)
+    images = draw([0, 0, 0], tokens[[0, 1, 0]], [7, 7, 8])
+    assert (images[0] - images[1]).abs().max() > 3 and (images[0] - images[2]).abs().max() > 3
+
+
+def test_a_greater_move_changes_the_image_more(pipe, draw):
+    start, away = anchor(pipe, "cat"), tokens_like(pipe, 1)[0]
+    tokens = torch.stack([start + step * (away - start) for step in (0, 0.05, 1)])
+    plain, near, far = draw([0] * 3, tokens, [1] * 3).float()
+    assert 0 < (near - plain).square().mean() < (far - plain).square().mean()
+
+
+@pytest.mark.parametrize("guidance, rows", [(0.0, 2), (1.0, 2), (1.5, 4)])
+def test_without_guidance_no_unconditional_half(pipe, draw, guidance, rows):
+    seen = []
+    hook = pipe.unet.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    draw([0, 1], tokens_like(pipe, 2), [0, 1], guidance=guidance)
+    hook.remove()
+    assert set(seen) == {rows}
+
+
+def test_guidance_and_negative_prompt_change_the_image(pipe, draw):
+    token = tokens_like(pipe, 1)
+    plain = draw([0], token, [0], guidance=1.0)
+    for changes in ({"guidance": 4.0}, {"guidance": 4.0, "negative_prompt": "blurry"}):
+        assert not torch.equal(plain, draw([0], token, [0], **changes))
+    assert torch.equal(plain, draw([0], token, [0], guidance=1.0, negative_prompt="blurry"))
+
+
+def test_drawn_and_saved_size(pipe, draw):
+    token = tokens_like(pipe, 1)
+    assert draw([0], token, [0], size=None).shape == (1, 3, 16, 16)  # the pipeline's own size
+    assert draw([0], token, [0], size=24, save_size=None).shape == (1, 3, 24, 24)
+    full, half = draw([0], token, [0]), draw([0], token, [0], save_size=8)
+    picture = Image.fromarray(full[0].permute(1, 2, 0).numpy().astype(np.uint8))
+    expected = np.asarray(picture.resize((8, 8), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(half[0].permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
+def test_text_is_encoded_once_per_batch_and_the_negative_prompt_once(pipe, names):
+    seen = []
+    hook = pipe.text_encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    imaginer = Imaginer(pipe, names, synthesis())
+    for _ in range(3):
+        imaginer(torch.tensor([0, 1]), tokens_like(pipe, 2), [1, 2])
+    hook.remove()
+    assert seen == [1, 2, 2, 2]
+
+
+def test_name_of_several_tokens_is_whole_in_a_plain_prompt(pipe, draw, names):
+    """And its embedding takes the place of all of them, which is another prompt."""
+    fish = names.index("aquarium fish")
+    first = pipe.text_encoder.get_input_embeddings().weight.detach()[
+        pipe.tokenizer("aquarium", add_special_tokens=False).input_ids
+    ]
+    assert not torch.equal(draw([fish], None, [3]), draw([fish], first, [3]))
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_scheduler(pipeline_folder, names, scheduler):
+    pipe = pipeline(pipeline_folder, scheduler=scheduler)
+    assert type(pipe.scheduler).__name__ == SCHEDULERS[scheduler][0]
+    images = Imaginer(pipe, names, synthesis())(torch.tensor([0, 1]), tokens_like(pipe, 2), [1, 2])
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.uint8 and images.float().std() > 1
+
+
+def test_settings_allow_every_scheduler():
+    allowed = get_args(SynthesisSettings.model_fields["scheduler"].annotation)
+    assert set(allowed) == {OWN, *SCHEDULERS}
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_number_format(pipeline_folder, name):
+    pipe = pipeline(pipeline_folder, dtype=name)
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {getattr(torch, name)}
+
+
+def test_safety_checker_is_left_out(pipe):
+    assert pipe.safety_checker is None
+
+
+def test_slices_give_the_same_images(pipeline_folder, names, draw, pipe):
+    sliced = pipeline(pipeline_folder, slicing=True)
+    assert sliced.vae.use_slicing and not pipe.vae.use_slicing
+    tokens = tokens_like(pipe, 3)
+    found = Imaginer(sliced, names, synthesis())(torch.tensor([0, 1, 2]), tokens, [1, 2, 3]).int()
+    assert (found - draw([0, 1, 2], tokens, [1, 2, 3])).abs().max() <= 1
+
+
+@pytest.mark.slow
+def test_compiled_unet_gives_the_same_images(pipeline_folder, names, draw, pipe):
+    compiled = pipeline(pipeline_folder, compile=True)
+    tokens = tokens_like(pipe, 2)
+    found = Imaginer(compiled, names, synthesis())(torch.tensor([0, 1]), tokens, [1, 2]).int()
+    assert (found - draw([0, 1], tokens, [1, 2])).abs().max() <= 1
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_embeddings_of_another_width(pipe, names):
+    with pytest.raises(InputError, match=r"dream\.generator: .* 16 numbers, the anchors have 768"):
+        check_anchors(Imaginer(pipe, names, synthesis()), torch.randn(3, 768))
+
+
+def test_prompt_too_long(pipe, names):
+    with pytest.raises(InputError, match=r"dream\.synthesis\.prompt: 1[0-9] tokens, the generator takes 10"):
+        Imaginer(pipe, names, synthesis(prompt="the " * 10 + "{}"))
+    with pytest.raises(InputError, match=r"dream\.synthesis\.negative_prompt: 12 tokens"):
+        Imaginer(pipe, names, synthesis(negative_prompt="the " * 12))
+
+
+def test_too_little_memory(pipe, draw, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(pipe.unet, "forward", full)
+    with pytest.raises(InputError, match=r"dream\.synthesis\.batch_size: 1 images of 16 pixels do not fit .*slicing"):
+        draw([0], tokens_like(pipe, 1), [0])
+
+
+# --------------------------------------------------------------------------------------------------------------- seeds
+
+
+def test_seeds_differ_and_stay():
+    seeds = [image_seed(seed, number) for seed in range(3) for number in range(200)]
+    assert len(set(seeds)) == 600 and all(0 <= seed < 2**63 for seed in seeds)
+    assert image_seed(0, 0) == int(hashlib.sha256(b"0/0").hexdigest()[:12], 16)
+
+
+def test_settings_and_source_travel_to_workers(tiny):
+    settings = tiny.config().dream.synthesis
+    assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301
+    assert pickle.loads(pickle.dumps(settings)).where("size") == settings.where("size")  # noqa: S301

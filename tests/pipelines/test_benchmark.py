@@ -1,0 +1,137 @@
+"""A benchmark: what is trained and scored, what is reused, and what is refused before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from helpers import equal, stamps, weights
+
+from openood_dream.dream.imaginer import Imaginer
+from openood_dream.errors import InputError
+from openood_dream.evaluators import passes
+from openood_dream.pipelines import benchmark as benchmarking
+from openood_dream.pipelines import jobs
+from openood_dream.pipelines.benchmark import benchmark
+from openood_dream.reports.runs import collect
+from openood_dream.trainers import BaseTrainer
+
+
+def scored(root) -> set[str]:
+    """The folders of scores below a root."""
+    return {path.parent.relative_to(root / "runs").as_posix() for path in (root / "runs").rglob("ood.csv")}
+
+
+def test_all_methods_seeds_and_detectors(benchmarked):
+    assert scored(benchmarked.root) == {
+        f"{method}/s{seed}/{name}"
+        for method in ("base", "oe", "dream_ood")
+        for seed in (0, 1)
+        for name in ("msp", "ebo", "knn")
+    }
+    assert benchmarked.report == benchmarked.root / "report.html" and benchmarked.report.exists()
+
+
+def test_detectors_of_a_method(benchmarked, tiny, tmp_path):
+    (tmp_path / "own.yml").write_text("benchmark: {postprocessors: [mls]}")
+    (tmp_path / "both.yml").write_text(
+        f"benchmark:\n  methods:\n    own: [benchmarks/methods/base.yml, {json.dumps(str(tmp_path / 'own.yml'))}]"
+    )
+    root = tmp_path / "out"
+    files, overrides = [tiny.file, str(tmp_path / "both.yml")], ["--root", str(root), *benchmarked.overrides[2:]]
+    report = benchmark(files, overrides, methods=["base", "own"], seeds=1)
+    assert scored(root) == {"own/s0/mls", *(f"base/s0/{name}" for name in ("msp", "ebo", "knn"))}
+    assert "own: mls confidence" not in report.read_text() and "score_histograms: own" in report.read_text()
+
+
+def test_second_run_computes_nothing(benchmarked, tiny, monkeypatch):
+    monkeypatch.setattr(BaseTrainer, "train_epoch", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(passes, "forward_pass", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr(Imaginer, "__call__", lambda *args: pytest.fail("drew again"))
+    assert benchmark([tiny.file], benchmarked.overrides) == benchmarked.report
+
+
+def test_only_what_is_missing(benchmarked, tiny, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(benchmarked.root, root)
+    shutil.rmtree(root / "runs" / "oe" / "s1")
+    (root / "runs" / "base" / "s0" / "ebo" / "evaluate.json").unlink()
+    before = stamps(root)
+    overrides = ["--root", str(root), *benchmarked.overrides[2:]]
+    benchmark([tiny.file], overrides, methods=["base", "oe"])
+    after = stamps(root / "runs")
+    changed = {name for name, stamp in after.items() if before.get(f"runs/{name}") != stamp}
+    assert {name.split("/")[0:2] == ["oe", "s1"] or name.startswith("base/s0/ebo/") for name in changed} == {True}
+    again = (root / "runs" / "oe" / "s1" / "ebo" / "ood.csv").read_text()
+    assert again == (benchmarked.root / "runs" / "oe" / "s1" / "ebo" / "ood.csv").read_text()
+
+
+def test_table_has_no_scores_of_an_earlier_run(benchmarked, tiny, tmp_path):
+    shutil.copytree(benchmarked.root, tmp_path / "out")
+    asked = ["--benchmark.postprocessors", "[ebo]", "--optimizer.lr", "0.05", "--merge_option", "merge"]
+    where = ["--root", str(tmp_path / "out"), "--dream.cache_dir", str(tiny.root / "dream")]
+    benchmark([tiny.file], [*where, *asked], ["base"], 1)
+    rows = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert [(row["method"], row["postprocessor"]) for row in rows] == [("base", "ebo")]
+    with pytest.raises(InputError, match=r"s0/(knn|msp): scores of a network that was trained again since"):
+        collect([tmp_path / "out" / "runs" / "base"])
+
+
+@pytest.mark.parametrize("label", ["0.07", "on", "a #b", "wide: x2"])
+def test_labels_with_signs_of_yaml(tiny, label):
+    methods = json.dumps({label: ["benchmarks/methods/base.yml"]})
+    (job, *_) = benchmarking.benchmark_jobs([tiny.file], ["--benchmark.methods", methods], [label], 1)
+    assert job.experiment.method == label and job.experiment.run.folder.parts[-2:] == (label, "s0")
+
+
+def test_methods_end_in_different_weights(benchmarked):
+    finals = [weights(benchmarked.root / "runs" / method / "s0") for method in ("base", "oe", "dream_ood")]
+    assert not equal(finals[0], finals[1]) and not equal(finals[0], finals[2]) and not equal(finals[1], finals[2])
+
+
+@pytest.mark.parametrize(
+    "methods, seeds, overrides, message",
+    [
+        (["bas"], None, [], r"--methods: unknown 'bas'; did you mean 'base'\? known are base, dream_ood, oe"),
+        ([], None, [], r"--methods: expected some of"),
+        (None, 3, [], r"--seeds: expected 1 to 2 \(benchmark\.seeds\), got 3"),
+        (None, None, ["--benchmark.postprocessors", "[ebo, knnn]"], r"postprocessors/knnn\.yml: no such file"),
+        (["base"], None, ["--trainer.name", "basic"], r"trainer\.name: .*'basic'"),
+        (None, None, ["--backend", "openood"], r"backend: the benchmark runs standalone"),
+    ],
+)
+def test_checked_before_anything_is_computed(tiny, tmp_path, methods, seeds, overrides, message):
+    with pytest.raises(InputError, match=message):
+        benchmark([tiny.file], ["--root", str(tmp_path / "out"), *overrides], methods, seeds)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["ood_dataset.farood.noise", "dataset.test"])
+def test_lists_are_checked_first(tiny, tmp_path, monkeypatch, key):
+    monkeypatch.setattr(jobs, "train", lambda experiment: pytest.fail("trained first"))
+    with pytest.raises(InputError, match=rf"nowhere\.txt: no such image list \({key}"):
+        benchmark([tiny.file], ["--root", str(tmp_path), f"--{key}.imglist_pth", "nowhere.txt"], ["base"], 1)
+
+
+def test_varied_key(tiny, dream, tmp_path):
+    keys = ["--benchmark.vary", "optimizer.lr", "--benchmark.values", "[0.01, 0.1]", "--root", str(tmp_path)]
+    report = benchmark([tiny.file], [*keys, "--dream.cache_dir", str(tiny.root / "dream")], ["base"], 1)
+    found = {path.parent.name: yaml.safe_load((path / "config.yml").read_text()) for path in tmp_path.glob("runs/*/s0")}
+    rates = {name: config["optimizer"]["lr"] for name, config in found.items()}
+    assert rates == {"base, lr 0.01": 0.01, "base, lr 0.1": 0.1}
+    assert "How well known and unknown images are told apart" in report.read_text()
+
+
+def test_varied_key_needs_values(tiny):
+    with pytest.raises(InputError, match="benchmark.vary: expected vary and values together"):
+        tiny.config("--benchmark.vary", "optimizer.lr")
+
+
+def test_report_says_how_to_run_again(benchmarked, tiny, tmp_path):
+    overrides = ["--root", str(tmp_path / "a b"), *benchmarked.overrides[2:]]
+    page = benchmark([tiny.file], overrides, methods=["base"], seeds=1).read_text()
+    assert f"openood-dream benchmark --config {tiny.file} --methods base --seeds 1 --root" in page
+    assert f"openood-dream job --config {tiny.file} benchmarks/methods/base.yml --root" in page
+    assert "--method base --seed 0" in page

@@ -1,0 +1,51 @@
+"""Scoring a checkpoint: alone, and after a benchmark's training."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import stamps
+
+from openood_dream.errors import InputError
+from openood_dream.pipelines import test as scoring
+
+
+@pytest.fixture
+def alone(benchmarked, tiny, tmp_path):
+    """The config that scores a checkpoint of the benchmark with ebo."""
+
+    def experiment(method: str, *overrides: str):
+        checkpoint = benchmarked.root / "runs" / method / "s0" / "best.ckpt"
+        words = ["--network.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), "--exp_name", "one"]
+        layers = ["pipelines/test/test_ood.yml", "postprocessors/ebo.yml"]
+        return tiny.config(*words, *overrides, layers=layers)
+
+    return experiment
+
+
+def test_alone_gives_the_benchmarks_numbers(benchmarked, alone, tmp_path):
+    folder = scoring.test(alone("base"))
+    run = benchmarked.root / "runs" / "base" / "s0"
+    assert folder == tmp_path / "one"
+    assert (folder / "ood.csv").read_text() == (run / "ebo" / "ood.csv").read_text()
+    assert scoring.test(alone("base")) == folder
+    before = stamps(folder)
+    with pytest.raises(InputError, match=r"one: holds scores of another checkpoint; .*--merge_option merge"):
+        scoring.test(alone("oe"))
+    assert stamps(folder) == before
+    scoring.test(alone("oe", "--merge_option", "merge"))
+    assert stamps(folder) != before
+
+
+@pytest.mark.parametrize("key", ["network.checkpoint", "ood_dataset", "dataset.test", "postprocessor"])
+def test_missing_key(alone, key):
+    with pytest.raises(InputError, match=rf"{key}: missing"):
+        scoring.test(alone("base").changed({key: None}))
+
+
+def test_images_identity_names_every_set(alone):
+    found = scoring.images_identity(alone("base"))
+    shifted = {f"csid/{name}" for name in ("blurred", "contrast", "noisy", "rotated")}
+    assert set(found["ood"]) == {"nearood/near_digits", "farood/flower", "farood/noise"} | shifted
+    other = alone("base").changed({"ood_dataset.farood.noise.imglist_pth": "nowhere.txt"})
+    with pytest.raises(InputError, match=r"nowhere\.txt: no such image list \(ood_dataset\.farood\.noise"):
+        scoring.images_identity(other)

@@ -1,0 +1,192 @@
+"""Artifacts: what survives a crash, a rerun, a neighbour and a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from openood_dream.errors import InputError
+from openood_dream.store import artifacts
+from openood_dream.store.files import fingerprint, write_text
+
+
+def test_made_once_then_reused(tmp_path):
+    calls = []
+
+    def make(folder):
+        calls.append(folder)
+        (folder / "result.txt").write_text("42")
+        return {"accuracy": 0.5, "shape": (2, 3)}
+
+    first, second = (artifacts.build(tmp_path, "space", {"k": 1}, make) for _ in range(2))
+    assert len(calls) == 1 and (first.reused, second.reused) == (False, True)
+    assert first.path == second.path == tmp_path / f"space-{fingerprint({'k': 1})}"
+    assert first.path == artifacts.folder_of(tmp_path, "space", {"k": 1})
+    assert first.manifest == second.manifest and first.manifest["shape"] == [2, 3]
+    assert first.stage == "space" and first.hash == fingerprint({"k": 1}) and first.manifest["inputs"] == {"k": 1}
+    assert first.manifest["seconds"] >= 0 and first.manifest["accuracy"] == 0.5
+
+
+def test_other_inputs_make_another_and_keep_the_old(tmp_path):
+    first = artifacts.build(tmp_path, "space", {"k": 1}, lambda folder: (folder / "x").write_text("1") and None)
+    second = artifacts.build(tmp_path, "space", {"k": 2}, lambda folder: (folder / "x").write_text("2") and None)
+    assert not second.reused and first.path != second.path and (first.path / "x").read_text() == "1"
+
+
+def test_interrupted_is_continued(tmp_path):
+    def make(folder):
+        done = folder / "half.txt"
+        if not done.exists():
+            done.write_text("first half")
+            raise KeyboardInterrupt
+        return {"found": done.read_text()}
+
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.build(tmp_path, "images", {}, make)
+    assert artifacts.complete(tmp_path / f"images-{fingerprint({})}") is None
+    artifact = artifacts.build(tmp_path, "images", {}, make)
+    assert not artifact.reused and artifact.manifest["found"] == "first half"
+    assert artifacts.build(tmp_path, "images", {}, make).reused
+
+
+def test_reusing_only_makes_nothing(tmp_path):
+    with artifacts.reusing_only():
+        with pytest.raises(artifacts.Missing, match="space"):
+            artifacts.build(tmp_path, "space", {}, lambda folder: pytest.fail("made it all the same"))
+    assert os.listdir(tmp_path) == []
+    artifacts.build(tmp_path, "space", {}, lambda folder: None)
+    with artifacts.reusing_only():
+        assert artifacts.build(tmp_path, "space", {}, lambda folder: None).reused
+
+
+def test_two_processes_make_it_once(tmp_path):
+    code = """
+import sys, time
+from pathlib import Path
+from openood_dream.store.artifacts import build
+
+def make(folder):
+    with open(folder / "log", "a") as log:
+        log.write("made\\n")
+    while len(list(Path(sys.argv[1]).glob("started-*"))) < 2:  # until the other one is on its way too
+        time.sleep(0.01)
+    time.sleep(0.3)
+
+Path(sys.argv[1], "started-" + sys.argv[2]).touch()
+print(build(sys.argv[1], "space", {"k": 1}, make).reused)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen([*words, str(n)], stdout=subprocess.PIPE, text=True) for n in range(2)]
+    outputs = [process.communicate(timeout=600)[0].strip() for process in both]
+    assert sorted(outputs) == ["False", "True"]
+    assert (tmp_path / f"space-{fingerprint({'k': 1})}" / "log").read_text() == "made\n"
+
+
+def test_waiting_is_said(tmp_path, capfd):
+    folder = tmp_path / f"space-{fingerprint({})}"
+    code = """
+import sys
+from pathlib import Path
+from openood_dream.store.artifacts import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    words = [sys.executable, "-c", code, str(folder)]
+    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    threading.Timer(0.5, holder.stdin.close).start()
+    artifacts.build(tmp_path, "space", {}, lambda folder: None)
+    assert holder.wait() == 0
+    assert capfd.readouterr().err == f"waiting for another run that makes {folder}\n"
+
+
+def test_killed_run_leaves_no_lock_and_no_litter(tmp_path):
+    code = """
+import os, signal, sys
+from openood_dream.store.artifacts import build
+from openood_dream.store.files import replacing
+
+def make(folder):
+    with replacing(folder / "big.txt") as work:
+        work.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+build(sys.argv[1], "space", {}, make)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    folder = tmp_path / f"space-{fingerprint({})}"
+    assert len(os.listdir(folder)) == 1
+    artifacts.build(tmp_path, "space", {}, lambda folder: None)
+    assert os.listdir(folder) == ["manifest.json"] and os.listdir(tmp_path) == [folder.name]
+
+
+def test_bad_input_leaves_no_folder(tmp_path):
+    def make(folder):
+        raise InputError("no such generator")
+
+    with pytest.raises(InputError, match="no such generator"):
+        artifacts.build(tmp_path / "new" / "cache", "anchors", {}, make)
+    assert os.listdir(tmp_path) == []
+
+
+def full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
+    def make(folder):
+        if not (folder / "first").exists():
+            write_text(folder / "first", "1")
+        write_text(folder / "second", "2")
+        return {"first": (folder / "first").stat().st_mtime_ns}
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space left on device; what is finished is kept"),
+    ):
+        patch.setattr(artifacts, "write_json", lambda *args: full(tmp_path))
+        artifacts.build(tmp_path, "space", {}, make)
+    folder = tmp_path / f"space-{fingerprint({})}"
+    assert sorted(os.listdir(folder)) == ["first", "second"]
+    first = (folder / "first").stat().st_mtime_ns
+    assert artifacts.build(tmp_path, "space", {}, make).manifest["first"] == first
+
+
+def test_disk_errors_from_rust_are_one_line(tmp_path):
+    with pytest.raises(OSError, match=rf"{tmp_path}: No space left on device; .* go on$"):
+        with artifacts.writing_in(tmp_path):
+            raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("content", ['{"hash": ', "[1]"])
+def test_damaged_manifest_is_named(tmp_path, content):
+    folder = artifacts.build(tmp_path, "space", {}, lambda folder: None).path
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match=r"manifest\.json: .*delete the folder"):
+        artifacts.build(tmp_path, "space", {}, lambda folder: None)
+
+
+def test_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")  # holds for root too, which permission bits would not stop
+    target = tmp_path / "file" / "cache"
+    with pytest.raises(InputError) as caught:
+        artifacts.build(target, "space", {}, lambda folder: pytest.fail("made it all the same"))
+    assert str(target) in str(caught.value) and "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_exclusive_folder_is_removed_only_if_unused(tmp_path):
+    with artifacts.exclusive(tmp_path / "a" / "run"):
+        pass
+    assert os.listdir(tmp_path) == []
+    with artifacts.exclusive(tmp_path / "a" / "run") as _:
+        (tmp_path / "a" / "run" / "result").touch()
+    assert os.listdir(tmp_path / "a" / "run") == ["result"]

@@ -1,0 +1,80 @@
+"""What CONTRIBUTING.md shows how to add: each file is built from it, and works."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from openood_dream.dream.families.base import FAMILIES, find_family
+from openood_dream.dream.samplers.base import SAMPLERS, get_sampler
+from openood_dream.experiment import Experiment
+from openood_dream.postprocessors.base import POSTPROCESSORS, Pass, find_postprocessor
+from openood_dream.trainers.base import TRAINERS
+
+TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+BLOCKS = {match[1]: match[2] for match in re.finditer(r"```python\n# openood_dream/(\S+);[^\n]*\n(.*?)```", TEXT, re.S)}
+REGISTRIES: tuple[dict, ...] = (TRAINERS, POSTPROCESSORS, SAMPLERS, FAMILIES)
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """Every block is executed as the module that it would be, and forgotten after the test."""
+    before = [dict(registry) for registry in REGISTRIES]
+    for name, code in BLOCKS.items():
+        module = sys.modules[name] = types.ModuleType(name)  # where pydantic looks for the names in annotations
+        exec(compile(code, name, "exec", dont_inherit=True), vars(module))  # noqa: S102  (our own text)
+    yield
+    for name in BLOCKS:
+        del sys.modules[name]
+    for registry, old in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(old)
+
+
+def test_each_is_short():
+    assert len(BLOCKS) == 4 and max(len(code.splitlines()) for code in BLOCKS.values()) < 40
+
+
+def test_the_trainer():
+    settings = Experiment({"trainer": {"name": "smooth", "amount": 0.3}}).trainer
+    trainer = object.__new__(TRAINERS["smooth"])
+    logits, labels = torch.randn(5, 3), torch.randint(3, (5,))
+    trainer.settings, trainer.logits, trainer.labels = settings, lambda batch: logits, lambda batch: labels
+    (loss,) = trainer.terms({}).values()
+    p = logits.log_softmax(1)
+    assert torch.allclose(loss, -(0.7 * p[torch.arange(5), labels] + 0.3 * p.mean(1)).mean())
+
+
+def test_the_postprocessor():
+    settings = Experiment(
+        {"postprocessor": {"name": "entropy", "postprocessor_args": {"temperature": 2.0}}}
+    ).postprocessor
+    cls = find_postprocessor(settings, "timm:resnet18")
+    sure, unsure = torch.tensor([[9.0, 0, 0]]), torch.zeros(1, 3)
+    scores = cls(cls.arguments(settings)).confidence(Pass(torch.cat([sure, unsure]), torch.zeros(2, 1), torch.zeros(2)))
+    assert scores[0] > scores[1] and scores[1].item() == pytest.approx(-torch.tensor(3.0).log().item())
+
+
+def test_the_sampler():
+    outliers = {"method": "mixed", "k": 3, "share": 3.0}
+    settings = Experiment({"dream": {"class_names": ["a"], "generator": "x/y", "outliers": outliers}}).dream.outliers
+    z = nn.functional.normalize(torch.randn(20, 8), dim=1)
+    found = get_sampler(settings).sample(z, 0, torch.randn(2, 8), 0.1)
+    assert found["embeddings"].shape == (20, 8) and found["distance"].median() > 0
+    assert torch.allclose(found["embeddings"].norm(dim=1), torch.ones(20))
+
+
+def test_the_generator_family():
+    cls = find_family({"text_encoder": ("transformers", "CLIPTextModel"), "text_encoder_large": ("transformers", "X")})
+    family = object.__new__(cls)
+    family.outputs = lambda prompts, labels, tokens: [(torch.zeros(2, 3, 4),), (torch.ones(2, 5, 4),)]
+    assert family.encode([], torch.zeros(2), None)["prompt_embeds"].shape == (2, 8, 4)
+    assert SimpleNamespace(**cls.options) == SimpleNamespace()
