@@ -1,5 +1,5 @@
 # make quickstart   the main job, from nothing
-# make test         the tests; make slow: those that take minutes each; make test-fast: those that train nothing
+# make test         the tests; make slow: those that take minutes each
 # make lint         what ruff and mypy say
 # make bench        how fast, in ratios
 # make lowest       the tests with the lowest versions that setup.py allows, in an environment of their own

@@ -19,7 +19,10 @@ setup(
     # The configs lie beside the package in a checkout, and inside it once installed.
     packages=[*find_packages(include=["openood_dream", "openood_dream.*"]), "openood_dream.configs"],
     package_dir={"openood_dream.configs": "configs"},
-    package_data={"openood_dream": ["py.typed", "reports/report.html.j2"], "openood_dream.configs": ["**/*.yml", "**/*.txt"]},
+    package_data={
+        "openood_dream": ["py.typed", "reports/report.html.j2"],
+        "openood_dream.configs": ["**/*.yml", "**/*.txt"],
+    },
     install_requires=[
         "accelerate>=1.15",
         "diffusers>=0.41",
@@ -53,15 +56,15 @@ setup(
         "dev": [
             "bandit>=1.9.4",
             "hypothesis>=6.168",
-            "mypy>=2.4",
-            "pandas-stubs>=3",
+            "mypy>=2.4.1",
+            "pandas-stubs>=3.1.0.261029",
             "pytest>=9",
             "pytest-benchmark>=5.2",
             "pytest-xdist>=3.8",
             "ray>=2.60",
             "ruff>=0.16",
-            "types-PyYAML>=6.0.12",
-            "types-tqdm>=4.70",
+            "types-PyYAML>=6.0.12.20261113",
+            "types-tqdm>=4.70.0.20261106",
         ],
     },
     entry_points={"console_scripts": ["openood-dream = openood_dream.cli:main"]},

@@ -39,9 +39,7 @@ CONFIGURED: dict[str, Any] = {
 
 def configured(context: typer.Context) -> tuple[list[str], list[str]]:
     """The config files and the overrides of a command line."""
-    files: list[str] = []
-    overrides: list[str] = []
-    reading = False
+    files, overrides, reading = list[str](), list[str](), False
     for word in context.args:
         if word in ("--config", "-c"):
             reading = True
@@ -59,9 +57,13 @@ def configured(context: typer.Context) -> tuple[list[str], list[str]]:
     return files, overrides
 
 
-def hush() -> None:
-    """Turns every progress bar off, in child processes too."""
-    os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+def hush(wanted: bool = True) -> None:
+    """Turns every progress bar off, in child processes too, where that is wanted."""
+    if wanted:
+        os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=hush)]
 
 
 def separated(words: str) -> list[str]:
@@ -78,14 +80,12 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Quiet = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
     """What every command has."""
-    if quiet:
-        hush()
 
 
 # ----------------------------------------------------------------------------------------------------- whole jobs
@@ -98,11 +98,9 @@ def quickstart(
     methods: Annotated[
         str, typer.Option(help="Methods to compare, separated by commas, or all.")
     ] = "base,oe,dream_ood",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Imagine outliers of scikit-learn's digits and compare base, OE and DREAM-OOD, from nothing, on a CPU."""
-    if quiet:
-        hush()
     chosen = None if methods == "all" else separated(methods)
     compare(["benchmarks/digits.yml"], ["--root", json.dumps(str(out))], chosen, seeds)
 
@@ -151,23 +149,22 @@ def job(context: typer.Context) -> None:
 @app.command(**CONFIGURED)
 def train(context: typer.Context) -> None:
     """Train one network, imagining its outliers first if it needs them."""
-    files, overrides = configured(context)
-    from openood_dream import run as runner
-    from openood_dream.experiment import load_config
-    from openood_dream.pipelines.train import train as standalone
-
-    finished(runner.hosted(load_config(files, overrides), standalone))
+    hosted("train", context)
 
 
 @app.command(**CONFIGURED)
 def evaluate(context: typer.Context) -> None:
     """Score a checkpoint with one postprocessor; write ood.csv and scores."""
+    hosted("test", context)
+
+
+def hosted(kind: str, context: typer.Context) -> None:
+    """Trains or tests in OpenOOD or here, as the config says, and prints the run's folder."""
     files, overrides = configured(context)
     from openood_dream import run as runner
     from openood_dream.experiment import load_config
-    from openood_dream.pipelines.test import test as standalone
 
-    finished(runner.hosted(load_config(files, overrides), standalone))
+    finished(runner.hosted(load_config(files, overrides), runner.train if kind == "train" else runner.test))
 
 
 def compare(*args: Any) -> None:
@@ -255,11 +252,9 @@ def imagine(
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.")],
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare an image set with its table: sha256 of every image, missing and additional ones."""
-    if quiet:
-        hush()
     from openood_dream.dream import image_set
 
     count, problems, delete = image_set.verify(folder)
@@ -372,10 +367,8 @@ def leaderboard(
             finished(entry.submit(frame, table, submission))
     elif format is Format.html:
         target = out or Path("report.html")
-        about: dict[str, Any] = {"stages": [], "settings": {}, "figures": {}, "notes": []}
         with artifacts.writing_in(target.parent):
-            versions = {"openood-dream": __version__}
-            finished(page.report(target, runs=frame, table=table, versions=versions, **about))
+            finished(page.report(target, runs=frame, table=table, versions={"openood-dream": __version__}))
     elif out is None:
         typer.echo(render.render(table, format.value), nl=False)
     else:

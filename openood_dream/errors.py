@@ -1,4 +1,4 @@
-"""Bad input, said in one line."""
+"""Bad input: an error whose message is one line, and the words that such messages share."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ dataset: {pre_size: 16, image_size: 16, num_workers: 0}
 ood_dataset: {num_workers: 0}
 preprocessor: {name: base}
 network: {name: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}}
-optimizer: {num_epochs: 1}
+optimizer: {num_epochs: 1, lr: 0.1, momentum: 0.9, weight_decay: 0.0005}
 dream:
   generator: {train: small, steps: 30, vae_steps: 15, batch_size: 16, text_dim: 16}
   space: {network: 'timm:resnet10t', network_args: {channels: [8, 8, 16, 16]}, epochs: 2, batch_size: 16}

@@ -21,7 +21,7 @@ import torch
 
 from openood_dream.dream import images as images_stage
 from openood_dream.errors import InputError
-from openood_dream.pipelines.benchmark import job as run_job
+from openood_dream.pipelines.jobs import job as run_job
 from openood_dream.pipelines.train import STARTED, train
 from openood_dream.store.files import UNFINISHED
 from openood_dream.trainers import BaseTrainer, loop
@@ -466,7 +466,8 @@ def named(command, words: list, path: Path, remedy: str) -> None:
         ("space", "embeddings.safetensors", "outliers"),
         ("generator", "unet/diffusion_pytorch_model.safetensors", "images"),
         ("generator", "vae/diffusion_pytorch_model.safetensors", "images"),
-        ("outliers", "embeddings.safetensors", "images"),
+        ("outliers", "classes/000001.safetensors", "images"),
+        ("outliers", "embeddings.safetensors.index.json", "images"),
         ("outliers", "outliers.parquet", "images"),
     ],
 )
@@ -521,7 +522,7 @@ def test_truncated_training_state(command, tiny, scored, tmp_path):
     path = run_folder(tmp_path) / loop.TRAINING
     shutil.copy(scored / "best.ckpt", path)
     halve(path)
-    named(command, job(tiny, tmp_path), path, "delete it to start again")
+    named(command, job(tiny, tmp_path), path, "delete it to start anew")
     path.unlink()
     assert command(*job(tiny, tmp_path)).code == 0
 
@@ -546,19 +547,19 @@ def test_checkpoint_is_known_by_its_content(tiny, scored, tmp_path):
     for path in weights:
         shutil.copy(scored / "best.ckpt", path)
 
-    def train(path: Path) -> Path:
+    def begun_with(path: Path) -> Path:
         start = ["--network.pretrained", "true", "--network.checkpoint", str(path)]
         return train(tiny.method("base", "--root", str(tmp_path / "out"), *start))
 
-    before = tree(train(weights[0]))
-    assert tree(train(weights[1])) == before
+    before = tree(begun_with(weights[0]))
+    assert tree(begun_with(weights[1])) == before
     state = torch.load(weights[0], weights_only=True)
     torch.save({name: tensor + 1 for name, tensor in state.items()}, weights[0])
     with pytest.raises(InputError, match="holds a run of another configuration"):
-        train(weights[0])
+        begun_with(weights[0])
     weights[0].unlink()
     with pytest.raises(InputError, match=r"network\.checkpoint: cannot read '.*start\.ckpt' \(No such file"):
-        train(weights[0])
+        begun_with(weights[0])
 
 
 # ------------------------------------------------------------------------------------------------- read-only, and clocks

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from openood_dream.config import tree
 from openood_dream.config.files import shipped_configs
 from openood_dream.config.merge import quoted
-from openood_dream.config import tree
 
 
 def listing(values: Mapping[str, Any], origins: tree.Origins) -> str:

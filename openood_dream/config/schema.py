@@ -14,7 +14,6 @@ from pydantic_core import PydanticCustomError
 from openood_dream.config.tree import Origins, Path, dotted, lookup
 from openood_dream.errors import InputError, nearest, show
 
-
 SectionT = TypeVar("SectionT", bound="Section")
 
 
@@ -36,10 +35,18 @@ class Section(BaseModel):
         """The keys that the section may have, also those that depend on the value of another."""
         return cls.model_fields
 
+    @property
+    def path(self) -> Path:
+        """The keys that lead to it."""
+        return self._path or tuple(filter(None, self.section.split(".")))
+
+    def key(self, key: str) -> str:
+        """The dotted name of one of its keys: "dream.outliers.k"."""
+        return dotted((*self.path, *key.split(".")))
+
     def where(self, key: str = "") -> str:
         """The beginning of a message about one of its keys, or about all of it: "birds.yml: dream.outliers.k"."""
-        path = self._path or tuple(filter(None, self.section.split(".")))
-        return self._origins.where((*path, *filter(None, key.split("."))))
+        return self._origins.where((*self.path, *filter(None, key.split("."))))
 
     def error(self, key: str, text: str) -> InputError:
         """The InputError that says `text` about its key `key`; "" is the section as a whole."""
@@ -56,8 +63,7 @@ class Section(BaseModel):
         Raises:
             InputError: names file and key of the first value that does not fit.
         """
-        path = self._path or tuple(filter(None, self.section.split(".")))
-        return validated(model, values, (*path, key), self._origins)
+        return validated(model, values, (*self.path, key), self._origins)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.model_dump() == other.model_dump()
@@ -115,18 +121,19 @@ class Problem(NamedTuple):
     line: str
 
 
-def validated(model: type[SectionT], data: Any, path: Path = (), origins: Origins | None = None) -> SectionT:
+def validated(model: type[SectionT], data: Any, path: Path | None = None, origins: Origins | None = None) -> SectionT:
     """A section of the config as its model.
 
     Args:
         model: the section's model.
         data: its values, as plain dicts and lists.
-        path: where the section stands in the config.
+        path: where the section stands in the config; None: where its model says.
         origins: who set its keys.
 
     Raises:
         InputError: names file and key of the first value that is missing, unknown or impossible.
     """
+    path = tuple(filter(None, model.section.split("."))) if path is None else path
     section, problems = check(model, data, path, origins or Origins())
     raise_first(problems)
     assert section is not None  # noqa: S101 # nosec B101 (without problems there is a section)

@@ -27,6 +27,7 @@ from openood_dream.dream.residuals import load_residuals, residuals_of
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
+from openood_dream.parallel import ray
 from openood_dream.store.artifacts import MANIFEST, Artifact, build
 from openood_dream.store.files import (
     Rows,
@@ -109,7 +110,7 @@ def set_inputs(
 def check_executor(executor: str) -> None:
     """Checks that what distributes the drawing is installed: InputError where `executor` is ray and Ray is not."""
     if executor == "ray":
-        import openood_dream.parallel.ray  # noqa: F401  (an optional extra, which says so where it is missing)
+        ray.check_installed()
 
 
 def make_images(
@@ -175,9 +176,7 @@ def _draw(
 ) -> None:
     """Draws the shards `todo` of those `wanted`, here or by Ray's workers, and moves the bar."""
     if executor == "ray":
-        from openood_dream.parallel.ray import each  # an optional extra
-
-        for number in each(partial(drawer, work), todo, device):
+        for number in ray.each(partial(drawer, work), todo, device):
             bar.update(len(wanted[number]))
     else:
         draw = drawer(work, bar)

@@ -26,7 +26,16 @@ def outputs(
     dtype: torch.dtype = torch.float32,
     bar: bool = True,
 ) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-    """Runs a network over a loader, batch by batch, without gradients; arguments are those of `embed`.
+    """Runs a network over a loader, batch by batch, without gradients.
+
+    Args:
+        net: takes normalised images (B, 3, S, S) to a tensor, or a tuple of tensors, of B rows; a module is put on
+            `device` and in evaluation mode.
+        loader: gives batches with images as `data` and classes as `label`; it is iterated once.
+        device: where the network runs.
+        desc: what the progress bar is called.
+        dtype: number format of the computation.
+        bar: whether there is a progress bar.
 
     Yields:
         For each batch what the network returns, on the CPU, as a tuple, and the labels (B,).

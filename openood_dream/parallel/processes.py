@@ -5,6 +5,7 @@ Where there is one process alone nothing of this does anything: modules and load
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, patch_environment
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -116,7 +116,10 @@ class Processes:
 
 @contextmanager
 def joined(device_name: str | None) -> Iterator[Processes]:
-    """The processes that `torchrun` or `accelerate launch` started, connected for the length of the block.
+    """The processes that `torchrun` or `accelerate launch` started.
+
+    They stay connected until they end: processes that connected again would meet at addresses of the first time, which
+    the launcher's store still has.
 
     Args:
         device_name: the config key `device`; several processes on GPUs have one each.
@@ -128,12 +131,8 @@ def joined(device_name: str | None) -> Iterator[Processes]:
     if _alone.get() or dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield current(device)
         return
-    processes = _connected(device)
-    try:
-        yield processes
-    finally:
-        dist.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
+    atexit.register(dist.destroy_process_group)
+    yield _connected(device)
 
 
 def current(device: torch.device) -> Processes:

@@ -16,12 +16,6 @@ import torch
 from openood_dream._version import __version__
 from openood_dream.errors import InputError
 
-try:
-    import ray
-    from ray.util import ActorPool
-except ImportError:
-    raise InputError("executor: ray is not installed; pip install 'openood-dream[ray]'") from None
-
 PATIENCE = 3  # how often an item is tried again after a worker has died of it
 
 Work = Callable[[Any], None]
@@ -63,6 +57,14 @@ class Worker:
         return self.build()
 
 
+def check_installed() -> None:
+    """Raises InputError where Ray, an optional extra, is not installed."""
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise InputError("executor: ray is not installed; pip install 'openood-dream[ray]'") from None
+
+
 def each(build: Callable[[], Work], items: Sequence[Any], device: str = "auto") -> Iterator[Any]:
     """Has workers do the items, on a running cluster, or on one that is started on this machine.
 
@@ -79,9 +81,13 @@ def each(build: Callable[[], Work], items: Sequence[Any], device: str = "auto") 
         Each item when it is done.
 
     Raises:
-        InputError: no machine has what a worker needs; and whatever `build` or its function raised.
+        InputError: Ray is not installed, or no machine has what a worker needs; and whatever `build` or its function
+            raised.
         OSError: one worker after another died of an item.
     """
+    check_installed()
+    import ray
+
     ours = not ray.is_initialized()
     if ours:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -94,6 +100,9 @@ def each(build: Callable[[], Work], items: Sequence[Any], device: str = "auto") 
 
 
 def _each(build: Callable[[], Work], items: Sequence[Any], device: str) -> Iterator[Any]:
+    import ray
+    from ray.util import ActorPool
+
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     count, needs = places(device, machines, torch.get_num_threads())
     actor = cast(Any, ray.remote)(**needs, max_restarts=-1, max_task_retries=PATIENCE)(Worker)

@@ -13,6 +13,7 @@ from openood_dream.config.merge import quoted
 from openood_dream.datasets.settings import IMAGINED
 from openood_dream.errors import InputError, check_name
 from openood_dream.experiment import BenchmarkSettings, Experiment, load_config
+from openood_dream.parallel import ray
 from openood_dream.pipelines import jobs
 from openood_dream.pipelines.jobs import Job, job_experiments
 from openood_dream.pipelines.test import identity_of, images_identity
@@ -95,8 +96,6 @@ def _run(todo: list[Job], executor: str, workers: int | None) -> None:
     """Does the jobs; arguments are those of `benchmark`."""
     device = todo[0].experiment.run.device
     if executor == "ray":
-        from openood_dream.parallel import ray  # an optional extra
-
         for _ in ray.each(jobs.ray_worker, [(one.words, str(one.log)) for one in todo], device):
             pass
         return

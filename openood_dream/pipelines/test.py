@@ -38,7 +38,7 @@ def test(experiment: Experiment) -> Path:
         raise network.error("checkpoint", "missing; give the file of a trained network, or --network.checkpoint")
     experiment.data.ensure()
     checkpoint = Path(network.checkpoint)
-    passes = _passes(experiment, experiment.data, checkpoint, passes_dir(checkpoint, out))
+    passes = _passes(experiment, experiment.data, checkpoint)
     inputs, record = {"checkpoint": passes.checkpoint}, out / SCORED
     if (out / "ood.csv").exists() and experiment.run.merge_option != "merge":
         if not record.exists() or files.read_record(record)["inputs"] != inputs:
@@ -89,8 +89,7 @@ def images_identity(experiment: Experiment) -> dict[str, Any]:
 
 def identity_of(split: SplitSettings) -> str:
     """A fingerprint of a list and its images; nothing is decoded. InputError where one of them is missing."""
-    key = split.where("imglist_pth").rpartition(": ")[2]
-    return list_identity(split.imglist_pth, split.data_dir, key)
+    return list_identity(split.imglist_pth, split.data_dir, split.key("imglist_pth"))
 
 
 class _Unscored(NamedTuple):
@@ -119,13 +118,15 @@ def _ood_identity(experiment: Experiment) -> dict[str, str]:
     return {f"{group}/{name}": identity_of(data.split("ood_dataset", group, name)) for group, name in sets}
 
 
-def _passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Path) -> Passes:
-    """The passes of a network with the weights of a checkpoint."""
+def _passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Path | None = None) -> Passes:
+    """The passes of a network with the weights of a checkpoint, beside which they are kept unless `cache_dir` is given."""
     settings = experiment.network.model_copy(update={"pretrained": False})
-    net = get_network(settings, image_size=experiment.dataset.image_size)
+    dataset = experiment.dataset
+    net = get_network(settings, image_size=dataset.image_size, num_classes=dataset.num_classes)
     load_weights(net, checkpoint)
     about = {key: getattr(settings, key, None) for key in ("name", "args")}
     device = pick_device(experiment.run.device)
+    cache_dir = cache_dir or passes_dir(checkpoint, experiment.run.folder)
     return Passes(net, data, device, network=about, checkpoint=checkpoint, cache_dir=cache_dir)
 
 

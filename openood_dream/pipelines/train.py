@@ -120,7 +120,7 @@ def check_training(experiment: Experiment) -> type[BaseTrainer]:
 def new_network(experiment: Experiment) -> nn.Module:
     """The network of an experiment, with its first weights, on the CPU."""
     dataset = experiment.dataset
-    return get_network(experiment.network, image_size=dataset.image_size)
+    return get_network(experiment.network, image_size=dataset.image_size, num_classes=dataset.num_classes)
 
 
 def outlier_label(experiment: Experiment) -> str:

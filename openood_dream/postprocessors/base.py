@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openood_dream.config.schema import Section, validated
+from openood_dream.config.schema import Section
 from openood_dream.config.tree import plain
 from openood_dream.errors import check_name
 from openood_dream.networks.settings import GENERATIVE_SETTINGS
@@ -114,8 +114,7 @@ class Postprocessor:
         others = {name for other in POSTPROCESSORS.values() for name in other.Arguments.model_fields if name not in own}
         values = {**(settings.postprocessor_args or {}), **given}
         values = {name: plain(value) for name, value in values.items() if name not in others}
-        path = (*(settings._path or (settings.section,)), "postprocessor_args")
-        return validated(cls.Arguments, values, path, settings._origins)
+        return settings.below("postprocessor_args", cls.Arguments, values)
 
     def fit(self, split: Callable[[str], Any], head: nn.Linear | None) -> None:
         """Learns from in-distribution images; a detector that has nothing to learn keeps this.

@@ -208,7 +208,7 @@ class Likelihood(LikelihoodScore):
     """
 
     def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """The log-likelihood of images in bits; arguments are those of the base class."""
+        """log2 p of `images` under `net`, which runs on `device`, (N,)."""
         return self._log_likelihood(net, images, device)
 
 
@@ -221,7 +221,7 @@ class InputComplexity(LikelihoodScore):
     """
 
     def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Log-likelihood and code length of images in bits; arguments are those of the base class."""
+        """log2 p of `images` under `net`, which runs on `device`, plus their code lengths, (N,)."""
         return self._log_likelihood(net, images, device) + self._code_lengths(images)
 
 
@@ -233,7 +233,7 @@ class FRL(InputComplexity):
     """
 
     def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """As input complexity, of a network with the high-frequency channel; arguments are those of the base class."""
+        """As input complexity, of `images` with high frequencies under `net`, which runs on `device`, (N,)."""
         if not net.frequency:
             raise InputError(
                 "postprocessor.name: frl needs a network trained with trainer.frequency true; "
@@ -258,7 +258,7 @@ class LikelihoodRegret(LikelihoodScore):
     """
 
     def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Minus the regret of images in bits; arguments are those of the base class."""
+        """Minus the regret of `images` under `net`, a VAE that runs on `device`, in bits (N,)."""
         model = net.to(device).eval().model
         if not isinstance(model, VAE):
             raise InputError("postprocessor.name: likelihood_regret needs network.name vae, which has a posterior")

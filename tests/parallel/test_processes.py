@@ -161,7 +161,7 @@ for _ in range(2):
         assert processes.count == 2 and processes.gather(processes.index) == [0, 1]
         with joined("cpu") as same:
             assert same.count == 2 and same.broadcast(same.index) == 0
-    assert not dist.is_initialized() and torch.get_num_threads() == threads
+    assert dist.is_initialized() and torch.get_num_threads() == threads
 """
 
 
