@@ -41,6 +41,7 @@ setup(
         "rich>=15",
         "safetensors>=0.8",
         "scikit-learn>=1.7",
+        "scipy>=1.15",
         "timm>=1.0.31",
         "tokenizers>=0.23.1",
         "torch>=2.14",

@@ -158,7 +158,7 @@ def section_models(values: Mapping[str, Any]) -> dict[str, type[Section]]:
 class Experiment:
     """A validated config: a frozen, typed settings object for each section, and what they describe.
 
-    Asking for a section that the config lacks raises InputError; `has` says whether it is there.
+    Asking for a section that the config lacks, or that lacks a key, raises InputError; `has` says whether it is there.
     """
 
     def __init__(self, values: dict[str, Any], origins: Origins | None = None) -> None:
@@ -169,18 +169,24 @@ class Experiment:
             origins: who set each key, for messages.
 
         Raises:
-            InputError: names file and key of the first mistake in the order of the files.
+            InputError: names file and key of the first mistake in the order of the files; keys that are missing are a
+                mistake when their section is asked for.
         """
         self._values, self._origins = values, origins or Origins()
         own = {key: value for key, value in values.items() if key in RunSettings.model_fields}
         run, problems = check(RunSettings, own, (), self._origins)
         self._sections: dict[str, Section] = {}
+        self._incomplete: dict[str, list[Problem]] = {}  # sections that lack keys, which matters to who needs them
         for name, model in section_models(values).items():
-            if values.get(name) is not None and not _unnamed_network(name, values[name]):
-                section, wrong = check(model, values[name], (name,), self._origins)
+            if values.get(name) is None:
+                continue
+            section, wrong = check(model, values[name], (name,), self._origins)
+            if section is not None:
+                self._sections[name] = section
+            elif all(problem.missing for problem in wrong):
+                self._incomplete[name] = wrong
+            else:
                 problems += wrong
-                if section is not None:
-                    self._sections[name] = section
         raise_first([*problems, *self._misspelt()])
         assert run is not None  # noqa: S101 # nosec B101 (without problems there is one)
         self.run = run
@@ -201,10 +207,11 @@ class Experiment:
     # ------------------------------------------------------------------------------------------------- the sections
 
     def has(self, section: str) -> bool:
-        """Whether the config has a section."""
+        """Whether the config has all of a section."""
         return section in self._sections
 
     def _section(self, name: str) -> Any:
+        raise_first(self._incomplete.get(name, []))
         if name not in self._sections:
             raise self.error(name, f"missing; add a config file that sets it, or --{name} on the command line")
         return self._sections[name]
@@ -322,11 +329,6 @@ class Experiment:
                 section = section.setdefault(part, {})
             section[last] = plain(value)
         return Experiment(values, self._origins)
-
-
-def _unnamed_network(name: str, section: Any) -> bool:
-    """Whether a section is `network` without a name: what a benchmark's methods, which name one, have in common."""
-    return name == "network" and isinstance(section, dict) and "name" not in section
 
 
 class Dream(chain.Dream):

@@ -12,6 +12,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach for the network
 os.environ["TQDM_DISABLE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share the cores must not wait for each other's threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import families  # noqa: E402
 from helpers import Done, Tiny, write_tiny  # noqa: E402
@@ -21,6 +23,27 @@ from openood_dream.datasets.digits import make_digits  # noqa: E402
 from openood_dream.datasets.imglist import read_imglist, write_imglist  # noqa: E402
 from openood_dream.dream.chain import Dream  # noqa: E402
 from openood_dream.pipelines.benchmark import benchmark  # noqa: E402
+
+
+# What trains networks or starts processes besides whatever uses a fixture of TRAINED; left out by `make test-fast`.
+TRAINED = {"dream", "benchmarked"}
+TRAINING = (
+    "dream/generator/",
+    "evaluators/test_evaluate.py",
+    "evaluators/test_passes.py",
+    "parallel/",
+    "pipelines/",
+    "test_faults.py",
+    "trainers/test_loop.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what trains."""
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        if file.startswith(TRAINING) or TRAINED & set(getattr(item, "fixturenames", ())):
+            item.add_marker("trains")
 
 
 @pytest.fixture(scope="session", autouse=True)

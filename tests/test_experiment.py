@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from openood_dream.config.schema import Section
 from openood_dream.config.tree import plain
 from openood_dream.errors import InputError
-from openood_dream.experiment import Experiment, load_config
+from openood_dream.experiment import Experiment, load_config, section_models
 from openood_dream.trainers import TRAINERS
 
 DREAM = "dream: {class_names: [cat, dog], generator: some/model"
@@ -38,8 +38,12 @@ def load(text: str, *overrides: str) -> Experiment:
 
 
 def error(text: str, *overrides: str) -> str:
+    """What is said when the config is loaded, or else when its sections are asked for."""
     with pytest.raises(InputError) as caught:
-        load(text, *overrides)
+        experiment = load(text, *overrides)
+        for section in section_models({}):
+            if experiment.at(section) is not None:
+                getattr(experiment, section)
     return str(caught.value)
 
 
@@ -64,6 +68,14 @@ def test_a_missing_section_is_named():
     with pytest.raises(InputError, match=r"^dream: missing"):
         load("seed: 1").dream  # noqa: B018
     assert not load("seed: 1").has("dream") and load(DREAM + "}").has("dream")
+
+
+def test_keys_are_missing_when_their_section_is_asked_for():
+    experiment = load(DREAM + "}\noptimizer: {num_epochs: 1}\nnetwork: {pretrained: true}")
+    assert experiment.dream.outliers.k == 300 and not experiment.has("optimizer") and not experiment.has("network")
+    with pytest.raises(InputError, match=r"^a\.yml: optimizer\.lr: missing"):
+        experiment.optimizer  # noqa: B018
+    assert error("optimizer: {num_epochs: 0}").startswith("a.yml: optimizer.")
 
 
 def test_raw_keys_and_their_files():

@@ -115,10 +115,11 @@ Seed = Annotated[int, Field(ge=0)]
 
 
 class Problem(NamedTuple):
-    """What is wrong with a config: its place in the order of merging, and the line that says it."""
+    """What is wrong with a config: its place in the order of merging, the line that says it, and whether a key is missing."""
 
     order: int
     line: str
+    missing: bool = False
 
 
 def validated(model: type[SectionT], data: Any, path: Path | None = None, origins: Origins | None = None) -> SectionT:
@@ -203,13 +204,18 @@ def _attach(section: BaseModel, path: Path, origins: Origins) -> None:
 def _problems(error: ValidationError, model: type[BaseModel], data: Any, base: Path, origins: Origins) -> list[Problem]:
     """Each thing that pydantic found wrong, once, in our words."""
     texts: dict[Path, str] = {}
+    missing = set()
     for item in error.errors(include_url=False):
         path, text = _words(item, model, data, base)
         texts.setdefault(path, text)
+        missing |= {path} if item["type"] == "missing" else set()
     for path in list(texts):  # a list with a bad entry is no text either, but nobody meant it to be
         if any(other[: len(path)] == path for other in texts if other != path):
             del texts[path]
-    return [Problem(origins.order(base + path), str(origins.error(base + path, text))) for path, text in texts.items()]
+    return [
+        Problem(origins.order(base + path), str(origins.error(base + path, text)), path in missing)
+        for path, text in texts.items()
+    ]
 
 
 def _words(item: Any, model: type[BaseModel], data: Any, base: Path) -> tuple[Path, str]:

@@ -131,8 +131,9 @@ def joined(device_name: str | None) -> Iterator[Processes]:
     if _alone.get() or dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield current(device)
         return
-    atexit.register(dist.destroy_process_group)
-    yield _connected(device)
+    processes = _connected(device)
+    atexit.register(_disconnect)
+    yield processes
 
 
 def current(device: torch.device) -> Processes:
@@ -152,6 +153,11 @@ def current(device: torch.device) -> Processes:
     known = {"rank": rank, "world_size": count, "local_rank": local}
     with patch_environment(**known, local_world_size=os.environ.get("LOCAL_WORLD_SIZE", count)):
         return _connected(device)
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _connected(device: torch.device) -> Processes:
