@@ -24,7 +24,6 @@ from openood_dream.datasets.imglist import read_imglist, write_imglist  # noqa: 
 from openood_dream.dream.chain import Dream  # noqa: E402
 from openood_dream.pipelines.benchmark import benchmark  # noqa: E402
 
-
 # What trains networks or starts processes besides whatever uses a fixture of TRAINED; left out by `make test-fast`.
 TRAINED = {"dream", "benchmarked"}
 TRAINING = (

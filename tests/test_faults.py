@@ -297,7 +297,9 @@ def test_interruptions(fork, tiny, dream, whole, tmp_path, stage, times):
     place = {"module": "openood_dream.trainers", "name": "BaseTrainer", "method": "train_epoch"}
     if stage == "imagine":
         place = {"module": "openood_dream.dream.imaginer", "name": "Imaginer", "method": "__call__"}
-        shutil.copytree(tiny.root / "dream", root / "dream", ignore=shutil.ignore_patterns("images-*", "quality-*", "teacher-*"))
+        shutil.copytree(
+            tiny.root / "dream", root / "dream", ignore=shutil.ignore_patterns("images-*", "quality-*", "teacher-*")
+        )
     words = [stage, "--config", tiny.file, *([BASE] if stage == "train" else []), "--root", root]
     words += ["--methods", "base", "--jobs", "1"] if stage == "benchmark" else []
     process = fork(*words, hook=STUCK.format(**place, mark=str(mark), clean_up=120 * (times - 1)))

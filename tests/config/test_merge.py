@@ -11,7 +11,6 @@ from openood_dream.config.merge import merge, quoted
 from openood_dream.config.tree import COMMAND_LINE, Merged
 from openood_dream.errors import InputError
 
-
 KNOWN = {"dream.outliers.sigma": False, "dream.args": True}
 
 
