@@ -243,7 +243,7 @@ def imagine(
     if dry_run:
         typer.echo(stages.dry_run(files, overrides))
         return
-    images, quality = stages.stages(["images", "quality"], files, overrides)
+    quality, images = stages.stages(["quality", "images"], files, overrides)  # in this order: a judge may be missing
     made(images)
     made(quality)
     typer.echo(render_quality(quality), nl=False)

@@ -186,10 +186,15 @@ class Experiment:
             elif all(problem.missing for problem in wrong):
                 self._incomplete[name] = wrong
             else:
-                problems += wrong
+                problems += [problem for problem in wrong if not problem.missing]
         raise_first([*problems, *self._misspelt()])
         assert run is not None  # noqa: S101 # nosec B101 (without problems there is one)
         self.run = run
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "run" in vars(self):  # which is set last
+            raise AttributeError(f"{name} cannot be set: an experiment is frozen; changed() gives another one")
+        super().__setattr__(name, value)
 
     def _misspelt(self) -> list[Problem]:
         """Top-level keys that look like one of ours and are none."""
@@ -213,7 +218,7 @@ class Experiment:
     def _section(self, name: str) -> Any:
         raise_first(self._incomplete.get(name, []))
         if name not in self._sections:
-            raise self.error(name, f"missing; add a config file that sets it, or --{name} on the command line")
+            raise self.error(name, "missing; add a config file that sets it")
         return self._sections[name]
 
     @property

@@ -11,12 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import Tiny
 from torch import nn
 
 from openood_dream.dream.families.base import FAMILIES, find_family
+from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers.base import SAMPLERS, get_sampler
 from openood_dream.experiment import Experiment
 from openood_dream.postprocessors.base import POSTPROCESSORS, Pass, find_postprocessor
+from openood_dream.store.artifacts import Artifact
 from openood_dream.trainers.base import TRAINERS
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -70,6 +73,17 @@ def test_the_sampler():
     found = get_sampler(settings).sample(z, 0, torch.randn(2, 8), 0.1)
     assert found["embeddings"].shape == (20, 8) and found["distance"].median() > 0
     assert torch.allclose(found["embeddings"].norm(dim=1), torch.ones(20))
+
+
+@pytest.mark.usefixtures("dream")
+def test_the_sampler_in_the_chain(tiny: Tiny):
+    def outliers(seed: int) -> Artifact:
+        words = ["--dream.outliers.method", "mixed", "--dream.outliers.share", "3", "--dream.outliers.seed", str(seed)]
+        return tiny.config(*words).imagination.outliers
+
+    table, embeddings = load_outliers(outliers(0))
+    assert len(table) == len(embeddings) == 6 * 30 and (table["distance"] > 0).all()
+    assert outliers(0).reused and not torch.equal(embeddings.all(), load_outliers(outliers(1))[1].all())
 
 
 def test_the_generator_family():

@@ -120,3 +120,10 @@ def test_own_data_from_lists_to_table(tmp_path, monkeypatch, command, backend):
         done = command(*words)
         assert done.code == 0, (words, done.err)
     assert "dream_ood" in done.out and "ebo" in done.out
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_tests_that_pages_name_are_there(page):
+    assert [
+        name for name in re.findall(r"tests/[\w/]+\.py", page.read_text("utf-8")) if not (ROOT / name).is_file()
+    ] == []

@@ -56,6 +56,9 @@ def test_defaults_are_filled_in():
 
 def test_settings_are_frozen_and_unknown_attributes_are_errors():
     experiment = load(DREAM + "}\n" + DATASET % "")
+    with pytest.raises(AttributeError, match="frozen"):
+        experiment.seed = 3
+    assert copy.deepcopy(experiment).run.seed == 0
     for section, key in ((experiment.dream, "cache_dir"), (experiment.dataset, "name"), (experiment.run, "seed")):
         with pytest.raises(ValidationError):
             setattr(section, key, "x")

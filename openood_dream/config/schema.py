@@ -68,8 +68,6 @@ class Section(BaseModel):
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.model_dump() == other.model_dump()
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 class HostSection(Section):
     """A section that OpenOOD owns: it may hold keys that are OpenOOD's alone."""

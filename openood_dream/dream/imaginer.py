@@ -58,6 +58,11 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
         dtype = "float16" if place.type in ("cuda", "mps") else "float32"
     family = find_family(source.index)
     pipeline = source.load(family.loader, **family.options, **{DTYPE: getattr(torch, dtype)})
+    if find_family(pipeline.config) is not family:
+        raise InputError(
+            f"dream.generator: {type(pipeline).__name__} leaves out some of {', '.join(family.text_encoders)} of "
+            f"{source.path!r}; expected a loader of the family that has them all"
+        )
     if settings.scheduler != OWN:
         name, options = SCHEDULERS[settings.scheduler]
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)

@@ -59,15 +59,15 @@ def make_outliers(
         InputError: the settings do not fit the embeddings, or embeddings cannot be used.
     """
     sampler = get_sampler(settings)
-    towards, known = load_anchors(anchors), load_space(space)
-    _check_anchors_and_space(towards, known, names, anchors, space)
-    sampler.check_counts(known["labels"].bincount().tolist(), names)
+    targets, id_tensors = load_anchors(anchors), load_space(space)
+    _check_anchors_and_space(targets, id_tensors, names, anchors, space)
+    sampler.check_counts(id_tensors["labels"].bincount().tolist(), names)
     inputs = {"space": space.hash, "outliers": sampler.identity}
 
     def make(folder: Path) -> dict[str, Any]:
         todo = [label for label in range(len(names)) if not _part(folder, label).exists()]
         done = len(names) - len(todo)
-        sample = _Sampling(sampler, known, towards, temperature, pick_device(device))
+        sample = _Sampling(sampler, id_tensors, targets, temperature, pick_device(device))
         with tqdm(total=len(names), initial=done, desc="outliers: sampling", unit="class") as bar:
             for label in todo:
                 try:
@@ -158,7 +158,7 @@ def _join(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         about: dict[str, Any] = {"name": name, "embeddings": len(found["boundary"])}
         if "sigma" in found:
             about["sigma"] = found["sigma"].item()
-        else:
+        if "all_steps" in found:
             steps, target = found["all_steps"].numpy(), found["all_target"].numpy()
             about["crossed"] = float(np.mean(steps > 0))
             frame = {"class": label, "boundary": found["rows"].numpy(), "steps": steps, "target": target}

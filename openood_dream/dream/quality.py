@@ -86,9 +86,9 @@ def space_judge(anchors: Artifact, space: Artifact, settings: SpaceSettings, ima
     """
 
     def load() -> nn.Module:
-        towards = load_anchors(anchors)
-        encoder = load_encoder(space, settings, towards.shape[1], image_size)
-        return _BySpace(encoder, towards, settings.temperature)
+        targets = load_anchors(anchors)
+        encoder = load_encoder(space, settings, targets.shape[1], image_size)
+        return _BySpace(encoder, targets, settings.temperature)
 
     return Judge({"space": space.hash}, load)
 
@@ -334,26 +334,3 @@ def _write(folder: Path, images: Artifact, found: pd.DataFrame) -> None:
     table, kept = read_images(images.path), found["dropped"] == ""
     write_table(folder / "quality.parquet", found)
     write_imglist(folder / "imglist.txt", zip(table["file"][kept], table["label"][kept], strict=True))
-
-
-def quality_table(artifact: Artifact) -> pd.DataFrame:
-    """The manifest's findings as a table, a row per class, then ID test images; shares in percent."""
-    found = [(about["name"], about) for about in artifact.manifest["classes"]]
-    found += [("ID test", artifact.manifest["id"])] if "id" in artifact.manifest else []
-    rows = []
-    for name, about in found:
-        count = max(about["images"], 1)
-        rows.append(
-            {
-                "class": name,
-                "images": about["images"],
-                "own class": 100 * about["own_class"] / count,
-                "confident": 100 * about["confident"] / count,
-                "distance": about["distance"].get("p50", np.nan),
-                "5 %": about["distance"].get("p5", np.nan),
-                "99 %": about["distance"].get("p99", np.nan),
-                "duplicates": about.get("duplicates"),
-                "dropped": about.get("dropped"),
-            }
-        )
-    return pd.DataFrame(rows).astype({"duplicates": "Int64", "dropped": "Int64"})

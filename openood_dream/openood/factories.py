@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from openood_dream.config.schema import validated
 from openood_dream.config.tree import plain
 from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
+from openood_dream.dream.samplers import get_sampler
 from openood_dream.dream.settings import DreamSettings
 from openood_dream.errors import InputError, check_name
 from openood_dream.experiment import Experiment
@@ -76,8 +77,8 @@ def ask(original: Callable, key: str, value: Any, *args: Any) -> Any:
         found = original(*args)
     except Exception as error:
         lacking = isinstance(error, KeyError) and error.args == (value,)
-        bare = type(error) is Exception and value not in known(original.__name__)  # which get_network raises
-        if not (lacking or bare):
+        unspecific = type(error) is Exception and value not in known(original.__name__)  # which get_network raises
+        if not (lacking or unspecific):
             raise
         found = None
     if found is None:
@@ -142,7 +143,7 @@ def check_trainer(original: Callable, config: Mapping[str, Any]) -> None:
     if config.get("dream"):
         outliers = validated(DreamSettings, plain(config["dream"]), ("dream",)).outliers
         imglist = (auxiliary or {}).get("imglist_pth")
-        check_auxiliary(cls, imglist, outliers.method, functools.partial(outliers.error, "method"))
+        check_auxiliary(cls, imglist, get_sampler(outliers).keeps_class, functools.partial(outliers.error, "method"))
     if trainer_is_ours(config):
         need = "train_oe" if cls.auxiliary else "train"
         if pipeline != need:

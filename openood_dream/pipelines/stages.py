@@ -9,7 +9,7 @@ from typing import Any
 
 from openood_dream.dream.chain import Dream
 from openood_dream.dream.samplers import SAMPLERS
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, check_name
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.reports import gallery
 from openood_dream.store import artifacts, files
@@ -107,6 +107,8 @@ def plot(
         raise InputError(f"--out: expected a file name that ends in .png, got {str(out)!r}")
     experiments = {}
     for name in outliers or [""]:
+        if name and not Path(name).suffix:
+            check_name("--outliers", name, SAMPLERS)
         words = ["--dream.outliers.method", name] if name in SAMPLERS else []
         layers = [*config_files, *([name] if name and not words else [])]
         experiments[name] = _imagination(layers, [*overrides, *words])

@@ -19,7 +19,8 @@ from openood_dream.datasets.settings import IMAGINED
 from openood_dream.device import pick_dtype
 from openood_dream.dream.images import load_latents
 from openood_dream.dream.outliers import load_outliers
-from openood_dream.errors import InputError, check_name
+from openood_dream.dream.samplers import get_sampler
+from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment
 from openood_dream.networks.factory import check_network, get_network, load_weights
 from openood_dream.networks.features import accuracy
@@ -27,7 +28,7 @@ from openood_dream.networks.generative.network import Generative, pixel_probabil
 from openood_dream.parallel.processes import Processes, is_main_process, joined, main_process_only
 from openood_dream.store import artifacts, files
 from openood_dream.trainers import TRAINERS
-from openood_dream.trainers.base import BaseTrainer, check_auxiliary
+from openood_dream.trainers.base import BaseTrainer, check_auxiliary, get_trainer
 from openood_dream.trainers.loop import TRAINING, fit
 from openood_dream.trainers.settings import OAL
 
@@ -104,14 +105,13 @@ def train(experiment: Experiment) -> Path:
 def check_training(experiment: Experiment) -> type[BaseTrainer]:
     """The trainer of an experiment; InputError where a setting that training needs is missing or impossible."""
     dataset, settings = experiment.dataset, experiment.trainer
-    check_name(settings.where("name"), settings.name, TRAINERS)
-    cls = TRAINERS[settings.name]
+    cls = get_trainer(settings)
     splits = ["train", "val", "oe"] if cls.auxiliary else ["train", "val"]
     for name in splits:
         dataset.split(name).needs_batch_size()
     if cls.auxiliary and dataset.split("oe").imglist_pth == IMAGINED:
         outliers = experiment.dream.outliers
-        check_auxiliary(cls, IMAGINED, outliers.method, partial(outliers.error, "method"))
+        check_auxiliary(cls, IMAGINED, get_sampler(outliers).keeps_class, partial(outliers.error, "method"))
     _ = experiment.optimizer, experiment.run.folder, cls.needs_teacher and experiment.dream  # InputError if missing
     check_network(experiment.network)
     return cls

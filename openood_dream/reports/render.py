@@ -12,9 +12,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from openood_dream.dream.quality import quality_table
 from openood_dream.errors import InputError
 from openood_dream.evaluators import significance
+from openood_dream.reports.quality import quality_table
 from openood_dream.reports.runs import HEADERS, metrics_of
 from openood_dream.reports.table import BASE
 from openood_dream.store.artifacts import Artifact

@@ -17,13 +17,13 @@ from torch import nn
 from openood_dream.datasets.images import read_image
 from openood_dream.device import pick_device, pick_dtype
 from openood_dream.dream.images import load_plain
-from openood_dream.dream.quality import quality_table
 from openood_dream.experiment import Experiment
 from openood_dream.networks.factory import get_network, load_weights
 from openood_dream.networks.features import classify
 from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.settings import GenerativeNetwork
 from openood_dream.reports import gallery, page, plots
+from openood_dream.reports.quality import quality_table
 from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table

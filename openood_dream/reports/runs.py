@@ -160,8 +160,15 @@ def _read_run(path: Path) -> dict[str, Any]:
     if checkpoint.is_file():
         run["checkpoint"] = sha256(checkpoint)[:16]
     # OpenOOD writes no record; the configs of its runs say it where they learned from more than ID images
-    known = records["run"] if "run" in records else config if config.get("outlier_data") else trained
+    known = records.get("run") or _training_record(config) or (config if config.get("outlier_data") else trained)
     return run | {"outlier_data": str(known.get("outlier_data") or "none"), "path": str(path.parent)}
+
+
+def _training_record(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the training of the checkpoint that a config names left beside it, if that was ours."""
+    checkpoint = _at(config, "network.checkpoint")
+    beside = Path(checkpoint).with_name("train.json") if isinstance(checkpoint, str) and checkpoint else None
+    return read_record(beside) if beside is not None and beside.is_file() else None
 
 
 def _names(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def cross_boundary(
     """
     if len(anchors) < 2:
         raise ValueError("boundary crossing needs two classes or more; choose another method")
-    towards = F.normalize(anchors, dim=1)
+    directions = F.normalize(anchors, dim=1)
     z, own = z.clone(), F.one_hot(labels, len(anchors)).bool()
     steps = torch.full_like(labels, -1)
     target = torch.full_like(labels, -1)
@@ -49,7 +49,7 @@ def cross_boundary(
     walking = torch.arange(len(z), device=z.device)
     for step in range(max_steps + extra_steps + 1):
         x, y = F.normalize(z[walking], dim=1), labels[walking]
-        cosines = x @ towards.T
+        cosines = x @ directions.T
         guess = cosines.argmax(1)
         crosses = (steps[walking] < 0) & (guess != y)
         steps[walking[crosses]], target[walking[crosses]] = step, guess[crosses]
@@ -62,7 +62,7 @@ def cross_boundary(
         # The gradient is (1 - p_y) / (t |z|) times this. Softmax over the other classes is p_j / (1 - p_y), and so the
         # sign is right even where p_y rounds to 1.
         pull = (cosines / temperature).masked_fill(own[walking], -math.inf).softmax(1) - own[walking].to(x.dtype)
-        uphill = pull @ towards - (pull * cosines).sum(1, keepdim=True) * x
+        uphill = pull @ directions - (pull * cosines).sum(1, keepdim=True) * x
         z[walking] += step_size * uphill.sign()
     return F.normalize(z, dim=1), steps, target
 

@@ -47,38 +47,31 @@ def trainer(name: str, settings: type[TrainerSettings]) -> Callable[[TrainerT], 
     return register
 
 
-def get_trainer(name: str | None, where: str = "") -> type[BaseTrainer]:
-    """The trainer class of a name.
-
-    Args:
-        name: what `trainer.name` says.
-        where: the file that says it, or "".
-
-    Raises:
-        InputError: there is none of that name; the message lists those that there are.
-    """
-    check_name("trainer.name", name, TRAINERS, where)
-    return TRAINERS[str(name)]
+def get_trainer(settings: TrainerSettings) -> type[BaseTrainer]:
+    """The trainer class that a section `trainer` names; InputError lists the names where it is none of ours."""
+    check_name(settings.where("name"), settings.name, TRAINERS)
+    return TRAINERS[settings.name]
 
 
 def check_auxiliary(
-    cls: type[BaseTrainer], imglist: str | None, method: str | None, error: Callable[[str], InputError]
+    cls: type[BaseTrainer], imglist: str | None, keeps_class: bool | None, error: Callable[[str], InputError]
 ) -> None:
     """Checks that the images which the dream section imagines are of the kind that a trainer learns from.
 
     Args:
         cls: the trainer.
         imglist: `dataset.oe.imglist_pth`; any other list than the imagined one is the user's business.
-        method: `dream.outliers.method`, or None without a dream section.
+        keeps_class: whether the sampler of the dream section finds inliers; None without such a section.
         error: makes the InputError about `dream.outliers.method`.
 
     Raises:
         InputError: inliers where outliers are needed, or the other way round.
     """
-    if not cls.auxiliary or imglist != IMAGINED or method is None:
+    if not cls.auxiliary or imglist != IMAGINED or keeps_class is None:
         return
-    if (method == "inlier") != cls.inliers:
-        raise error(f"the trainer {cls.name} learns from {'inlier' if cls.inliers else 'outliers'}, got {method!r}")
+    if keeps_class != cls.inliers:
+        kinds = {True: "inliers", False: "outliers"}
+        raise error(f"the trainer {cls.name} learns from {kinds[cls.inliers]}, the sampler finds {kinds[keeps_class]}")
 
 
 def fc_layer(net: nn.Module) -> nn.Linear:

@@ -317,7 +317,7 @@ def test_boundary_needs_embeddings_in_their_class():
     [
         ({}, "KNNSettings", {"method": "knn", "sigma": 0.07}),
         ({"method": "boundary", "sigma": 0.1, "k": 7}, "BoundarySettings", {"k": 7, "step_size": 0.015}),
-        ({"method": "plain", "rounds": 3}, "OutlierSettings", {"method": "plain"}),
+        ({"method": "plain", "rounds": 3}, "PlainSettings", {"method": "plain"}),
     ],
 )
 def test_keys_of_other_samplers_are_dropped(world, outliers, cls, used):

@@ -85,6 +85,13 @@ def test_outlier_data_stand_in_the_record(tmp_path):
     assert collect([tmp_path]).outlier_data.tolist() == ["imagined (boundary)"]
 
 
+def test_outlier_data_of_a_checkpoint_that_was_scored_elsewhere(tmp_path):
+    trained = write_run(tmp_path / "trained", outlier_data="imagined (knn)").parent
+    scored = write_run(tmp_path / "scored", network__checkpoint=str(trained / "best.ckpt"))
+    (scored.parent / "train.json").unlink()
+    assert collect([tmp_path / "scored"]).outlier_data.tolist() == ["imagined (knn)"]
+
+
 @pytest.mark.parametrize(("keys", "expected"), [({}, "none"), ({"outlier_data": "imagined (knn)"}, "imagined (knn)")])
 def test_outlier_data_of_openoods_runs_stand_in_their_config(tmp_path, keys, expected):
     folder = write_run(tmp_path)

@@ -66,8 +66,8 @@ class Sampler(ABC, Generic[SettingsT]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that have a say in what is found; the seed is none of them where nothing is drawn."""
-        return self.settings.model_dump(exclude={"seed"})
+        """The settings that have a say in what is found."""
+        return self.settings.model_dump()
 
     def check_counts(self, counts: Sequence[int], names: Sequence[str]) -> None:
         """Checks that the classes have enough embeddings.

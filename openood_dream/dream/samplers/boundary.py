@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -14,6 +16,7 @@ from openood_dream.sampling.knn import Index, knn_distance
 class BoundarySettings(OutlierSettings):
     """`dream.outliers` with method boundary."""
 
+    method: Literal["boundary"] = Field("boundary", description="the sampler")
     step_size: float = Field(0.015, gt=0, description="boundary: step a along the sign of the gradient")
     extra_steps: int = Field(2, ge=0, description="boundary: steps c beyond the crossing")
     max_steps: int = Field(100, ge=1, description="boundary: steps after which an embedding is given up")
@@ -25,6 +28,11 @@ class BoundarySettings(OutlierSettings):
 @sampler("boundary", BoundarySettings)
 class Boundary(Sampler[BoundarySettings]):
     """Outliers: the embeddings that cross the boundary of their class soonest, some steps beyond it."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All settings but the seed, since nothing is drawn."""
+        return self.settings.model_dump(exclude={"seed"})
 
     def sample(
         self, z: Tensor, label: int, anchors: Tensor, temperature: float, index: Index | None = None

@@ -16,6 +16,7 @@ from openood_dream.sampling.knn import Index, sample_outliers
 class KNNSettings(OutlierSettings):
     """`dream.outliers` with method knn or inlier: DREAM-OOD, Sec. 3.2."""
 
+    method: Literal["knn", "inlier"] = Field("knn", description="the sampler")
     sigma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         0.07, description="standard deviation of the Gaussian draws; auto: found for each class, by multiple"
     )

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from openood_dream.dream.samplers.base import OutlierSettings, Sampler, sampler
 from openood_dream.sampling.knn import Index, knn_distance
 
 
-@sampler("plain", OutlierSettings)
-class Plain(Sampler[OutlierSettings]):
+class PlainSettings(OutlierSettings):
+    """`dream.outliers` with method plain."""
+
+    method: Literal["plain"] = Field("plain", description="the sampler")
+
+
+@sampler("plain", PlainSettings)
+class Plain(Sampler[PlainSettings]):
     """The anchor of a class in the place of outliers: what images are without outlier embeddings.
 
     Its `boundary` is the embedding that is nearest to it.
     """
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All settings but the seed, since nothing is drawn."""
+        return self.settings.model_dump(exclude={"seed"})
 
     def sample(
         self, z: Tensor, label: int, anchors: Tensor, temperature: float, index: Index | None = None
