@@ -19,6 +19,7 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from openood_dream.dream.families.base import find_family
 from openood_dream.dream.settings import GeneratorTraining
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import MANIFEST, build
@@ -89,24 +90,22 @@ class Source:
         return parts
 
     def text_parts(self) -> list[tuple[CLIPTokenizer, CLIPTextModel]]:
-        """Tokenizer and text encoder, on the CPU; two pairs of them for Stable Diffusion XL.
+        """Tokenizer and text encoder, on the CPU; as many pairs of them as the pipeline's family has.
 
         Raises:
-            InputError: a text encoder is none of CLIP's.
+            InputError: the pipeline is of no known family, or a text encoder is none of CLIP's.
         """
         if (Path(self.path) / "model_index.json").is_file() or not Path(self.path).is_dir():
             index = self.index
         else:  # the start of a pipeline that is to be trained
             index = {"text_encoder": ["transformers", "CLIPTextModel"]}
         pairs = []
-        for end in ("", "_2"):
-            library, name = index.get(f"text_encoder{end}") or (None, "")
-            if library is None:
-                continue
+        for part in find_family(index).text_encoders:
+            library, name = index[part]
             if library != "transformers" or not name.startswith("CLIPText"):
                 raise InputError(f"dream.generator: {self.path!r} has the text encoder {name}; expected CLIP's")
-            tokenizer = self.load(CLIPTokenizer, subfolder=f"tokenizer{end}")
-            pairs.append((tokenizer, self.load(getattr(transformers, name), subfolder=f"text_encoder{end}")))
+            tokenizer = self.load(CLIPTokenizer, subfolder=part.replace("text_encoder", "tokenizer"))
+            pairs.append((tokenizer, self.load(getattr(transformers, name), subfolder=part)))
         return pairs
 
 
