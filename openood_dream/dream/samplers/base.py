@@ -59,6 +59,7 @@ class Sampler(ABC, Generic[SettingsT]):
 
     Settings: ClassVar[type[OutlierSettings]]
     remedy: ClassVar[str] = "or raise dream.space.per_class (and have as many training images)"
+    draws: ClassVar[bool] = True  # whether it draws random numbers, so that the seed has a say
     keeps_class: ClassVar[bool] = False  # whether what it finds still belongs to the class: inliers
 
     def __init__(self, settings: SettingsT) -> None:
@@ -67,7 +68,7 @@ class Sampler(ABC, Generic[SettingsT]):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that have a say in what is found."""
-        return self.settings.model_dump()
+        return self.settings.model_dump(exclude=None if self.draws else {"seed"})
 
     def check_counts(self, counts: Sequence[int], names: Sequence[str]) -> None:
         """Checks that the classes have enough embeddings.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -29,10 +29,7 @@ class BoundarySettings(OutlierSettings):
 class Boundary(Sampler[BoundarySettings]):
     """Outliers: the embeddings that cross the boundary of their class soonest, some steps beyond it."""
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All settings but the seed, since nothing is drawn."""
-        return self.settings.model_dump(exclude={"seed"})
+    draws = False
 
     def sample(
         self, z: Tensor, label: int, anchors: Tensor, temperature: float, index: Index | None = None

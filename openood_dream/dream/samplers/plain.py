@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,7 @@ class Plain(Sampler[PlainSettings]):
     Its `boundary` is the embedding that is nearest to it.
     """
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All settings but the seed, since nothing is drawn."""
-        return self.settings.model_dump(exclude={"seed"})
+    draws = False
 
     def sample(
         self, z: Tensor, label: int, anchors: Tensor, temperature: float, index: Index | None = None
