@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openood_dream import ending
 from openood_dream._version import __version__
 from openood_dream.errors import InputError
 
@@ -185,7 +185,8 @@ def partial_results() -> Iterator[None]:
     except JobsFailed as error:
         if error.report is not None:
             show(error.report)
-        raise typer.Exit(fail(str(error), 1)) from None
+        ending.fail(str(error))
+        raise typer.Exit(ending.FAILURE) from None
 
 
 def show(report: Path) -> None:
@@ -263,7 +264,8 @@ def verify(
     if problems:
         typer.echo("To repair, delete these and run the same imagine again; it draws the shards named above alone:")
         typer.echo(shlex.join(["rm", *map(str, delete)]))
-        raise typer.Exit(fail(f"{folder}: {len(problems)} problems with {count} images", 1))
+        ending.fail(f"{folder}: {len(problems)} problems with {count} images")
+        raise typer.Exit(ending.FAILURE)
     typer.echo(f"{folder}: {count} images, all as recorded")
 
 
@@ -404,45 +406,19 @@ def finished(path: Path) -> None:
 
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, an interruption in 130."""
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else they are ignored, as by nohup
-    if ours:
-        signal.signal(signal.SIGINT, interrupted)
+    sys.exit(ending.exit_code(command))
+
+
+def command() -> int | None:
+    """The command that the words of the command line ask for; returns its exit code."""
     try:
-        code = app(prog_name="openood-dream", standalone_mode=False)
-        if code == 130:  # what typer makes of an interruption, without a word
-            fail("interrupted; run the same command again to go on where it stopped", code)
-        sys.exit(code)
+        return app(prog_name="openood-dream", standalone_mode=False)
     except UsageError as error:
         if not sys.argv[1:] or not error.ctx or error.message == error.ctx.get_help():
             error.show()  # a command without its words asks for help
-            sys.exit(2)
+            return ending.BAD_INPUT
         help_ = f"{error.ctx.command_path} --help"
-        sys.exit(fail(f"{error.format_message().rstrip('.')}; see {help_}", 2))
-    except InputError as error:
-        sys.exit(fail(str(error), 2))
-    except (FloatingPointError, OSError) as error:  # an OSError is about the machine, so one line says it all
-        sys.exit(fail(str(error), 1))
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def interrupted(*_: object) -> None:
-    """The first interruption lets a run clean up and say how to go on, the second one stops it at once."""
-    signal.signal(signal.SIGINT, stopped)
-    raise KeyboardInterrupt
-
-
-def stopped(*_: object) -> None:
-    """Ends at once."""
-    os.write(2, b"openood-dream: error: interrupted again; stopped at once\n")  # print may be what was interrupted
-    os._exit(130)
-
-
-def fail(text: str, code: int) -> int:
-    """Says in one line what went wrong; returns the exit code."""
-    print(f"openood-dream: error: {text}", file=sys.stderr)
-    return code
+        raise InputError(f"{error.format_message().rstrip('.')}; see {help_}") from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,19 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))
+
+
+class InputWarning(UserWarning):
+    """A doubt about the input or about a result, in one line with the number and what to do."""
+
+
+def warn(text: str) -> None:
+    """Warns of something that makes a result worth less than it looks; the command prints it in one line.
+
+    Args:
+        text: the number, what is doubtful about it, and what to do.
+    """
+    warnings.warn(InputWarning(" ".join(text.splitlines())), stacklevel=3)
 
 
 def check_name(key: str, name: Any, names: Iterable[str], where: str = "") -> None:

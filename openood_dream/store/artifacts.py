@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from openood_dream._version import __version__
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, warn
 from openood_dream.store.files import fingerprint, remove_unfinished, writable, write_json
 
 MANIFEST = "manifest.json"
@@ -45,6 +45,11 @@ class Artifact:
     def hash(self) -> str:
         """The fingerprint of its inputs."""
         return self.manifest["hash"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about it, each in one line; see errors.warn."""
+        return self.manifest.get("warnings", [])
 
     @property
     def stage(self) -> str:
@@ -108,7 +113,7 @@ def build(
         stage: what makes it.
         inputs: all that determines it (JSON-serialisable).
         make: writes it into the folder that it is given, where it finds what an interrupted run has left, and returns
-            what the manifest should say besides.
+            what the manifest should say besides; `warnings` among it are warned of whenever the artifact is used.
 
     Raises:
         InputError: `cache_dir` is not writable.
@@ -118,13 +123,13 @@ def build(
     folder = folder_of(cache_dir, stage, inputs)
     manifest = complete(folder)
     if manifest is not None:
-        return Artifact(folder, manifest, reused=True)
+        return _warned(Artifact(folder, manifest, reused=True))
     if _reusing.get():
         raise Missing(stage)
     with folder_if_used(folder.parent), locked(folder):
         manifest = complete(folder)  # another process may have finished it while this one waited
         if manifest is not None:
-            return Artifact(folder, manifest, reused=True)
+            return _warned(Artifact(folder, manifest, reused=True))
         start = time.perf_counter()
         with writing_in(folder):
             extra = make(folder) or {}
@@ -139,7 +144,14 @@ def build(
             }
             write_json(folder / MANIFEST, manifest)
         # as read back, so that a fresh artifact and a reused one are the same to their readers
-        return Artifact(folder, json.loads(json.dumps(manifest)), reused=False)
+        return _warned(Artifact(folder, json.loads(json.dumps(manifest)), reused=False))
+
+
+def _warned(artifact: Artifact) -> Artifact:
+    """The artifact, after its warnings."""
+    for text in artifact.warnings:
+        warn(f"{artifact.path}: {text}")
+    return artifact
 
 
 @contextmanager
