@@ -88,10 +88,19 @@ class Transform:
         }
 
     @property
+    def augmentation_identity(self) -> dict[str, Any]:
+        """What decides how a training image is augmented, by the keys of `preprocessor`."""
+        return {
+            "horizontal_flip": self.flip,
+            "random_crop": self.crop,
+            "resized_crop": self.resized_crop,
+            "randaugment": self.randaugment,
+        }
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides how a network sees an image in training."""
-        augmentation = ("flip", "crop", "resized_crop", "randaugment")
-        return self.test_identity | {name: getattr(self, name) for name in augmentation}
+        return self.test_identity | self.augmentation_identity
 
     def at_size(self, size: int) -> Transform:
         """The same cut of each image at `size` pixels a side."""

@@ -13,7 +13,7 @@ from openood_dream.datasets.loaders import Data
 from openood_dream.dream.anchors import make_anchors
 from openood_dream.dream.forecast import forecast
 from openood_dream.dream.generator.stage import check_size, make_generator, untrained
-from openood_dream.dream.images import check_executor, make_images, make_latents, make_plain
+from openood_dream.dream.images import check_executor, imagined_label, make_images, make_latents, make_plain
 from openood_dream.dream.lines import make_lines
 from openood_dream.dream.outliers import make_outliers
 from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
@@ -33,6 +33,7 @@ class TrainingImages(NamedTuple):
     data_dir: Path
     identity: str
     description: str
+    warnings: list[str]
 
 
 class Dream:
@@ -224,8 +225,10 @@ class Dream:
     def training_images(self) -> TrainingImages:
         """The imagined images to train with: all of the image set, or what `dream.filter` leaves of it."""
         kept = self.quality if self.settings.filter.active else self.images
-        description = f"imagined ({self.settings.outliers.method})"
-        return TrainingImages(kept.path / "imglist.txt", self.images.path, kept.hash, description)
+        description = imagined_label(self.settings.outliers.method)
+        made = [self.space, *([self.generator] if self.generator else []), self.outliers, self.images, kept]
+        warnings = list(dict.fromkeys(text for artifact in made for text in artifact.warnings))
+        return TrainingImages(kept.path / "imglist.txt", self.images.path, kept.hash, description, warnings)
 
     def plain(self, per_class: int, labels: Sequence[int] | None = None) -> Artifact:
         """Images of plain prompts, which show what the generator knows.

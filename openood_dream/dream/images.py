@@ -28,7 +28,7 @@ from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
 from openood_dream.parallel import ray
-from openood_dream.store.artifacts import MANIFEST, Artifact, build
+from openood_dream.store.artifacts import MANIFEST, Artifact, build, complete
 from openood_dream.store.files import (
     Rows,
     read_rows,
@@ -107,6 +107,21 @@ def set_inputs(
 # ---------------------------------------------------------------------------------------------------- the image set
 
 
+def imagined_label(method: str) -> str:
+    """What tables call images that a way of sampling (`dream.outliers.method`) led to."""
+    return f"imagined ({method})"
+
+
+def list_label(imglist: Path) -> str:
+    """What tables call the images of a list: what its image set says of itself where we drew it, else the list's name.
+
+    Args:
+        imglist: the list; that of an image set, or of what a filter left of one, lies beside a manifest.
+    """
+    manifest = complete(imglist.parent)
+    return (manifest or {}).get("description") or imglist.stem
+
+
 def check_executor(executor: str) -> None:
     """Checks that what distributes the drawing is installed: InputError where `executor` is ray and Ray is not."""
     if executor == "ray":
@@ -166,7 +181,8 @@ def make_images(
             with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
                 _draw(work, wanted, todo, bar, executor, device)
         table = join_shards(folder, len(wanted))
-        return {"images": len(table), "generator": source.path}
+        method = outliers.manifest["inputs"]["outliers"]["method"]
+        return {"images": len(table), "generator": source.path, "description": imagined_label(method)}
 
     return build(cache_dir, "images", set_inputs(source, outliers, names, settings), make)
 

@@ -281,6 +281,7 @@ def make_quality(
         about: dict[str, Any] = {
             "classes": [summary(own, settings) | {"name": name} for own, name in zip(rows, names, strict=True)],
             "kept": int((found["dropped"] == "").sum()),
+            "description": images.manifest["description"],
         }
         return about if test is None else about | {"id": summary(test, settings)}
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
+from openood_dream._version import __version__
 from openood_dream.datasets.imglist import list_identity
 from openood_dream.datasets.loaders import Data
 from openood_dream.datasets.settings import SplitSettings
 from openood_dream.device import pick_device
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, show
 from openood_dream.evaluators.evaluate import evaluate
 from openood_dream.evaluators.passes import Passes, passes_dir
 from openood_dream.experiment import Experiment
 from openood_dream.networks.factory import get_network, load_weights
-from openood_dream.pipelines.train import TRAINED
+from openood_dream.pipelines.identity import TRAINED, first_difference
 from openood_dream.postprocessors.base import find_postprocessor
 from openood_dream.store import artifacts, files
 
@@ -26,11 +29,10 @@ def test(experiment: Experiment) -> Path:
     """Scores `network.checkpoint` with `postprocessor` on `ood_dataset`.
 
     Returns:
-        The folder with config.yml, ood.csv and scores/.
+        The folder with config.yml, ood.csv and scores/; what the checkpoint's training recorded stands in evaluate.json.
 
     Raises:
-        InputError: something of the config is missing or impossible, or the folder holds scores of another checkpoint
-            and `merge_option` is not `merge`.
+        InputError: something of the config is missing or impossible, or the folder holds other scores.
     """
     check_scoring(experiment)
     out, network = experiment.run.folder, experiment.network
@@ -39,14 +41,13 @@ def test(experiment: Experiment) -> Path:
     experiment.data.ensure()
     checkpoint = Path(network.checkpoint)
     passes = _passes(experiment, experiment.data, checkpoint)
-    inputs, record = {"checkpoint": passes.checkpoint}, out / SCORED
-    if (out / "ood.csv").exists() and experiment.run.merge_option != "merge":
-        if not record.exists() or files.read_record(record)["inputs"] != inputs:
-            raise InputError(
-                f"{out}: holds scores of another checkpoint; choose another output_dir or mark, or --merge_option merge"
-            )
+    inputs = {"checkpoint": passes.checkpoint, **_scoring_inputs(experiment)}
+    if _scored(out, inputs, experiment):
+        return out
     _evaluate(passes, experiment, out)
-    files.write_json(record, {"hash": files.fingerprint(inputs), "inputs": inputs})
+    trained = checkpoint.with_name(TRAINED)
+    about = {"trained": files.read_record(trained)} if trained.is_file() else {}
+    _write_record(out, inputs | about)
     return out
 
 
@@ -61,9 +62,12 @@ def score_run(folder: Path, experiments: list[Experiment], data: Data) -> None:
     """Scores a trained run with several detectors, with one pass over each data set for all.
 
     Args:
-        folder: the run's; each detector gets a folder of its name in it. Scores that are up to date stay.
+        folder: the run's; each detector gets a folder of its name in it. Scores that are there stay.
         experiments: the run's config with each of the detectors.
         data: the images, which are those of all the experiments.
+
+    Raises:
+        InputError: a detector's folder holds scores of another detector of its name, or of other images.
     """
     if not _unscored(folder, experiments):
         return
@@ -73,9 +77,22 @@ def score_run(folder: Path, experiments: list[Experiment], data: Data) -> None:
             return
         passes = _passes(todo[0].experiment, data, folder / "best.ckpt", folder / "passes")
         for experiment, out, inputs in todo:
-            (out / SCORED).unlink(missing_ok=True)
             _evaluate(passes, experiment, out)
-            files.write_json(out / SCORED, {"hash": files.fingerprint(inputs), "inputs": inputs})
+            _write_record(out, inputs)
+
+
+def check_scores(folder: Path, experiments: list[Experiment]) -> None:
+    """Checks, before a network is trained, that the scores in the folder of its finished run are the ones asked for.
+
+    Args:
+        folder: the run's.
+        experiments: the run's config with each of the detectors.
+
+    Raises:
+        InputError: a detector's folder holds other scores.
+    """
+    if (folder / TRAINED).exists():
+        _unscored(folder, experiments)
 
 
 def images_identity(experiment: Experiment) -> dict[str, Any]:
@@ -84,7 +101,10 @@ def images_identity(experiment: Experiment) -> dict[str, Any]:
     Raises:
         InputError: a list is missing, or an image that it names.
     """
-    return {"ood": _ood_identity(experiment), "test": identity_of(experiment.dataset.split("test"))}
+    return {
+        "ood_dataset": _ood_identity(experiment),
+        "dataset": {"test": identity_of(experiment.dataset.split("test"))},
+    }
 
 
 def identity_of(split: SplitSettings) -> str:
@@ -103,19 +123,65 @@ class _Unscored(NamedTuple):
 def _unscored(folder: Path, experiments: list[Experiment]) -> list[_Unscored]:
     run, todo = files.read_record(folder / TRAINED)["hash"], []
     for experiment in experiments:
-        detector = experiment.postprocessor
-        inputs = {"run": run, "postprocessor": detector.model_dump(), **images_identity(experiment)}
-        done = folder / detector.name / SCORED
-        if not (done.exists() and files.read_record(done)["hash"] == files.fingerprint(inputs)):
-            todo.append(_Unscored(experiment, done.parent, inputs))
+        out, inputs = folder / experiment.postprocessor.name, {"run": run, **_scoring_inputs(experiment)}
+        if not _scored(out, inputs, experiment):
+            todo.append(_Unscored(experiment, out, inputs))
     return todo
 
 
+def _scoring_inputs(experiment: Experiment) -> dict[str, Any]:
+    """What decides about scores besides the network."""
+    return {
+        "postprocessor": experiment.postprocessor.model_dump(),
+        "evaluator": {"ood_scheme": experiment.evaluator.ood_scheme},
+        **images_identity(experiment),
+    }
+
+
+def _scored(out: Path, inputs: dict[str, Any], experiment: Experiment) -> bool:
+    """Whether a folder has the scores that `inputs` determine; InputError where it has others."""
+    record = out / SCORED
+    if not record.exists():
+        if (out / "ood.csv").exists() and not _interrupted(out, experiment):
+            raise InputError(
+                f"{out}: has scores without a record of what was scored; choose another --output_dir or --mark"
+            )
+        return False
+    there = files.read_record(record)
+    found = first_difference({key: there["inputs"].get(key) for key in inputs}, inputs)
+    if found is None:
+        return True
+    key, old, new = found
+    if key in ("run", "checkpoint"):
+        where, what = experiment.where("network.checkpoint"), "of another checkpoint"
+    elif key.startswith(("ood_dataset", "dataset")):
+        where, what = experiment.where(key), "of other images"
+    else:
+        where, what = experiment.where(key), f"with {show(old)}, not {show(new)}"
+    raise InputError(
+        f"{where}: {out} holds scores {what}; choose another --output_dir, --root or --mark, or delete that folder"
+    )
+
+
+def _interrupted(out: Path, experiment: Experiment) -> bool:
+    """Whether scores without a record are of an evaluation of this very config that was stopped before it wrote that."""
+    try:
+        return yaml.safe_load((out / "config.yml").read_text(encoding="utf-8")) == experiment.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+
+
+def _write_record(out: Path, inputs: dict[str, Any]) -> None:
+    trained = inputs.pop("trained", None)
+    about = {"hash": files.fingerprint(inputs), "inputs": inputs, "code": __version__}
+    files.write_json(out / SCORED, about | ({} if trained is None else {"trained": trained}))
+
+
 def _ood_identity(experiment: Experiment) -> dict[str, str]:
-    """A fingerprint of each OOD test set and covariate-shifted set, by group/name."""
+    """A fingerprint of each OOD test set and covariate-shifted set, by group.name."""
     data = experiment.data
     sets = [*data.ood_sets(), *(("csid", name) for name in data.csid_sets())]
-    return {f"{group}/{name}": identity_of(data.split("ood_dataset", group, name)) for group, name in sets}
+    return {f"{group}.{name}": identity_of(data.split("ood_dataset", group, name)) for group, name in sets}
 
 
 def _passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Path | None = None) -> Passes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,30 +18,30 @@ from torch.utils.data import DataLoader
 from openood_dream.datasets.images import ImageList, loader
 from openood_dream.datasets.settings import IMAGINED
 from openood_dream.device import pick_dtype
-from openood_dream.dream.images import load_latents
+from openood_dream.dream.images import imagined_label, list_label, load_latents
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers import get_sampler
-from openood_dream.errors import InputError
+from openood_dream.errors import warn
 from openood_dream.experiment import Experiment
 from openood_dream.networks.factory import check_network, get_network, load_weights
 from openood_dream.networks.features import accuracy
 from openood_dream.networks.generative.network import Generative, pixel_probability
 from openood_dream.parallel.processes import Processes, is_main_process, joined, main_process_only
+from openood_dream.pipelines.identity import STARTED, TRAINED, check_folder, check_record, run_record
 from openood_dream.store import artifacts, files
 from openood_dream.trainers import TRAINERS
 from openood_dream.trainers.base import BaseTrainer, check_auxiliary, get_trainer
 from openood_dream.trainers.loop import TRAINING, fit
 from openood_dream.trainers.settings import OAL
 
-TRAINED = "train.json"  # the record of a finished run
-STARTED = "training.json"  # whose run is in a folder, while it is not finished
-
 
 class OutlierData(NamedTuple):
     """What a trainer learns from besides the ID images."""
 
+    label: str = "none"  # what they are, as tables say it: none, train_aux (a list's name), imagined (knn)
     loader: DataLoader | None = None  # auxiliary images, with training augmentation
     identity: Any = None  # what decides about them (JSON-serialisable)
+    warnings: list[str] = []  # what is doubtful about them
     teacher_inputs: dict[str, Any] = {}  # further arguments of the trainer: teacher, embeddings, latents
 
 
@@ -55,17 +56,15 @@ def train(experiment: Experiment) -> Path:
         The run's folder, with config.yml, best.ckpt, last_epoch*.ckpt and train.json.
 
     Raises:
-        InputError: the config or its data are not fit for training, or the folder holds a run of another configuration
-            and `merge_option` is not `merge`.
+        InputError: the config or its data are not fit for training, or the folder holds a run of another configuration.
     """
     cls = check_training(experiment)
     out = experiment.run.folder
     with joined(experiment.run.device) as processes, ExitStack() as lock:
         main_process_only(lambda: _prepare(experiment, cls))
         outliers = outlier_data(experiment, cls)
-        inputs = _inputs(experiment, outliers)
-        identity = files.fingerprint(inputs)
-        if main_process_only(lambda: _finished(out, identity, experiment)):
+        about = run_record(experiment, outliers.identity)
+        if main_process_only(lambda: _reused(out, experiment, about)):
             return out
         lists = [experiment.data.images("dataset", split) for split in ("train", "val")]
         for images in [*lists, *([cast(ImageList, outliers.loader.dataset)] if outliers.loader else [])]:
@@ -76,30 +75,43 @@ def train(experiment: Experiment) -> Path:
 
         def finished_meanwhile() -> bool:
             lock.enter_context(artifacts.exclusive(out))
-            return _finished(out, identity, experiment)
+            return _reused(out, experiment, about)
 
         if main_process_only(finished_meanwhile):
             return out
         if is_main_process():
-            (out / TRAINED).unlink(missing_ok=True)  # of another configuration, whose weights are replaced from here on
             files.remove_unfinished(out)
-            files.write_json(out / STARTED, {"hash": identity})
+            files.write_json(out / STARTED, about)
         if experiment.run.compile:
             net.compile()
         start = time.perf_counter()
-        history = _fit(experiment, cls, net, outliers, identity, processes)
+        history, remarks = _fit(experiment, cls, net, outliers, about["hash"], processes)
         if is_main_process():
             record = {
-                "hash": identity,
-                "inputs": inputs,
-                "outlier_data": outlier_label(experiment),
+                **about,
+                "outlier_data": outliers.label,
+                "warnings": [*outliers.warnings, *remarks],
                 "seconds": round(time.perf_counter() - start, 3),
                 "epochs": history,
                 "parameters": sum(p.numel() for p in net.parameters()),
             }
             _write_record(out, experiment, record)
+            _warn(out, remarks)
         main_process_only(lambda: None)  # the others wait until all is written
     return out
+
+
+def _reused(out: Path, experiment: Experiment, about: dict[str, Any]) -> bool:
+    """Whether the run is finished already; says what is doubtful about it. InputError for another run in its folder."""
+    finished = check_record(out, experiment, about)
+    if finished:
+        _warn(out, files.read_record(out / TRAINED).get("warnings", []))
+    return finished
+
+
+def _warn(out: Path, texts: Iterable[str]) -> None:
+    for text in texts:
+        warn(f"{out}: {text}")
 
 
 def check_training(experiment: Experiment) -> type[BaseTrainer]:
@@ -131,7 +143,7 @@ def outlier_label(experiment: Experiment) -> str:
     if not cls.auxiliary:
         return "none"
     imglist = experiment.dataset.split("oe").imglist_pth
-    return f"imagined ({experiment.dream.outliers.method})" if imglist == IMAGINED else Path(imglist).stem
+    return imagined_label(experiment.dream.outliers.method) if imglist == IMAGINED else list_label(Path(imglist))
 
 
 def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
@@ -150,15 +162,17 @@ def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
         return OutlierData()
     dataset, data = experiment.dataset, experiment.data
     split = dataset.split("oe")
+    warnings: list[str] = []
     if split.imglist_pth == IMAGINED:
         chosen = main_process_only(experiment.imagination.training_images)
         images, identity = data.open(chosen.imglist, chosen.data_dir, "dataset.oe.imglist_pth"), chosen.identity
+        warnings = chosen.warnings
     else:
         images, identity = data.images("dataset", "oe"), data.identity("dataset", "oe")
     if cls.inliers:
         data.check_labels(images)
     batches = loader(images.augmented(), split.needs_batch_size(), shuffle=True, workers=dataset.num_workers)
-    return OutlierData(batches, identity)
+    return OutlierData(outlier_label(experiment), batches, identity, warnings)
 
 
 def teacher_data(experiment: Experiment) -> OutlierData:
@@ -178,7 +192,8 @@ def teacher_data(experiment: Experiment) -> OutlierData:
     net = get_network(own.network, image_size=own.dataset.image_size, num_classes=own.dataset.num_classes)
     load_weights(net, checkpoint)
     inputs = {"teacher": net, "embeddings": load_outliers(outliers)[1].all(), "latents": load_latents(latents)[1].all()}
-    return OutlierData(None, [outliers.hash, latents.hash, files.sha256(checkpoint)], inputs)
+    identity = [outliers.hash, latents.hash, files.sha256(checkpoint)]
+    return OutlierData(outlier_label(experiment), None, identity, [*outliers.warnings, *latents.warnings], inputs)
 
 
 def _teacher_training(own: Experiment, epochs: int, lr: float) -> Experiment:
@@ -187,7 +202,6 @@ def _teacher_training(own: Experiment, epochs: int, lr: float) -> Experiment:
         "trainer": {"name": "base"},
         "method": "teacher",
         "seed": 0,
-        "merge_option": "merge",
         "optimizer.num_epochs": epochs,
         "optimizer.lr": lr,
         "network.num_classes": own.dataset.num_classes,
@@ -204,50 +218,9 @@ def _teacher_training(own: Experiment, epochs: int, lr: float) -> Experiment:
 def _prepare(experiment: Experiment, cls: type[BaseTrainer]) -> None:
     """Makes what training reads and what is not there yet: the built-in benchmark, the imagined images."""
     experiment.data.ensure()
+    check_folder(experiment)
     if cls.auxiliary and experiment.dataset.split("oe").imglist_pth == IMAGINED:
         experiment.imagination.training_images()
-
-
-def _inputs(experiment: Experiment, outliers: OutlierData) -> dict[str, Any]:
-    """All that determines the weights at the end of a training."""
-    data, dataset = experiment.data, experiment.dataset
-    splits = ["train", "oe"] if outliers.loader else ["train"]
-    return {
-        "dataset": {"name": dataset.name, "num_classes": dataset.num_classes, **data.transform.identity},
-        "batch_size": [dataset.split(split).needs_batch_size() for split in splits],
-        "data": [data.identity("dataset", split) for split in ("train", "val")],
-        "outliers": outliers.identity,
-        "network": _network_identity(experiment),
-        "trainer": experiment.trainer.model_dump(exclude={"implementation"}),
-        "optimizer": experiment.optimizer.model_dump(),
-        "precision": experiment.run.precision,
-        "seed": experiment.run.seed,
-    }
-
-
-def _network_identity(experiment: Experiment) -> dict[str, Any]:
-    """What of `network` decides about the weights that training begins with: a checkpoint by its content."""
-    network = experiment.network
-    about = network.model_dump(exclude={"num_gpus", "checkpoint"})
-    if not network.pretrained or network.checkpoint is None:
-        return about
-    try:
-        return about | {"checkpoint": files.sha256(network.checkpoint)}
-    except OSError as error:
-        text = f"cannot read {network.checkpoint!r} ({error.strerror}); check the path"
-        raise network.error("checkpoint", text) from None
-
-
-def _finished(out: Path, identity: str, experiment: Experiment) -> bool:
-    """Whether the run of `identity` is finished; InputError for weights of another one, unless they may be replaced."""
-    record = next((out / name for name in (TRAINED, STARTED) if (out / name).exists()), None)
-    if record is not None and files.read_record(record)["hash"] == identity:
-        return record.name == TRAINED
-    if experiment.run.merge_option != "merge" and (record is not None or (out / "best.ckpt").exists()):
-        raise InputError(
-            f"{out}: holds a run of another configuration; choose another output_dir or mark, or --merge_option merge"
-        )
-    return False
 
 
 def _fit(
@@ -257,8 +230,8 @@ def _fit(
     outliers: OutlierData,
     identity: str,
     processes: Processes,
-) -> list[dict[str, Any]]:
-    """Trains the network and returns the history of the epochs."""
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Trains the network; returns the history of the epochs, and what is doubtful about the training."""
     run, data, optimizer = experiment.run, experiment.data, experiment.optimizer
     loaders = [data.loader("dataset", "train", augment=True), *([outliers.loader] if outliers.loader else [])]
     val_loader = data.loader("dataset", "val")
@@ -272,7 +245,7 @@ def _fit(
         **outliers.teacher_inputs,
     )
     dtype = pick_dtype(run.precision, processes.device)
-    return fit(
+    history = fit(
         trainer,
         lambda net: validate(net, val_loader, processes.device, dtype),
         experiment.run.folder,
@@ -283,6 +256,7 @@ def _fit(
         title=f"train: {experiment.method}, seed {run.seed}",
         processes=processes,
     )
+    return history, trainer.remarks()
 
 
 def validate(net: nn.Module, images: DataLoader, device: torch.device, dtype: torch.dtype) -> float:

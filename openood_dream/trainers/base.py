@@ -271,6 +271,10 @@ class BaseTrainer:
                 f"({self.options.lr}), or set optimizer.clip_norm"
             )
 
+    def remarks(self) -> list[str]:
+        """What makes the trained network worth less than its name says, each in one line; asked for after training."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later `load_state_dict` needs to go on as if nothing had happened, random numbers apart."""
         return {name: part.state_dict() for name, part in self.parts().items()}

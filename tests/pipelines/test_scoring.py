@@ -28,12 +28,34 @@ def test_alone_gives_the_benchmarks_numbers(benchmarked, alone, tmp_path):
     assert folder == tmp_path / "one"
     assert (folder / "ood.csv").read_text() == (run / "ebo" / "ood.csv").read_text()
     assert scoring.test(alone("base")) == folder
+
+
+@pytest.mark.parametrize(
+    "other, key",
+    [
+        (("oe",), r"network\.checkpoint"),
+        (("base", "--postprocessor.name", "msp"), r"postprocessor\.name"),
+        (
+            ("base", "--ood_dataset.farood.noise.imglist_pth", "'@{ood_dataset.farood.flower.imglist_pth}'"),
+            r"farood\.noise",
+        ),
+    ],
+)
+def test_other_scores_stay(alone, other, key):
+    folder = scoring.test(alone("base"))
     before = stamps(folder)
-    with pytest.raises(InputError, match=r"one: holds scores of another checkpoint; .*--merge_option merge"):
-        scoring.test(alone("oe"))
+    with pytest.raises(InputError, match=rf"{key}: {folder} holds scores .*; choose another"):
+        scoring.test(alone(*other, "--merge_option", "merge"))
     assert stamps(folder) == before
-    scoring.test(alone("oe", "--merge_option", "merge"))
-    assert stamps(folder) != before
+    assert scoring.test(alone("base")) == folder and stamps(folder) == before
+
+
+def test_scores_of_another_program_stay(alone, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "ood.csv").write_text("theirs")
+    with pytest.raises(InputError, match="one: has scores without a record"):
+        scoring.test(alone("base"))
+    assert (tmp_path / "one" / "ood.csv").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("key", ["network.checkpoint", "ood_dataset", "dataset.test", "postprocessor"])
@@ -44,8 +66,8 @@ def test_missing_key(alone, key):
 
 def test_images_identity_names_every_set(alone):
     found = scoring.images_identity(alone("base"))
-    shifted = {f"csid/{name}" for name in ("blurred", "contrast", "noisy", "rotated")}
-    assert set(found["ood"]) == {"nearood/near_digits", "farood/flower", "farood/noise"} | shifted
+    shifted = {f"csid.{name}" for name in ("blurred", "contrast", "noisy", "rotated")}
+    assert set(found["ood_dataset"]) == {"nearood.near_digits", "farood.flower", "farood.noise"} | shifted
     other = alone("base").changed({"ood_dataset.farood.noise.imglist_pth": "nowhere.txt"})
     with pytest.raises(InputError, match=r"nowhere\.txt: no such image list \(ood_dataset\.farood\.noise"):
         scoring.images_identity(other)

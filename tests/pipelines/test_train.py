@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,6 @@ from openood_dream.networks.features import accuracy
 from openood_dream.pipelines import train as training
 from openood_dream.store import files
 from openood_dream.trainers import BaseTrainer, OutlierTrainer
-
-OTHER_RUN = "holds a run of another configuration"
 
 
 @pytest.fixture
@@ -89,40 +88,56 @@ def test_finished_run_decodes_no_image(tiny, dream, tmp_path, monkeypatch, metho
 
 
 @pytest.mark.parametrize(
-    "change",
+    "change, key",
     [
-        ("--optimizer.lr", "0.05"),
-        ("--network.args.channels", "[8, 8, 8, 8]"),
-        ("--dataset.train.batch_size", "17"),
-        ("--dataset.normalization_type", "cifar10"),
-        ("--preprocessor.horizontal_flip", "true"),
-        ("--dataset.train.imglist_pth", '"@{dataset.val.imglist_pth}"'),
+        (("--optimizer.lr", "0.05"), "optimizer.lr"),
+        (("--network.args.channels", "[8, 8, 8, 8]"), "network.args.channels"),
+        (("--dataset.train.batch_size", "17"), "dataset.train.batch_size"),
+        (("--dataset.normalization_type", "cifar10"), "dataset.normalization_type"),
+        (("--preprocessor.horizontal_flip", "true"), "preprocessor.horizontal_flip"),
+        (("--dataset.train.imglist_pth", '"@{dataset.val.imglist_pth}"'), "dataset.train"),
+        (("--optimizer.lr", "0.05", "--merge_option", "merge"), "optimizer.lr"),
     ],
 )
-def test_another_run_is_refused(base, change):
+def test_another_run_is_refused(base, change, key):
     folder = training.train(base())
     before = stamps(folder)
-    with pytest.raises(InputError, match=rf"s0: {OTHER_RUN}.*--merge_option merge"):
+    with pytest.raises(InputError, match=rf"{key}.*: {folder} holds a run .*; choose another --output_dir"):
         training.train(base(*change))
+    assert stamps(folder) == before
+
+
+def test_another_imagination_is_refused_before_it_is_made(tiny, dream, tmp_path):
+    here = ("--output_dir", str(tmp_path))
+    training.train(tiny.method("dream_ood", *here))
+    made = set(Path(dream.settings.cache_dir).iterdir())
+    with pytest.raises(
+        InputError, match=r"command line: dream\.outliers\.sigma: .* holds a run with 0\.\d+, not 0\.3;"
+    ):
+        training.train(tiny.method("dream_ood", *here, "--dream.outliers.sigma", "0.3"))
+    assert set(Path(dream.settings.cache_dir).iterdir()) == made
+
+
+def test_settings_without_a_say_leave_the_run_as_it_is(tiny, dream, tmp_path):
+    here = ("--output_dir", str(tmp_path))
+    folder = training.train(tiny.method("dream_ood", *here))
+    before = stamps(folder)
+    assert training.train(tiny.method("dream_ood", *here, "--dream.quality.k", "2")) == folder
     assert stamps(folder) == before
 
 
 def test_weights_of_another_program(base):
     (folder := base().run.folder).mkdir(parents=True)
     (folder / "best.ckpt").write_bytes(b"theirs")
-    with pytest.raises(InputError, match=rf"s0: {OTHER_RUN}"):
-        training.train(base())
+    with pytest.raises(InputError, match=rf"{folder}: "):
+        training.train(base("--merge_option", "merge"))
     assert (folder / "best.ckpt").read_bytes() == b"theirs"
-    training.train(base("--merge_option", "merge"))
-    assert (folder / "best.ckpt").read_bytes() != b"theirs"
 
 
-def test_merge_replaces_another_run(base):
+def test_the_remedy_that_is_offered_works(base):
     folder = training.train(base())
-    before = weights(folder)
-    assert training.train(base("--optimizer.num_epochs", "2", "--merge_option", "merge")) == folder
-    assert not equal(before, weights(folder))
-    assert len(list(folder.glob("last_epoch*.ckpt"))) == 1
+    shutil.rmtree(folder)
+    assert training.train(base("--optimizer.num_epochs", "2")) == folder
     assert yaml.safe_load((folder / "config.yml").read_text())["optimizer"]["num_epochs"] == 2
 
 
@@ -138,7 +153,7 @@ def test_interrupted_run_goes_on(base, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(BaseTrainer, "train_epoch", interrupted)
         training.train(base("--optimizer.num_epochs", "2"))
-    with pytest.raises(InputError, match=OTHER_RUN):
+    with pytest.raises(InputError, match="holds a run with"):
         training.train(base("--optimizer.num_epochs", "2", "--optimizer.lr", "0.05"))
     assert equal(weights(training.train(base("--optimizer.num_epochs", "2"))), expected)
 
@@ -216,7 +231,7 @@ def test_record_names_the_outlier_data(benchmarked, method, label):
 def test_other_outliers_make_another_run(tiny, dream, tmp_path):
     where = ["--output_dir", str(tmp_path)]
     training.train(tiny.method("dream_ood", *where))
-    with pytest.raises(InputError, match=OTHER_RUN):
+    with pytest.raises(InputError, match="holds a run with"):
         training.train(tiny.method("dream_ood", *where, "--dream.synthesis.per_class", "1"))
 
 
@@ -235,5 +250,5 @@ def test_oal_trains_its_teacher_once(tiny, dream, tmp_path):
     assert found["inputs"]["outliers"][:2] == [dream.outliers.hash, dream.latents.hash]
     (checkpoint,) = Path(experiment.dream.cache_dir).glob("teacher-*/best.ckpt")
     before = stamps(checkpoint.parent)
-    training.train(experiment.changed({"merge_option": "merge", "seed": 1}))
+    training.train(experiment.changed({"output_dir": str(tmp_path / "oal1"), "seed": 1}))
     assert stamps(checkpoint.parent) == before

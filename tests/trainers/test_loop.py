@@ -92,10 +92,12 @@ def test_without_resume(job, monkeypatch):
     assert trained == [1, 2, 3]
 
 
-def test_another_configuration_starts_anew(job, monkeypatch):
+def test_another_configuration_leaves_an_unfinished_training_alone(job, monkeypatch):
     interrupt(monkeypatch, job("base", *EPOCHS), at=2)
-    folder = train(job("base", *EPOCHS, "--optimizer.lr", "0.01", "--merge_option", "merge"))
-    assert len(history(folder)) == 3
+    with pytest.raises(InputError, match=r"optimizer\.lr: .* holds a run with 0\.1, not 0\.01;"):
+        train(job("base", *EPOCHS, "--optimizer.lr", "0.01"))
+    trained, _ = epochs_of(monkeypatch, job("base", *EPOCHS))
+    assert trained == [2, 3]
 
 
 def test_damaged_training_checkpoint(job, monkeypatch):
