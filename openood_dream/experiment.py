@@ -68,7 +68,7 @@ class RunSettings(Section):
     exp_name: Name | None = Field(None, description="name of the run's folder below output_dir")
     method: Name | None = Field(None, description="what the run is called in tables; else its trainer's name")
     merge_option: Literal["default", "merge", "pass"] = Field(
-        "default", description="what happens to a run of another configuration in output_dir; merge: it is replaced"
+        "default", description="OpenOOD: what happens where output_dir exists; our runs replace nothing"
     )
     save_output: bool = Field(True, description="OpenOOD: whether anything is written")
     num_gpus: int | None = Field(None, ge=0, description="OpenOOD's number of processes on a machine; 0: the CPU")

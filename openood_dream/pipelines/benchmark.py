@@ -11,12 +11,14 @@ from pathlib import Path
 
 from openood_dream.config.merge import quoted
 from openood_dream.datasets.settings import IMAGINED
-from openood_dream.errors import InputError, check_name
+from openood_dream.errors import InputError, check_name, warn
 from openood_dream.experiment import BenchmarkSettings, Experiment, load_config
 from openood_dream.parallel import ray
 from openood_dream.pipelines import jobs
+from openood_dream.pipelines.claim import Claim
+from openood_dream.pipelines.identity import TRAINED, check_folder
 from openood_dream.pipelines.jobs import Job, job_experiments
-from openood_dream.pipelines.test import identity_of, images_identity
+from openood_dream.pipelines.test import check_scores, identity_of, images_identity, is_scored
 from openood_dream.reports import report
 from openood_dream.store import artifacts, files
 from openood_dream.trainers import TRAINERS
@@ -66,30 +68,75 @@ def benchmark(
         JobsFailed: jobs failed; what the others gave is written.
     """
     start = time.perf_counter()
-    todo = benchmark_jobs(config_files, overrides, methods, seeds)
+    common = load_config(config_files, overrides)
+    root = _root(common)
+    plan = Plan(config_files, overrides, common)
+    todo = plan.chosen(methods, seeds)
+    claim = Claim(root, common)
+    claim.check()
     todo[0].experiment.data.ensure()
     for one in todo:
         _check_images(one)
-    out = files.writable(_root(todo[0].experiment))
+        check_folder(one.experiment)
+        check_scores(one.experiment.run.folder, one.scored)
+    claim.add([(one.method, one.seed) for one in todo])
     _run(todo, executor, workers)
     bad = [one for one in todo if one.mark.exists()]
     good = [one for one in todo if not one.mark.exists()]
     which = ", ".join(f"{one.method} seed {one.seed} ({one.log})" for one in bad)
     if not good:
+        jobs.raise_refusal(bad)
         raise JobsFailed(f"all {len(todo)} jobs failed: {which}", None)
-    with artifacts.exclusive(out):
-        files.remove_unfinished(out)
+    others, notes = _finished_before(plan, claim, todo)
+    for note in notes:
+        warn(note)
+    with artifacts.exclusive(root):
+        files.remove_unfinished(root)
         page = report.write(
-            out,
-            [one.experiment.run.folder for one in good],
-            [one.experiment for one in good],
+            root,
+            [one.experiment.run.folder for one in [*good, *others]],
+            [one.experiment for one in [*good, *others]],
             time.perf_counter() - start,
-            [_command(config_files, overrides, methods, seeds), *(one.command for one in todo)],
+            [_command(config_files, overrides, methods, seeds), *(one.command for one in [*todo, *others])],
             [row for one in bad for row in jobs.failures(one)],
+            notes,
         )
     if bad:
         raise JobsFailed(f"{len(bad)} of {len(todo)} jobs failed: {which}", page)
     return page
+
+
+def _finished_before(plan: Plan, claim: Claim, todo: Sequence[Job]) -> tuple[list[Job], list[str]]:
+    """What the report shows besides the jobs that were asked for.
+
+    Args:
+        plan: the benchmark's jobs.
+        claim: says which of them were ever asked for.
+        todo: those that were asked for this time.
+
+    Returns:
+        Jobs of the benchmark that an earlier call has finished, and a line about each other run below the root.
+    """
+    asked = {(one.method, one.seed) for one in todo}
+    others, notes = [], []
+    for one in plan.jobs([found for found in claim.runs() if found not in asked]):
+        folder = one.experiment.run.folder
+        try:
+            check_folder(one.experiment)
+            done = (folder / TRAINED).exists() and is_scored(folder, one.scored)
+        except InputError as error:
+            notes.append(f"{one.method}, seed {one.seed}, is not in the report: {error}")
+            continue
+        if done:
+            others.append(one)
+    known = {one.experiment.run.folder.resolve() for one in [*todo, *others]}
+    ours = [one.experiment.run.folder for one in plan.jobs(claim.runs())]
+    cache = Path(todo[0].experiment.dream.cache_dir).resolve() if todo[0].experiment.has("dream") else None
+    for record in sorted(claim.root.rglob(TRAINED)):
+        folder = record.parent.resolve()
+        if folder not in known | {one.resolve() for one in ours} and cache not in folder.parents:
+            notes.append(f"{record.parent}: a run that is not part of this benchmark; it is not in the report")
+    return others, notes
 
 
 def _run(todo: list[Job], executor: str, workers: int | None) -> None:
@@ -106,40 +153,59 @@ def _run(todo: list[Job], executor: str, workers: int | None) -> None:
         jobs.in_turn(todo)
 
 
-def benchmark_jobs(
-    config_files: Sequence[str], overrides: Sequence[str], methods: Sequence[str] | None, seeds: int | None
-) -> list[Job]:
-    """The jobs of a benchmark, by seed and then method; arguments are those of `benchmark`.
+class Plan:
+    """All jobs of a benchmark, by seed and then method.
 
     Args:
         config_files: config files.
         overrides: words laid over them.
-        methods: some of the labels.
-        seeds: how many seeds.
-
-    Raises:
-        InputError: something of their configs is wrong.
+        common: their experiment.
     """
-    common = load_config(config_files, overrides)
-    plan = common.benchmark
-    if common.run.backend == "openood":
-        raise common.error("backend", "the benchmark runs standalone, got 'openood'; run its methods one by one")
-    chosen = list(plan.methods) if methods is None else methods
-    if not chosen:
-        raise InputError(f"--methods: expected some of {', '.join(plan.methods)}, got none")
-    for name in chosen:
-        check_name("--methods", name, plan.methods, "command line")
-    if seeds is not None and not 1 <= seeds <= len(plan.seeds):
-        raise InputError(f"--seeds: expected 1 to {len(plan.seeds)} (benchmark.seeds), got {seeds}")
-    found = []
-    for seed in plan.seeds[:seeds]:
-        for name, label, varied in variants(plan, chosen):
-            layers = [*map(os.fspath, config_files), *plan.methods[name]]
-            words = [*overrides, "--method", quoted(label), "--seed", str(seed), *varied]
-            experiment, scored = job_experiments(layers, words)
-            log = _root(experiment) / "logs" / f"{label}-s{seed}.log"
-            found.append(Job(label, seed, ["--config", *layers, *words], log, experiment, scored))
-    return found
+
+    def __init__(self, config_files: Sequence[str], overrides: Sequence[str], common: Experiment) -> None:
+        if common.run.backend == "openood":
+            raise common.error("backend", "the benchmark runs standalone, got 'openood'; run its methods one by one")
+        self.files, self.overrides = [*map(os.fspath, config_files)], list(overrides)
+        self.common, self.settings = common, common.benchmark
+
+    def chosen(self, methods: Sequence[str] | None, seeds: int | None) -> list[Job]:
+        """The jobs of some methods and seeds.
+
+        Args:
+            methods: some of the labels; None: all.
+            seeds: how many seeds, from the first; None: all.
+
+        Raises:
+            InputError: something of their configs is wrong, or there is no such label or number of seeds.
+        """
+        plan = self.settings
+        chosen = list(plan.methods) if methods is None else methods
+        if not chosen:
+            raise InputError(f"--methods: expected some of {', '.join(plan.methods)}, got none")
+        for name in chosen:
+            check_name("--methods", name, plan.methods, "command line")
+        if seeds is not None and not 1 <= seeds <= len(plan.seeds):
+            raise InputError(f"--seeds: expected 1 to {len(plan.seeds)} (benchmark.seeds), got {seeds}")
+        found = [(label, seed) for seed in plan.seeds[:seeds] for _, label, _ in variants(plan, chosen)]
+        return self.jobs(found)
+
+    def jobs(self, runs: Sequence[tuple[str, int]]) -> list[Job]:
+        """The jobs of some runs, each named by label and seed; a run that is not planned has none."""
+        planned = {
+            label: (name, varied) for name, label, varied in variants(self.settings, list(self.settings.methods))
+        }
+        return [
+            self._job(label, seed, *planned[label])
+            for label, seed in runs
+            if label in planned and seed in self.settings.seeds
+        ]
+
+    def _job(self, label: str, seed: int, name: str, varied: Sequence[str]) -> Job:
+        layers = [*self.files, *self.settings.methods[name]]
+        words = [*self.overrides, "--method", quoted(label), "--seed", str(seed), *varied]
+        experiment, scored = job_experiments(layers, words)
+        log = _root(experiment) / "logs" / f"{label}-s{seed}.log"
+        return Job(label, seed, ["--config", *layers, *words], log, experiment, scored)
 
 
 def variants(plan: BenchmarkSettings, methods: Sequence[str]) -> list[tuple[str, str, list[str]]]:

@@ -196,14 +196,15 @@ def other_run(folder: Path, experiment: Experiment, key: str, there: Any, here: 
     if key.endswith(".images"):
         key, what = key.removesuffix(".images"), "of other images"
     else:
-        what = f"with {_word(there)}, not {_word(here)}"
+        what = f"with {value_word(there)}, not {value_word(here)}"
     return InputError(
         f"{experiment.where(key)}: {folder} holds a run {what}; choose another --output_dir, --root or --exp_name, or "
         "delete that folder"
     )
 
 
-def _word(value: Any) -> str:
+def value_word(value: Any) -> str:
+    """A value of `first_difference` as messages show it."""
     return "nothing" if value is MISSING else show(value)
 
 

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from openood_dream.device import pick_device
+from openood_dream.ending import BAD_INPUT, FAILURE
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.pipelines.test import check_scoring, score_run
@@ -113,7 +114,7 @@ def in_turn(jobs: Sequence[Job]) -> None:
             lines = [str(error)] if isinstance(error, (InputError, OSError)) else traceback.format_exception(error)
             with artifacts.writing_in(one.log.parent):
                 files.write_text(one.log, "".join(lines))
-                _ended(one.log, 1)
+                _ended(one.log, BAD_INPUT if isinstance(error, InputError) else FAILURE)
 
 
 def at_once(jobs: Sequence[Job], count: int) -> None:
@@ -216,10 +217,20 @@ def _ended(log: Path, code: int) -> None:
         mark.unlink(missing_ok=True)
 
 
+def raise_refusal(failed: Sequence[Job]) -> None:
+    """Raises the InputError of the first of some jobs that failed, where all of them failed because of their input."""
+    if all(one.mark.read_text(encoding="utf-8").strip() == str(BAD_INPUT) for one in failed):
+        raise InputError(_end_of_log(failed[0]))
+
+
+def _end_of_log(job: Job, lines: int = 1) -> str:
+    text = job.log.read_text(encoding="utf-8", errors="replace")
+    last = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
+    return " / ".join(last).removeprefix("openood-dream: error: ")
+
+
 def failures(job: Job) -> list[dict[str, Any]]:
     """What the leaderboard says of a job that failed, for each detector: the end of its log, and where that is."""
-    text = job.log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     code = job.mark.read_text(encoding="utf-8").strip()
     about = {
         "method": job.method,
@@ -227,6 +238,6 @@ def failures(job: Job) -> list[dict[str, Any]]:
         "network": job.experiment.network.name,
         "dataset": job.experiment.dataset.name,
         "outlier_data": outlier_label(job.experiment),
-        "text": f"{' / '.join(lines[-3:]) or f'exit code {code}'} ({job.log})",
+        "text": f"{_end_of_log(job, 3) or f'exit code {code}'} ({job.log})",
     }
     return [about | {"postprocessor": one.postprocessor.name} for one in job.scored]

@@ -16,7 +16,8 @@ from openood_dream.errors import InputError, show
 from openood_dream.evaluators.evaluate import evaluate
 from openood_dream.evaluators.passes import Passes, passes_dir
 from openood_dream.experiment import Experiment
-from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import check_network, get_network
 from openood_dream.pipelines.identity import TRAINED, first_difference
 from openood_dream.postprocessors.base import find_postprocessor
 from openood_dream.store import artifacts, files
@@ -44,6 +45,8 @@ def test(experiment: Experiment) -> Path:
     inputs = {"checkpoint": passes.checkpoint, **_scoring_inputs(experiment)}
     if _scored(out, inputs, experiment):
         return out
+    if (out / "ood.csv").exists() and not (out / SCORED).exists() and not _interrupted(out, experiment):
+        raise InputError(f"{out}: has scores without a record of what was scored; choose another --output_dir or --mark")
     _evaluate(passes, experiment, out)
     trained = checkpoint.with_name(TRAINED)
     about = {"trained": files.read_record(trained)} if trained.is_file() else {}
@@ -53,9 +56,11 @@ def test(experiment: Experiment) -> Path:
 
 def check_scoring(experiment: Experiment) -> None:
     """Raises InputError where a setting that scoring needs is missing or impossible."""
+    dataset = experiment.dataset
     find_postprocessor(experiment.postprocessor, experiment.network.name)
-    experiment.dataset.split("test")
+    dataset.split("test")
     _ = experiment.ood_dataset  # InputError if missing
+    check_network(experiment.network, image_size=dataset.image_size, num_classes=dataset.num_classes)
 
 
 def score_run(folder: Path, experiments: list[Experiment], data: Data) -> None:
@@ -93,6 +98,19 @@ def check_scores(folder: Path, experiments: list[Experiment]) -> None:
     """
     if (folder / TRAINED).exists():
         _unscored(folder, experiments)
+
+
+def is_scored(folder: Path, experiments: list[Experiment]) -> bool:
+    """Whether a finished run has the scores of all of some detectors.
+
+    Args:
+        folder: the run's.
+        experiments: the run's config with each of the detectors.
+
+    Raises:
+        InputError: a detector's folder holds other scores.
+    """
+    return not _unscored(folder, experiments)
 
 
 def images_identity(experiment: Experiment) -> dict[str, Any]:
@@ -142,10 +160,6 @@ def _scored(out: Path, inputs: dict[str, Any], experiment: Experiment) -> bool:
     """Whether a folder has the scores that `inputs` determine; InputError where it has others."""
     record = out / SCORED
     if not record.exists():
-        if (out / "ood.csv").exists() and not _interrupted(out, experiment):
-            raise InputError(
-                f"{out}: has scores without a record of what was scored; choose another --output_dir or --mark"
-            )
         return False
     there = files.read_record(record)
     found = first_difference({key: there["inputs"].get(key) for key in inputs}, inputs)

@@ -23,14 +23,15 @@ from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers import get_sampler
 from openood_dream.errors import warn
 from openood_dream.experiment import Experiment
-from openood_dream.networks.factory import check_network, get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import check_network, get_network
 from openood_dream.networks.features import accuracy
 from openood_dream.networks.generative.network import Generative, pixel_probability
 from openood_dream.parallel.processes import Processes, is_main_process, joined, main_process_only
 from openood_dream.pipelines.identity import STARTED, TRAINED, check_folder, check_record, run_record
 from openood_dream.store import artifacts, files
 from openood_dream.trainers import TRAINERS
-from openood_dream.trainers.base import BaseTrainer, check_auxiliary, get_trainer
+from openood_dream.trainers.base import BaseTrainer, Plan, check_auxiliary, get_trainer
 from openood_dream.trainers.loop import TRAINING, fit
 from openood_dream.trainers.settings import OAL
 
@@ -125,8 +126,27 @@ def check_training(experiment: Experiment) -> type[BaseTrainer]:
         outliers = experiment.dream.outliers
         check_auxiliary(cls, IMAGINED, get_sampler(outliers).keeps_class, partial(outliers.error, "method"))
     _ = experiment.optimizer, experiment.run.folder, cls.needs_teacher and experiment.dream  # InputError if missing
-    check_network(experiment.network)
+    cls.check_plan(settings, training_plan(experiment))
+    check_network(experiment.network, image_size=dataset.image_size, num_classes=dataset.num_classes)
     return cls
+
+
+def training_plan(experiment: Experiment, labels: torch.Tensor | None = None) -> Plan:
+    """What the training of an experiment is going to be.
+
+    Args:
+        experiment: says which.
+        labels: the classes of the training images, where they are known.
+    """
+    dataset = experiment.dataset
+    return Plan(
+        experiment.network,
+        dataset.image_size,
+        dataset.num_classes,
+        dataset.split("train").needs_batch_size(),
+        experiment.optimizer.num_epochs,
+        None if labels is None else int(torch.bincount(labels, minlength=dataset.num_classes).min()),
+    )
 
 
 def new_network(experiment: Experiment) -> nn.Module:
@@ -190,7 +210,7 @@ def teacher_data(experiment: Experiment) -> OutlierData:
     else:
         checkpoint = Path(teacher.checkpoint)
     net = get_network(own.network, image_size=own.dataset.image_size, num_classes=own.dataset.num_classes)
-    load_weights(net, checkpoint)
+    load_weights(net, checkpoint, "trainer.teacher.checkpoint")
     inputs = {"teacher": net, "embeddings": load_outliers(outliers)[1].all(), "latents": load_latents(latents)[1].all()}
     identity = [outliers.hash, latents.hash, files.sha256(checkpoint)]
     return OutlierData(outlier_label(experiment), None, identity, [*outliers.warnings, *latents.warnings], inputs)
@@ -219,6 +239,7 @@ def _prepare(experiment: Experiment, cls: type[BaseTrainer]) -> None:
     """Makes what training reads and what is not there yet: the built-in benchmark, the imagined images."""
     experiment.data.ensure()
     check_folder(experiment)
+    cls.check_plan(experiment.trainer, training_plan(experiment, experiment.data.images("dataset", "train").labels))
     if cls.auxiliary and experiment.dataset.split("oe").imglist_pth == IMAGINED:
         experiment.imagination.training_images()
 

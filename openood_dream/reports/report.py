@@ -18,7 +18,8 @@ from openood_dream.datasets.images import read_image
 from openood_dream.device import pick_device, pick_dtype
 from openood_dream.dream.images import load_plain
 from openood_dream.experiment import Experiment
-from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import get_network
 from openood_dream.networks.features import classify
 from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.settings import GenerativeNetwork
@@ -72,6 +73,7 @@ def write(
     seconds: float,
     commands: Sequence[str],
     failures: Sequence[Mapping[str, Any]],
+    remarks: Sequence[str] = (),
 ) -> Path:
     """Writes leaderboard.{md,csv,json} and report.html of a benchmark.
 
@@ -82,6 +84,7 @@ def write(
         seconds: how long the benchmark took this time.
         commands: how to run it again.
         failures: jobs that failed, as table.table takes them.
+        remarks: lines about what is not in the report.
 
     Returns:
         The path of report.html.
@@ -94,7 +97,7 @@ def write(
     for fmt in ("md", "csv", "json"):
         write_text(out / f"leaderboard.{fmt}", render(rows, fmt))
     failed = {(one["method"], one["seed"]): one for one in failures}  # each stands there once for every postprocessor
-    notes = [f"Failed: {method}, seed {seed}: {one['text']}" for (method, seed), one in failed.items()]
+    notes = [*remarks] + [f"Failed: {method}, seed {seed}: {one['text']}" for (method, seed), one in failed.items()]
     first = first_runs(finished)
     figures, stages, judged = {"comparison": comparison(frame, first)}, training_stages(finished), {}
     if dreams := imagined(finished):

@@ -10,12 +10,10 @@ import yaml
 from helpers import equal, stamps, weights
 
 from openood_dream.dream.imaginer import Imaginer
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, InputWarning
 from openood_dream.evaluators import passes
-from openood_dream.pipelines import benchmark as benchmarking
 from openood_dream.pipelines import jobs
-from openood_dream.pipelines.benchmark import benchmark
-from openood_dream.reports.runs import collect
+from openood_dream.pipelines.benchmark import Plan, benchmark
 from openood_dream.trainers import BaseTrainer
 
 
@@ -68,21 +66,84 @@ def test_only_what_is_missing(benchmarked, tiny, tmp_path):
     assert again == (benchmarked.root / "runs" / "oe" / "s1" / "ebo" / "ood.csv").read_text()
 
 
-def test_table_has_no_scores_of_an_earlier_run(benchmarked, tiny, tmp_path):
+@pytest.fixture
+def copied(benchmarked, tiny, tmp_path):
+    """A copy of the benchmark's root, and the words that name it."""
     shutil.copytree(benchmarked.root, tmp_path / "out")
-    asked = ["--benchmark.postprocessors", "[ebo]", "--optimizer.lr", "0.05", "--merge_option", "merge"]
-    where = ["--root", str(tmp_path / "out"), "--dream.cache_dir", str(tiny.root / "dream")]
-    benchmark([tiny.file], [*where, *asked], ["base"], 1)
-    rows = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
-    assert [(row["method"], row["postprocessor"]) for row in rows] == [("base", "ebo")]
-    with pytest.raises(InputError, match=r"s0/(knn|msp): scores of a network that was trained again since"):
-        collect([tmp_path / "out" / "runs" / "base"])
+    return tmp_path / "out", ["--root", str(tmp_path / "out"), "--dream.cache_dir", str(tiny.root / "dream")]
+
+
+@pytest.mark.parametrize(
+    "words, key",
+    [(["--dream.outliers.sigma", "0.3"], r"dream\.outliers\.sigma"), (["--optimizer.lr", "0.05"], r"optimizer\.lr")],
+)
+def test_root_of_another_benchmark_stays_as_it_is(tiny, copied, words, key):
+    root, where = copied
+    before = stamps(root)
+    with pytest.raises(
+        InputError, match=rf"command line: {key}: {root} holds a benchmark with .*; choose another --root"
+    ):
+        benchmark([tiny.file], [*where, *words, "--merge_option", "merge"], ["base", "dream_ood"], 1)
+    assert stamps(root) == before
+
+
+def test_run_of_another_configuration_in_an_unclaimed_root(tiny, copied):
+    root, where = copied
+    (root / "benchmark.json").unlink()
+    before = stamps(root)
+    with pytest.raises(
+        InputError, match=rf"command line: optimizer\.lr: {root}/runs/base/s0 holds a run with 0\.1, not 0\.05"
+    ):
+        benchmark([tiny.file], [*where, "--optimizer.lr", "0.05"], ["base"], 1)
+    assert stamps(root) == before
+
+
+def test_fewer_methods_lose_no_row(tiny, copied):
+    root, where = copied
+    before = (root / "leaderboard.csv").read_text()
+    benchmark([tiny.file], where, ["base"], 1)
+    assert (root / "leaderboard.csv").read_text() == before
+
+
+def test_other_runs_below_the_root_are_named(tiny, copied):
+    root, where = copied
+    shutil.copytree(root / "runs" / "base", root / "runs" / "mine")
+    with pytest.warns(InputWarning, match="runs/mine/s0: a run that is not part of this benchmark"):
+        page = benchmark([tiny.file], where, ["base"], 1)
+    assert "runs/mine/s0" in page.read_text()
+    assert "mine" not in (root / "leaderboard.csv").read_text()
+
+
+def test_two_benchmarks_of_different_configs_in_one_root(tiny, tmp_path, monkeypatch):
+    """The second one comes while the first one trains."""
+    where, refused = ["--root", str(tmp_path), "--benchmark.postprocessors", "[msp]"], []
+    train = jobs.train
+
+    def meanwhile(experiment):
+        with pytest.raises(InputError, match=r"optimizer\.lr: .* holds a benchmark with 0\.1, not 0\.001") as error:
+            benchmark([tiny.file], [*where, "--optimizer.lr", "0.001"], ["base"], 1)
+        refused.append(error)
+        return train(experiment)
+
+    monkeypatch.setattr(jobs, "train", meanwhile)
+    benchmark([tiny.file], where, ["base"], 1)
+    assert len(refused) == 1
+
+
+def test_a_job_that_is_refused_gives_its_reason(tiny, tmp_path, monkeypatch):
+    def refuse(experiment):
+        raise InputError("tiny.yml: dream.filter: drops everything")
+
+    monkeypatch.setattr(jobs, "train", refuse)
+    with pytest.raises(InputError, match="^tiny.yml: dream.filter: drops everything$"):
+        benchmark([tiny.file], ["--root", str(tmp_path)], ["base"], 1)
 
 
 @pytest.mark.parametrize("label", ["0.07", "on", "a #b", "wide: x2"])
 def test_labels_with_signs_of_yaml(tiny, label):
     methods = json.dumps({label: ["benchmarks/methods/base.yml"]})
-    (job, *_) = benchmarking.benchmark_jobs([tiny.file], ["--benchmark.methods", methods], [label], 1)
+    words = ["--benchmark.methods", methods]
+    (job, *_) = Plan([tiny.file], words, tiny.config(*words)).chosen([label], 1)
     assert job.experiment.method == label and job.experiment.run.folder.parts[-2:] == (label, "s0")
 
 

@@ -16,7 +16,8 @@ from openood_dream.datasets import images
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment
-from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import get_network
 from openood_dream.networks.features import accuracy
 from openood_dream.pipelines import train as training
 from openood_dream.store import files

@@ -19,7 +19,7 @@ root: {root}
 data_root: {data}
 output_dir: '@{{root}}'
 exp_name: "runs/'@{{method}}'/s'@{{seed}}'"
-method: base
+method: '@{{trainer.name}}'
 num_workers: 0
 num_gpus: 0
 backend: standalone
