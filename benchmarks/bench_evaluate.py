@@ -25,7 +25,8 @@ from openood_dream.evaluators.evaluate import evaluate
 from openood_dream.evaluators.metrics import compute_metrics
 from openood_dream.evaluators.passes import Passes, forward_pass
 from openood_dream.experiment import Experiment, load_config
-from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import get_network
 from openood_dream.openood import cache, compat, host
 from openood_dream.pipelines.test import score_run
 from openood_dream.pipelines.test import test as score

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from openood_dream.errors import InputError, InputWarning
+from openood_dream.errors import InputError, InputWarning, reason
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 
@@ -78,7 +78,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
         fail(str(error))
         return BAD_INPUT
     except (FloatingPointError, OSError) as error:  # an OSError is about the machine, so one line says it all
-        fail(str(error))
+        fail(reason(error, 2000))
         return FAILURE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -51,6 +52,11 @@ def check_name(key: str, name: Any, names: Iterable[str], where: str = "") -> No
 def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The one of `names` that looks most like `word`; None where none does (difflib's ratio is below `cutoff`)."""
     return next(iter(difflib.get_close_matches(word, list(names), 1, cutoff)), None)
+
+
+def reason(error: BaseException, width: int = 200) -> str:
+    """What an exception says, in one line of at most `width` characters; its class where it says nothing."""
+    return textwrap.shorten(str(error), width, placeholder=" ...") or type(error).__name__
 
 
 def show(value: Any) -> str:

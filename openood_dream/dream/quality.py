@@ -27,7 +27,8 @@ from openood_dream.dream.image_set import read_images
 from openood_dream.dream.outliers import quantiles
 from openood_dream.dream.settings import FilterSettings, QualitySettings, SpaceSettings
 from openood_dream.dream.space import BATCH, cosine_logits, load_encoder
-from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import get_network
 from openood_dream.networks.features import embed
 from openood_dream.networks.settings import AnyNetwork
 from openood_dream.sampling.knn import knn_distance
@@ -111,7 +112,7 @@ def network_judge(settings: QualitySettings, network: AnyNetwork, image_size: in
 
     def load() -> nn.Module:
         net = get_network(network, image_size=image_size, num_classes=num_classes)
-        load_weights(net, checkpoint)
+        load_weights(net, checkpoint, settings.key("checkpoint"))
         return _ByNetwork(net)
 
     # what the checkpoint must fit, and not where it may be loaded from

@@ -23,6 +23,7 @@ from openood_dream.dream.settings import SpaceSettings
 from openood_dream.errors import InputError
 from openood_dream.networks.features import embed
 from openood_dream.networks.timm_network import SMALL_IMAGE, TimmNetwork, backbone_name
+from openood_dream.networks.trial import check_backbone
 from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.files import read_tensors, write_tensors
 
@@ -179,9 +180,10 @@ def check_space(
         error: makes the error that says a text about the class names.
 
     Raises:
-        InputError: there is no such backbone, or a class has no training image.
+        InputError: there is no such backbone, it does not fit the images, or a class has no training image.
     """
-    backbone_name(settings.network, settings.where("network"))
+    size = train.transform.image_size
+    check_backbone(settings, "network", "network_args", image_size=size, num_classes=len(names))
     counts = torch.bincount(train.labels, minlength=len(names))
     if not counts.all():
         empty = int((counts == 0).nonzero()[0])

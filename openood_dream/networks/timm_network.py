@@ -10,36 +10,56 @@ import timm
 import torch
 from torch import nn
 
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, reason, show
 
 SMALL_IMAGE = 64  # up to this size a 7x7 stride-2 stem with pooling would leave too few pixels
+NO_ARGUMENTS = {
+    "num_classes": "the data set says it",
+    "in_chans": "dataset.channels says it",
+    "features_only": "a classifier needs pooled features",
+    "checkpoint_path": "network.checkpoint, with network.pretrained: true, is a file of weights",
+}
+
+
+class RefusedError(ValueError):
+    """A model that cannot be: why, and the argument that is to blame, "" where that is not known."""
+
+    def __init__(self, text: str, argument: str = "") -> None:
+        super().__init__(text)
+        self.argument = argument
 
 
 class TimmNetwork(nn.Module):
     """A timm backbone with a linear classifier, in OpenOOD's network protocol."""
 
-    def __init__(self, name: str, num_classes: int, *, small: bool = False, args: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        *,
+        small: bool = False,
+        channels: int = 3,
+        args: dict[str, Any] | None = None,
+    ) -> None:
         """Builds the network with new weights.
 
         Args:
             name: timm's name of the model, such as "resnet18".
             num_classes: outputs of the classifier.
             small: whether the stem of a ResNet-like model gets a 3x3 kernel, stride 1 and no pooling.
+            channels: of an image.
             args: further arguments of `timm.create_model`.
 
         Raises:
-            ValueError: timm refuses the arguments.
+            RefusedError: timm refuses the arguments, or its weights are not here.
         """
         super().__init__()
-        try:
-            backbone: Any = timm.create_model(name, num_classes=0, **(args or {}))
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            raise ValueError(f"timm refuses {args!r} for {name} ({error}); expected arguments of it") from None
+        backbone = _backbone(name, channels, args or {})
         if small:
             shrink_stem(backbone)
         self.backbone = backbone
         # some families widen the pooled features once more before the classifier
-        self.feature_size: int = getattr(backbone, "head_hidden_size", backbone.num_features)
+        self.feature_size: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         self.fc = nn.Linear(self.feature_size, num_classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -85,6 +105,59 @@ class TimmNetwork(nn.Module):
     def get_fc_layer(self) -> nn.Linear:
         """The classifier."""
         return self.fc
+
+
+    def own_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state dict with this network's names in place of those of timm, torchvision or OpenOOD's ResNets.
+
+        Args:
+            state: tensors by name.
+        """
+        classifier, own = self.backbone.pretrained_cfg.get("classifier"), self.backbone.state_dict()
+
+        def renamed(name: str) -> str:
+            if isinstance(classifier, str) and name.startswith(f"{classifier}."):
+                return f"fc{name[len(classifier) :]}"
+            # the same two layers, which OpenOOD calls a shortcut
+            return f"backbone.{name if name in own else name.replace('.shortcut.', '.downsample.')}"
+
+        return {renamed(name): tensor for name, tensor in state.items()}
+
+
+def _backbone(name: str, channels: int, args: dict[str, Any]) -> Any:
+    """timm's model without its classifier; RefusedError where timm refuses it."""
+    for key, why in NO_ARGUMENTS.items():
+        if key in args:
+            raise RefusedError(f"expected no {key} ({why}), got {show(args[key])}; leave it out", key)
+    given = args if channels == 3 else {**args, "in_chans": channels}
+    try:
+        return timm.create_model(name, num_classes=0, **given)
+    except Exception as error:  # those of timm, torch and the hub have no common type
+        text = f"timm refuses {args!r} for {name} ({reason(error)}); expected arguments of it"
+        if args.get("pretrained") and _builds(name, {**given, "pretrained": False}):
+            why = reason(error, 100)
+            text = f"cannot get the weights of {name} ({why}); {_where_weights_are(name)}"
+            raise RefusedError(text, "pretrained") from None
+        raise RefusedError(text) from None
+
+
+def _builds(name: str, args: dict[str, Any]) -> bool:
+    try:
+        timm.create_model(name, num_classes=0, **args)
+    except Exception:  # as above
+        return False
+    return True
+
+
+def _where_weights_are(name: str) -> str:
+    """What to do where timm's weights of a model are not here."""
+    about = timm.get_pretrained_cfg(name)
+    if about is None or not about.hf_hub_id:
+        return "timm has none to download; leave pretrained out"
+    return (
+        f"where there is a network run `hf download {about.hf_hub_id}` without HF_HUB_OFFLINE, which keeps them in "
+        "HF_HOME for later, or leave pretrained out"
+    )
 
 
 def shrink_stem(backbone: Any) -> None:

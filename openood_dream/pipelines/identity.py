@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from openood_dream._version import __version__
-from openood_dream.config.tree import MISSING
+from openood_dream.config.tree import MISSING, flat
 from openood_dream.datasets.settings import IMAGINED
 from openood_dream.errors import InputError, show
 from openood_dream.experiment import Experiment
@@ -167,20 +167,6 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple
         if old.get(key, MISSING) != new.get(key, MISSING):
             return key, old.get(key, MISSING), new.get(key, MISSING)
     return None
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys of nested mappings with their values; lists, and mappings without keys, are values.
-
-    Args:
-        values: the mappings.
-        prefix: what each key begins with.
-    """
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def other_run(folder: Path, experiment: Experiment, key: str, there: Any, here: Any) -> InputError:

@@ -46,7 +46,9 @@ def test(experiment: Experiment) -> Path:
     if _scored(out, inputs, experiment):
         return out
     if (out / "ood.csv").exists() and not (out / SCORED).exists() and not _interrupted(out, experiment):
-        raise InputError(f"{out}: has scores without a record of what was scored; choose another --output_dir or --mark")
+        raise InputError(
+            f"{out}: has scores without a record of what was scored; choose another --output_dir or --mark"
+        )
     _evaluate(passes, experiment, out)
     trained = checkpoint.with_name(TRAINED)
     about = {"trained": files.read_record(trained)} if trained.is_file() else {}

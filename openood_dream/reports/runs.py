@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from openood_dream.config.tree import lookup
-from openood_dream.errors import InputError
-from openood_dream.store.files import read_record, sha256
+from openood_dream.config.tree import flat, lookup
+from openood_dream.errors import InputError, warn
+from openood_dream.store.files import fingerprint, read_record, sha256
 
 # Our name of a metric: the file, row and column where a run has it. ACC is the ID accuracy, the same in every row.
 METRICS = {
@@ -46,6 +46,8 @@ HEADERS = {
     "notes": "Additional Description",
 }
 OOD_ROWS = ("nearood", "farood")
+# Keys of a training's config that have no say in its numbers: where things lie, and how they are computed.
+NEUTRAL = {"imglist_pth", "data_dir", "num_workers", "num_gpus", "cache_dir", "checkpoint", "val", "test"}
 # The keys of a run's config that tell it from others; the column is the key's first word.
 RUN_KEYS = ("method", "seed", "postprocessor.name", "network.name", "dataset.name")
 
@@ -81,6 +83,7 @@ def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
         found = sorted(folder.rglob("ood.csv"))
         if not found:
             raise InputError(f"{folder}: no ood.csv beneath it; expected a folder with evaluated runs")
+        _warn_of_unscored(folder)
         files |= dict.fromkeys(path.resolve() for path in found)
     plain: list[dict[str, Any]] = []
     spectrum: list[dict[str, Any]] = []
@@ -115,15 +118,24 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise InputError(f"{path}: expected scores with pred, conf and label ({error}); score the run again") from None
 
 
+def _warn_of_unscored(folder: Path) -> None:
+    """Warns of the trained runs below a folder that nobody has scored; the networks that imagination needs are no runs."""
+    for record in sorted(folder.rglob("train.json")):
+        if record.parent.name.startswith("teacher-"):
+            continue
+        if next(record.parent.rglob("ood.csv"), None) is None:
+            warn(f"{record.parent}: trained and not scored, so it is not in the table; evaluate it, or leave it out")
+
+
 def _identity(run: Mapping[str, Any]) -> tuple:
     return tuple(run[key.partition(".")[0]] for key in RUN_KEYS)
 
 
 def _refuse_twins(runs: list[dict[str, Any]]) -> None:
-    """InputError where two runs agree in all RUN_KEYS."""
+    """InputError where two runs agree in all RUN_KEYS, and in all else that determines them."""
     seen: dict[tuple, dict[str, Any]] = {}
     for run in runs:
-        other = seen.setdefault(_identity(run), run)
+        other = seen.setdefault((*_identity(run), fingerprint(run["settings"])), run)
         if other is not run:
             what = ", ".join(f"{key.partition('.')[0]} {value}" for key, value in zip(RUN_KEYS, _identity(run)))
             raise InputError(f"{other['path']} and {run['path']} are all {what}; give only one of them")
@@ -160,8 +172,34 @@ def _read_run(path: Path) -> dict[str, Any]:
     if checkpoint.is_file():
         run["checkpoint"] = sha256(checkpoint)[:16]
     # OpenOOD writes no record; the configs of its runs say it where they learned from more than ID images
-    known = records.get("run") or _training_record(config) or (config if config.get("outlier_data") else trained)
-    return run | {"outlier_data": str(known.get("outlier_data") or "none"), "path": str(path.parent)}
+    about = records.get("run") or records.get("evaluation", {}).get("trained") or _training_record(config)
+    known = about or (config if config.get("outlier_data") else trained)
+    run |= {"outlier_data": str(known.get("outlier_data") or "none"), "path": str(path.parent)}
+    run["warnings"] = (about or {}).get("warnings", [])
+    return run | {"settings": _settings(about, records.get("evaluation"), trained)}
+
+
+def _settings(
+    about: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None, trained: Mapping[str, Any]
+) -> dict:
+    """All that determines the numbers of a run but its seed, by dotted key.
+
+    Args:
+        about: the record of its training, if that was ours.
+        evaluation: the record of its evaluation, if that was ours.
+        trained: the config of its training.
+    """
+    if about is None or "inputs" not in about:
+        sections = ("dataset", "network", "preprocessor", "trainer", "optimizer", "dream")
+        found = dict(flat({name: trained.get(name) for name in sections if isinstance(trained.get(name), dict)}))
+        found = {key: value for key, value in found.items() if not NEUTRAL & set(key.split("."))}
+    else:
+        inputs = {key: value for key, value in about.get("inputs", {}).items() if key != "seed"}
+        found = dict(flat({**inputs, "dream": about.get("dream", {}), "code": about.get("code")}))
+    scored = {
+        key: value for key, value in (evaluation or {}).get("inputs", {}).items() if key not in ("run", "checkpoint")
+    }
+    return found | dict(flat(scored))
 
 
 def _training_record(config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from openood_dream.config.files import shipped_configs
 from openood_dream.errors import InputError
 from openood_dream.evaluators import significance
 from openood_dream.reports.runs import HEADERS, METRICS, SPECTRUM, metrics_of, read_scores
+from openood_dream.reports.variants import VARIANT, split
 
 COLUMNS = [
     *(key for key in HEADERS if key not in SPECTRUM),
@@ -34,7 +35,7 @@ def table(
     failures: Sequence[Mapping[str, Any]] = (),
     published: bool = False,
 ) -> pd.DataFrame:
-    """Puts runs into a table, one row for each method and postprocessor.
+    """Puts runs into a table, one row for each method and postprocessor, and for runs that differ in more than their seed.
 
     Args:
         runs: runs.collect's rows.
@@ -60,11 +61,14 @@ def table(
     metrics = metrics_of(runs)
     runs, noted = _told_apart(runs, allow_mixed)
     by = list(dict.fromkeys(["method", "postprocessor", "outlier_data", "network", "dataset", *noted]))
+    runs = split(runs, by)
+    by.append(VARIANT)
     all_seeds = runs.groupby("dataset")["seed"].nunique()
     resampled = _resampled(runs)
     rows, draws = [], []
     for values, group in runs.groupby(by):
         row: dict[str, Any] = dict(zip(by, values)) | {"seeds": group["seed"].nunique(), "published": False}
+        row["warnings"] = [f"seed {run.seed}: {text}" for run in group.itertuples() for text in run.warnings]
         row |= group[metrics].mean().to_dict() | group[metrics].std().add_suffix("_std").to_dict()
         rows.append(row | {"notes": "; ".join(_notes(row, noted, all_seeds[row["dataset"]], failures))})
         draws.append(_mean_draws([resampled[path] for path in group["path"]]))
@@ -101,11 +105,11 @@ def _notes(
     row: Mapping[str, Any], noted: Sequence[str], seeds: int, failures: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """What a row's description says: values that differ among rows, fewer than all `seeds`, and failures."""
-    notes = [f"{key} {row[key]}" for key in noted]
+    notes = [f"{key} {row[key]}" for key in noted] + ([row[VARIANT]] if row[VARIANT] else [])
     notes += [f"fewer seeds ({row['seeds']} of {seeds})"] if row["seeds"] < seeds else []
     own = row["method"], row["postprocessor"]
     failed = [one for one in failures if (one["method"], one["postprocessor"]) == own]
-    return [*notes, *(f"seed {one['seed']} failed: {one['text']}" for one in failed)]
+    return [*notes, *row["warnings"], *(f"seed {one['seed']} failed: {one['text']}" for one in failed)]
 
 
 def _sorted(frame: pd.DataFrame, sort: str) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
 from openood_dream.device import autocast, pick_dtype
 from openood_dream.errors import InputError, check_name
+from openood_dream.networks.settings import AnyNetwork, GenerativeNetwork
 from openood_dream.parallel import processes as parallel
 from openood_dream.parallel.processes import Processes, unwrap_model
 from openood_dream.trainers.settings import Base, TrainerSettings
@@ -72,6 +73,17 @@ def check_auxiliary(
     if keeps_class != cls.inliers:
         kinds = {True: "inliers", False: "outliers"}
         raise error(f"the trainer {cls.name} learns from {kinds[cls.inliers]}, the sampler finds {kinds[keeps_class]}")
+
+
+class Plan(NamedTuple):
+    """What a training is going to be, as far as it is known before it."""
+
+    network: AnyNetwork
+    image_size: int  # pixels a side
+    num_classes: int
+    batch_size: int  # ID images in a step
+    epochs: int
+    smallest: int | None = None  # images of the smallest class; None where the list is not there yet
 
 
 def fc_layer(net: nn.Module) -> nn.Linear:
@@ -137,6 +149,7 @@ class BaseTrainer:
     auxiliary = False  # whether a loader of outliers comes after the training loader
     inliers = False  # whether that loader's images are inliers, labelled with their class
     needs_teacher = False  # whether it takes `teacher`, `embeddings` and `latents` besides
+    generative = False  # whether its networks are generative models
 
     settings: TrainerSettings
 
@@ -151,6 +164,9 @@ class BaseTrainer:
         processes: Processes | None = None,
     ) -> None:
         self.given, self.net, self.train_loader = net, unwrap_model(net), train_loader
+        for part, loader in zip(("train", "oe"), self.loaders()):
+            if not len(loader):
+                raise InputError(f"dataset.{part}.batch_size: no batch is left of the images; lower it")
         self.settings, self.options = settings, optimizer
         self.device = next(net.parameters()).device
         self.dtype = pick_dtype(precision, self.device)
@@ -161,6 +177,21 @@ class BaseTrainer:
         self.memory = nn.ModuleDict(self.memories()).to(self.device)
         self.model = self.processes.prepare(LossTerms(self.net, self.extra, self.terms))
         self.optimizer, self.scheduler = self.schedule()
+
+    @classmethod
+    def check_plan(cls, settings: Any, plan: Plan) -> None:
+        """Checks, before anything is computed, that a training would be what its name says.
+
+        Args:
+            settings: the trainer's own settings, of its class `Settings`.
+            plan: what else the training is going to be.
+
+        Raises:
+            InputError: names the key that it cannot be with.
+        """
+        if isinstance(plan.network, GenerativeNetwork) != cls.generative:
+            kind = "a generative network: vae, glow or pixelcnnpp" if cls.generative else "a classifier: timm:<model>"
+            raise plan.network.error("name", f"the trainer {cls.name} needs {kind}, got {plan.network.name!r}")
 
     def additions(self) -> dict[str, nn.Module]:
         """What the method trains besides the network."""
@@ -320,3 +351,10 @@ class OutlierTrainer(BaseTrainer):
                 yield from self.outlier_loader
 
         return zip(self.train_loader, outliers())
+
+    def remarks(self) -> list[str]:
+        images, classes = len(cast(Any, self.outlier_loader.dataset)), fc_layer(self.net).out_features
+        if images >= classes:
+            return []
+        kind = "inliers" if self.inliers else "outliers"
+        return [f"learned from {images} {kind}, fewer than the {classes} classes; draw or list more (dataset.oe)"]

@@ -12,9 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler, StepLR
 from torch.utils.data import DataLoader
 
 from openood_dream.device import autocast
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, show
+from openood_dream.networks.settings import GenerativeNetwork
 from openood_dream.parallel.processes import unwrap_model
-from openood_dream.trainers.base import BaseTrainer, Batch, Terms, trainer
+from openood_dream.trainers.base import BaseTrainer, Batch, Plan, Terms, trainer
 from openood_dream.trainers.settings import FRL
 
 HALVED_EVERY = 30  # epochs
@@ -34,17 +35,22 @@ class FRLTrainer(BaseTrainer):
         InputError: for any other network, and where `trainer.frequency` and `network.frequency` differ.
     """
 
+    generative = True
     settings: FRL
+
+    @classmethod
+    def check_plan(cls, settings: FRL, plan: Plan) -> None:
+        super().check_plan(settings, plan)
+        network = cast(GenerativeNetwork, plan.network)
+        if network.frequency != settings.frequency:
+            raise network.error("frequency", _other_frequency(settings.frequency))
 
     def __init__(self, net: nn.Module, train_loader: DataLoader, *, settings: FRL, **options: Any) -> None:
         network, frequency = cast(Any, unwrap_model(net)), settings.frequency
         if not hasattr(network, "dimensions"):
             raise InputError("network.name: the trainer frl needs a generative network: vae, glow or pixelcnnpp")
         if bool(network.frequency) != frequency:
-            raise InputError(
-                f"network.frequency: got {str(not frequency).lower()}, and trainer.frequency is "
-                f"{str(frequency).lower()}; set it to '@{{trainer.frequency}}', as pipelines/train/frl.yml does"
-            )
+            raise InputError(f"network.frequency: {_other_frequency(frequency)}")
         self.bits = math.log(2) * network.dimensions
         super().__init__(net, train_loader, settings=settings, **options)
 
@@ -59,3 +65,11 @@ class FRLTrainer(BaseTrainer):
         (batch,) = batches
         with autocast(self.device, self.dtype):
             return {"bits per dimension": -self.net(self.images(batch)).float().mean() / self.bits}
+
+
+def _other_frequency(trained: bool) -> str:
+    """What is wrong where `trainer.frequency` is `trained` and the network's is not."""
+    return (
+        f"got {show(not trained)}, and trainer.frequency is {show(trained)}; set it to '@{{trainer.frequency}}', as "
+        "pipelines/train/frl.yml does"
+    )

@@ -8,8 +8,8 @@ from torch import nn
 
 from openood_dream.losses import compactness, dispersion, moved_prototypes
 from openood_dream.sampling.knn import boundary_points, sample_round
-from openood_dream.trainers.base import BaseTrainer, Batch, Terms, fc_layer, trainer
-from openood_dream.trainers.queue import ClassQueue, remember
+from openood_dream.trainers.base import BaseTrainer, Batch, Plan, Terms, fc_layer, trainer
+from openood_dream.trainers.queue import ClassQueue, Participation, check_queue, remember
 from openood_dream.trainers.settings import NPOS
 
 PROJECTION = 128  # numbers that the head makes of a feature, and width of the outlier detector
@@ -55,6 +55,11 @@ class NPOSTrainer(BaseTrainer):
 
     settings: NPOS
 
+    @classmethod
+    def check_plan(cls, settings: NPOS, plan: Plan) -> None:
+        super().check_plan(settings, plan)
+        check_queue(settings.trainer_args, "start_epoch_KNN", plan)
+
     def additions(self) -> dict[str, nn.Module]:
         width = fc_layer(self.net).in_features
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
@@ -66,7 +71,13 @@ class NPOSTrainer(BaseTrainer):
         self.prototypes = Prototypes(fc.out_features)
         self.queue = ClassQueue(fc.out_features, a.sample_number, fc.in_features)
         self.found = Outliers(fc.out_features, a.pick_nums * a.ID_points_num, fc.in_features)
-        return {"prototypes": self.prototypes, "queue": self.queue, "outliers": self.found}
+        self.participation = Participation()
+        return {
+            "prototypes": self.prototypes,
+            "queue": self.queue,
+            "outliers": self.found,
+            "participation": self.participation,
+        }
 
     def terms(self, *batches: Batch) -> Terms:
         (batch,) = batches
@@ -82,13 +93,19 @@ class NPOSTrainer(BaseTrainer):
         }
         unit = F.normalize(features, dim=1)
         remember(self.queue, unit.detach(), y, a)
-        if self.epoch >= a.start_epoch_KNN and self.queue.full():
+        with_outliers = self.epoch >= a.start_epoch_KNN and self.queue.full()
+        self.participation.count(with_outliers)
+        if with_outliers:
             outliers = self.outliers()
             logits = self.detector(torch.cat([unit, outliers]))[:, 0]
             is_id = torch.zeros_like(logits)
             is_id[: len(unit)] = 1
             terms["outliers"] = a.loss_weight * F.binary_cross_entropy_with_logits(logits, is_id)
         return terms
+
+    def remarks(self) -> list[str]:
+        settings = self.settings.trainer_args
+        return self.participation.remarks(self.queue, settings, "start_epoch_KNN", "CIDER, without outliers")
 
     def outliers(self) -> torch.Tensor:
         """Outliers (n, D) of all classes that have some, those of the class whose turn it is found anew."""

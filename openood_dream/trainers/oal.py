@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from openood_dream.device import autocast
 from openood_dream.losses import club, distillation, gaussian_fit
+from openood_dream.networks.trial import check_backbone
 from openood_dream.parallel.processes import unwrap_model
-from openood_dream.trainers.base import BaseTrainer, Batch, Terms, fc_layer, trainer
+from openood_dream.trainers.base import BaseTrainer, Batch, Plan, Terms, fc_layer, trainer
 from openood_dream.trainers.settings import OAL
 
 HIDDEN = 256  # width of CLUB's networks
@@ -77,6 +78,12 @@ class OALTrainer(BaseTrainer):
 
     needs_teacher = True
     settings: OAL
+
+    @classmethod
+    def check_plan(cls, settings: OAL, plan: Plan) -> None:
+        super().check_plan(settings, plan)
+        size, classes = plan.image_size, plan.num_classes
+        check_backbone(settings.teacher, "network", "args", image_size=size, num_classes=classes)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The newest features of each class, in one tensor."""
+"""The newest features of each class, in one tensor, and whether what is made of them takes part in the training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from openood_dream.config.schema import Section
+from openood_dream.trainers.base import Plan
 
 
 class ClassQueue(nn.Module):
@@ -73,3 +74,64 @@ def remember(queue: ClassQueue, features: torch.Tensor, labels: torch.Tensor, se
         queue.push(features, labels)
     except ValueError as error:
         raise settings.error("sample_number", str(error)) from None
+
+
+class Participation(nn.Module):
+    """In how many steps outliers took part, as buffers, so that a checkpoint holds them."""
+
+    steps: torch.Tensor
+    with_outliers: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("with_outliers", torch.zeros((), dtype=torch.long))
+
+    def count(self, with_outliers: bool) -> None:
+        """Counts a step; a GPU is not waited for."""
+        self.steps += 1
+        self.with_outliers += with_outliers
+
+    def remarks(self, queue: ClassQueue, settings: Section, start: str, without: str) -> list[str]:
+        """A line where outliers took part in less than half of the steps.
+
+        Args:
+            queue: the features that outliers are made of.
+            settings: those with `sample_number`, the queue's size, and `start`.
+            start: the key of the first epoch with outliers.
+            without: what the training was without them.
+        """
+        used, steps, seen = int(self.with_outliers), int(self.steps), int(queue.taken.min())
+        if 2 * used >= steps:
+            return []
+        return [
+            f"outliers took part in {used} of {steps} steps{'' if used else f': trained as {without}'}; lower "
+            f"{settings.key(start)} ({getattr(settings, start)}), or {settings.key('sample_number')} "
+            f"({queue.rows.shape[1]}) where the smallest class has few images (it gave {seen} in all epochs)"
+        ]
+
+
+def check_queue(settings: Section, start: str, plan: Plan) -> None:
+    """Checks, before anything is computed, that outliers can take part in a training.
+
+    Args:
+        settings: those with `sample_number`, the queue's size, and `start`.
+        start: the key of the first epoch with outliers.
+        plan: what the training is going to be.
+
+    Raises:
+        InputError: they begin after the last epoch, or the queue can never be full.
+    """
+    size, first = getattr(settings, "sample_number"), getattr(settings, start)  # noqa: B009 (of two models)
+    if first > plan.epochs:
+        text = f"expected at most optimizer.num_epochs, {plan.epochs}, got {first}: no epoch would have outliers"
+        raise settings.error(start, text)
+    if size < plan.batch_size:
+        text = f"expected at least dataset.train.batch_size, {plan.batch_size}, got {size}"
+        raise settings.error("sample_number", text)
+    if plan.smallest is not None and size > plan.smallest * plan.epochs:
+        raise settings.error(
+            "sample_number",
+            f"expected at most {plan.smallest * plan.epochs}, which is what the smallest class of {plan.smallest} "
+            f"images gives in optimizer.num_epochs, {plan.epochs}, got {size}: no step would have outliers",
+        )

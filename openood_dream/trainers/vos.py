@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from openood_dream.losses import energy_regularisation, virtual_outliers
-from openood_dream.trainers.base import BaseTrainer, Batch, Logistic, Terms, fc_layer, trainer
-from openood_dream.trainers.queue import ClassQueue, remember
+from openood_dream.trainers.base import BaseTrainer, Batch, Logistic, Plan, Terms, fc_layer, trainer
+from openood_dream.trainers.queue import ClassQueue, Participation, check_queue, remember
 from openood_dream.trainers.settings import VOS
 
 RIDGE = 1e-4  # on the covariance's diagonal
@@ -60,6 +60,11 @@ class VOSTrainer(BaseTrainer):
 
     settings: VOS
 
+    @classmethod
+    def check_plan(cls, settings: VOS, plan: Plan) -> None:
+        super().check_plan(settings, plan)
+        check_queue(settings, "start_epoch", plan)
+
     def additions(self) -> dict[str, nn.Module]:
         self.weights = nn.Linear(fc_layer(self.net).out_features, 1, bias=False)
         nn.init.uniform_(self.weights.weight)
@@ -70,7 +75,8 @@ class VOSTrainer(BaseTrainer):
         fc = fc_layer(self.net)
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # sums that never start afresh drift
         self.queue = Gaussians(fc.out_features, self.settings.sample_number, fc.in_features, exact)
-        return {"queue": self.queue}
+        self.participation = Participation()
+        return {"queue": self.queue, "participation": self.participation}
 
     def terms(self, *batches: Batch) -> Terms:
         (batch,) = batches
@@ -78,9 +84,14 @@ class VOSTrainer(BaseTrainer):
         logits, features = self.logits_and_features(self.images(batch))
         terms = {"cross-entropy": F.cross_entropy(logits, y)}
         remember(self.queue, features.detach(), y, s)
-        if self.epoch >= s.start_epoch and self.queue.full():
+        with_outliers = self.epoch >= s.start_epoch and self.queue.full()
+        self.participation.count(with_outliers)
+        if with_outliers:
             drawn = virtual_outliers(self.queue.means(), self.queue.covariance(), s.sample_from, s.select)
             outlier_logits = fc_layer(self.net)(drawn.to(features))
             regularisation = energy_regularisation(logits, outlier_logits, self.phi, self.weights.weight[0])
             terms["outliers"] = s.loss_weight * regularisation
         return terms
+
+    def remarks(self) -> list[str]:
+        return self.participation.remarks(self.queue, self.settings, "start_epoch", "cross-entropy")

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from openood_dream.errors import InputError
-from openood_dream.networks.factory import check_network, get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import check_network, get_network
 from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.settings import NetworkSettings, VAENetwork
 
@@ -44,13 +45,13 @@ def test_impossible_settings(keys, key):
         network(**keys)
     if key == "name":
         with pytest.raises(InputError, match=r"^network\.name: "):
-            check_network(NetworkSettings(**keys))
+            check_network(NetworkSettings(**keys), image_size=16, num_classes=6)
 
 
 def test_the_file_is_named(tiny):
     settings = tiny.config("--network.name", "timm:resnet81").network
     with pytest.raises(InputError, match=r"^command line: network\.name: .*resnet18"):
-        check_network(settings)
+        check_network(settings, image_size=16, num_classes=6)
 
 
 def test_pretrained_loads_the_checkpoint(tmp_path):

@@ -20,7 +20,8 @@ from openood_dream.config.files import shipped_configs
 from openood_dream.datasets.imglist import read_imglist, write_imglist
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment, load_config
-from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import get_network
 from openood_dream.openood import cache, compat, host, registry
 from openood_dream.openood.names import NAMES
 from openood_dream.pipelines import test as scoring

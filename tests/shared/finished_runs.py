@@ -43,9 +43,11 @@ def write_run(
     rows: list[list[str]] | None = None,
     header: list[str] = HEADER,
     outlier_data: str = "none",
+    record: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """Writes the folder of a run and returns that of its scores; `changes` are keys of its config, with __ for a dot."""
+    """Writes the folder of a run and returns that of its scores; `record` is added to its train.json, `changes` are
+    keys of its config, with __ for a dot."""
     folder = root / "runs" / method.replace("/", "-") / f"s{seed}" / postprocessor
     folder.mkdir(parents=True)
     config: dict[str, Any] = {
@@ -64,7 +66,9 @@ def write_run(
             section = section.setdefault(part, {})
         section[name] = value
     (folder / "config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    write_json(folder.parent / "train.json", {"hash": f"{method}-{seed}", "outlier_data": outlier_data})
+    write_json(
+        folder.parent / "train.json", {"hash": f"{method}-{seed}", "outlier_data": outlier_data} | (record or {})
+    )
     write_csv(folder / "ood.csv", scores() if rows is None else rows, header)
     return folder
 

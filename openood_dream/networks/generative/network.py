@@ -91,12 +91,13 @@ class Generative(nn.Module):
             kwargs: torch's further arguments.
 
         Raises:
-            RuntimeError: beside torch's reasons, the state is of a model of the other frequency setting.
+            ValueError: the state is of a model of the other frequency setting.
+            RuntimeError: torch's reasons.
         """
         there = bool(state.get("frequency", self.frequency))
         if there != bool(self.frequency):
             words = {True: "with the high-frequency channel", False: "without the high-frequency channel"}
-            raise RuntimeError(f"it was trained {words[there]}, network.frequency is {str(not there).lower()}")
+            raise ValueError(f"it was trained {words[there]}, network.frequency is {str(not there).lower()}")
         return super().load_state_dict(state, *args, **kwargs)
 
 

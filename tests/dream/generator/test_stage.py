@@ -23,7 +23,8 @@ from openood_dream.dream.images import load_plain
 from openood_dream.dream.settings import GeneratorTraining, SynthesisSettings
 from openood_dream.errors import InputError
 from openood_dream.experiment import load_config
-from openood_dream.networks.factory import get_network, load_weights
+from openood_dream.networks.checkpoints import load_weights
+from openood_dream.networks.factory import get_network
 from openood_dream.networks.features import classify
 from openood_dream.pipelines.train import train
 

@@ -15,7 +15,7 @@ from openood_dream.config.schema import validated
 from openood_dream.datasets.images import ImageList, Transform
 from openood_dream.datasets.imglist import write_imglist
 from openood_dream.errors import InputError
-from openood_dream.networks.factory import load_weights
+from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.generative.frequency import grey, high_frequency
 from openood_dream.networks.generative.network import pixel_probability
 from openood_dream.networks.settings import network_model
