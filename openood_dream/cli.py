@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -102,7 +101,7 @@ def quickstart(
 ) -> None:
     """Imagine outliers of scikit-learn's digits and compare base, OE and DREAM-OOD, from nothing, on a CPU."""
     chosen = None if methods == "all" else separated(methods)
-    compare(["benchmarks/digits.yml"], ["--root", json.dumps(str(out))], chosen, seeds)
+    compare(["benchmarks/digits.yml"], [f"--root={out}"], chosen, seeds)
 
 
 @app.command(**CONFIGURED)

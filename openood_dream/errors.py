@@ -55,7 +55,12 @@ def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def reason(error: BaseException, width: int = 200) -> str:
-    """What an exception says, in one line of at most `width` characters; its class where it says nothing."""
+    """What an exception says, in one line; its class where it says nothing.
+
+    Args:
+        error: the exception.
+        width: the most characters.
+    """
     return textwrap.shorten(str(error), width, placeholder=" ...") or type(error).__name__
 
 

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from openood_dream.config.files import is_shipped
 from openood_dream.config.listing import listing
 from openood_dream.config.merge import merge
+from openood_dream.config.paths import expand_paths
 from openood_dream.config.schema import (
     Expects,
     HostSection,
@@ -22,11 +24,12 @@ from openood_dream.config.schema import (
     Seed,
     check,
     each_once,
+    host_sections,
     raise_first,
     rule,
     schema_keys,
 )
-from openood_dream.config.tree import Origins, lookup, plain
+from openood_dream.config.tree import Key, Origins, lookup, plain
 from openood_dream.datasets.loaders import Data
 from openood_dream.datasets.settings import (
     DatasetSettings,
@@ -36,7 +39,7 @@ from openood_dream.datasets.settings import (
 )
 from openood_dream.dream import chain
 from openood_dream.dream.settings import DreamSettings
-from openood_dream.errors import InputError, nearest
+from openood_dream.errors import InputError, nearest, warn
 from openood_dream.evaluators.settings import EvaluatorSettings
 from openood_dream.networks.settings import AnyNetwork, network_model
 from openood_dream.postprocessors.settings import PostprocessorSettings
@@ -87,8 +90,16 @@ class PipelineSettings(HostSection):
     """`pipeline`: what is run."""
 
     section = "pipeline"
+    HOST_KEYS = ("extract_target",)
 
     name: Name | None = Field(None, description="train, train_oe, test_ood or benchmark; or one of OpenOOD's")
+
+
+class RecorderSettings(HostSection):
+    """`recorder`: what OpenOOD keeps of a run; our runs keep what they need."""
+
+    section = "recorder"
+    SILENT = ("name", "best_model_basis", "save_all_models", "save_csv", "save_scores")
 
 
 class BenchmarkSettings(Section):
@@ -149,10 +160,19 @@ def section_models(values: Mapping[str, Any]) -> dict[str, type[Section]]:
         "optimizer": OptimizerSettings,
         "evaluator": EvaluatorSettings,
         "postprocessor": PostprocessorSettings,
-        "recorder": HostSection,
+        "recorder": RecorderSettings,
         "dream": DreamSettings,
         "benchmark": BenchmarkSettings,
     }
+
+
+# top-level keys that OpenOOD's programs read
+HOST_TOP = (
+    "R baseline c continue_train dataset_name direction_loss_only feature_dim force_merge image_auroc_only lamda "
+    "last_checkpoint learning_rate loss lr lr_milestones mark metrics mode name normal_class num_classes num_workers objective "
+    "resize_factor resize_fix sample_from sample_number select sim_lambda start_epoch temperature trainer_name use_gt "
+    "warm_up_n_epochs weight_decay"
+).split()
 
 
 class Experiment:
@@ -173,6 +193,8 @@ class Experiment:
                 mistake when their section is asked for.
         """
         self._values, self._origins = values, origins or Origins()
+        self._origins.lenient = values.get("backend") == "openood"
+        expand_paths(values, self._origins)
         own = {key: value for key, value in values.items() if key in RunSettings.model_fields}
         run, problems = check(RunSettings, own, (), self._origins)
         self._sections: dict[str, Section] = {}
@@ -197,17 +219,27 @@ class Experiment:
         super().__setattr__(name, value)
 
     def _misspelt(self) -> list[Problem]:
-        """Top-level keys that look like one of ours and are none."""
-        ours = [*RunSettings.model_fields, "dream", "trainer", "benchmark", "include"]
-        known = [*ours, *section_models({})]
+        """Top-level keys that nobody reads: neither we, nor OpenOOD, nor a reference."""
+        ours = [*RunSettings.model_fields, *section_models({}), "include"]
         found = []
         for key in self._values:
-            # at 0.8 a typo of ours is caught, and none of OpenOOD's own keys (trainer_name, ...) is taken for one
-            near = None if key in known else nearest(key.lower(), ours, 0.8)
-            if near:
-                line = str(self._origins.error((key,), f"unknown key; did you mean {near!r}?"))
+            if key in ours or key in HOST_TOP or key in self._origins.read:
+                continue
+            # at 0.8 a typo of ours is caught, and no key of another plugin is taken for one
+            near = nearest(key.lower(), ours, 0.8 if self._origins.lenient else 0.6)
+            if near or not self._origins.lenient:
+                hint = f"did you mean {near!r}?" if near else "a key of another OpenOOD plugin needs backend: openood"
+                line = str(self._origins.error((key,), f"unknown key; {hint}"))
                 found.append(Problem(self._origins.of((key,)).order, line))
         return found
+
+    def warn_unread(self) -> None:
+        """Warns of keys that OpenOOD alone reads, where a file that is not shipped, or the command line, has set them."""
+        for section in self._sections.values():
+            for one in host_sections(section):
+                for key in one.unread():
+                    if not is_shipped(self._origins.of((*one.path, key)).file):
+                        warn(f"{one.where(key)}: OpenOOD alone reads it; the standalone backend trains without")
 
     # ------------------------------------------------------------------------------------------------- the sections
 
@@ -350,6 +382,8 @@ class Dream(chain.Dream):
         Raises:
             InputError: names file and key of the first mistake.
         """
+        if len(files) == 1 and isinstance(files[0], (list, tuple)):
+            raise InputError("files: expected file names one by one, from_config('a.yml', 'b.yml'), got a list")
         return load_config(files, overrides).imagination
 
 
@@ -369,6 +403,8 @@ def load_config(files: str | Path | Iterable[str | Path], overrides: Iterable[st
     """
     if isinstance(files, (str, Path)):
         files = [files]
+    if isinstance(overrides, str):
+        raise InputError(f"overrides: expected a list of words such as ['--seed', '3'], got the text {overrides!r}")
     try:
         values, origins = merge(files, overrides, known_keys, switches=SWITCHES, sections=section_models({}))
     except RecursionError:
@@ -383,9 +419,9 @@ def load_config(files: str | Path | Iterable[str | Path], overrides: Iterable[st
 SWITCHES = [name for name, field in RunSettings.model_fields.items() if field.annotation is bool]
 
 
-def known_keys(values: Mapping[str, Any]) -> dict[str, bool]:
-    """Every dotted key that a config may have, for its trainer and network, and whether any key may stand below it."""
+def known_keys(values: Mapping[str, Any]) -> dict[str, Key]:
+    """Every dotted key that a config may have, for its trainer and network, and what its model knows of it."""
     known = dict(schema_keys(RunSettings))
     for name, model in section_models(values).items():
-        known |= {name: False} | dict(schema_keys(model, f"{name}."))
+        known |= {name: Key(Any, False)} | dict(schema_keys(model, f"{name}."))
     return known

@@ -136,7 +136,6 @@ CONFIGS = [
     ),
     key("dream.synthesis.scheduler dpm", r"dream\.synthesis\.scheduler: ", SPACE),
     key("dream.filter.confidence 2", r"dream\.filter\.confidence: "),
-    key("dream.class_names '{a: b}'", r"dream\.class_names: "),
     key("device gpu", r"device: "),
     Row(
         "a GPU that is not there", f"{TRAIN} --device cuda:99", r"device: 'cuda:99' cannot be used here .*; expected .*"
@@ -149,7 +148,7 @@ CONFIGS = [
         "network.name resnet18",
         r"network\.name: ",
     ),
-    key("network.args '{channels: eight}'", r"network\.args: "),
+    key("network.args '{channels: eight}'", r"network\.args\.channels: "),
     key("network.args 8", r"network\.args: "),
     key(
         "dream.space.network timm:resnet19",
@@ -200,7 +199,7 @@ CONFIGS = [
     ),
     Row(
         "a data set without a name",
-        f"{TRAIN} --dataset.name null",
+        f"{TRAIN} --dataset.name ''",
         r"command line: dataset\.name: ",
     ),
     Row("a benchmark without one", "benchmark --config {tiny} --benchmark null", r"command line: benchmark: "),
@@ -280,7 +279,7 @@ LISTS = [
     Row(
         "a list that is a number",
         f"{TRAIN} --dataset.train.imglist_pth 3",
-        r"command line: dataset\.train\.imglist_pth: ",
+        r"3: no such image list \(dataset\.train\.imglist_pth\)",
     ),
     imglist("an empty list", "", r": the image list is empty \(dataset\.train\.imglist_pth\).*"),
     imglist("blank lines alone", "\n\r\n \n", r": the image list is empty \(dataset\.train\.imglist_pth\).*"),

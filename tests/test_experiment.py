@@ -15,9 +15,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from openood_dream.config.files import shipped_configs
 from openood_dream.config.schema import Section
 from openood_dream.config.tree import plain
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, InputWarning
 from openood_dream.experiment import Experiment, load_config, section_models
 from openood_dream.trainers import TRAINERS
 
@@ -123,8 +124,66 @@ def test_every_key_of_ours_is_described():
 
 
 def test_openoods_own_names_and_keys_pass_through():
-    text = "trainer: {name: mixup, lrr: 1}\ntrainer_name: x\nnum_gpus: 1\nmark: x\nrecorder: {}\nmarker: 2\nspeech: 1"
+    text = "trainer: {name: mixup, lrr: 1}\ntrainer_name: x\nnum_gpus: 1\nmark: x\nrecorder: {save_csv: true}"
     assert load(text).trainer.lrr == 1
+
+
+def test_keys_of_other_plugins_need_openood():
+    text = "speech: 1\noptimizer: {num_epochs: 1, lr: 1.0, momentum: 0.9, weight_decay: 0.0, sam_rho: 0.1}"
+    assert error(text).startswith("a.yml: speech: unknown key; ")
+    assert load(text + "\nbackend: openood").optimizer.sam_rho == 0.1
+
+
+def test_a_key_of_ones_own_is_one_that_something_refers_to():
+    assert load("my_seed: 3\nseed: '@{my_seed}'").run.seed == 3
+    assert error("my_seed: 3\nseed: 1").startswith("a.yml: my_seed: unknown key")
+
+
+def test_what_standalone_does_not_read_is_said():
+    text = "optimizer: {num_epochs: 1, lr: 1.0, momentum: 0.9, weight_decay: 0.0, nesterov: false}"
+    with pytest.warns(InputWarning, match="a.yml: optimizer.nesterov: OpenOOD alone reads it"):
+        load(text).warn_unread()
+
+
+def test_shipped_configs_are_silent_about_openoods_keys(recwarn):
+    for path in sorted((shipped_configs() / "pipelines" / "train").glob("*.yml")):
+        network = "networks/vae.yml" if path.name == "frl.yml" else "networks/digits_cnn.yml"
+        load_config(["datasets/digits/digits.yml", network, path]).warn_unread()
+    assert not recwarn.list
+
+
+def test_home_folder_and_variables_in_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "root: ~/runs\ndataset: {train: {imglist_pth: ~/a.txt, data_dir: '~'}}"
+    values = load(text, "--dream.generator", "~/sd", "--dream.cache_dir=~/x").to_dict()
+    assert (values["root"], values["dream"]) == (
+        "/home/me/runs",
+        {"generator": "/home/me/sd", "cache_dir": "/home/me/x"},
+    )
+    assert values["dataset"]["train"] == {"imglist_pth": "/home/me/a.txt", "data_dir": "/home/me"}
+    assert error("root: $SCRATCH/x").startswith("a.yml: root: expected a path, got '$SCRATCH/x'")
+    assert error("root: ~nobody_here/x").startswith("a.yml: root: expected a path")
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--root", "run #1"], "root", "run #1"),
+        (["--method", "no"], "method", "no"),
+        (["--method", "007"], "method", "007"),
+        (["--seed", "010"], "seed", 10),
+        (["--dream.synthesis.prompt", "photo of {} #1"], "dream.synthesis.prompt", "photo of {} #1"),
+        (["--dream.synthesis.prompt", "a photo: of a {}"], "dream.synthesis.prompt", "a photo: of a {}"),
+        (["--dream.generator", "{train: small}"], "dream.generator", {"train": "small"}),
+        (["--dream.class_names", "[a, b]"], "dream.class_names", ["a", "b"]),
+        (["--dream.class_names", "no.txt: x"], "dream.class_names", "no.txt: x"),
+        (["--dream.outliers.sigma", "auto"], "dream.outliers.sigma", "auto"),
+        (["--dream.outliers.sigma", "1e-2"], "dream.outliers.sigma", 0.01),
+        (["--dream.filter.confidence", "null"], "dream.filter.confidence", None),
+    ],
+)
+def test_words_of_the_command_line(words, key, value):
+    assert load("backend: standalone", *words).at(key) == value
 
 
 def test_overrides_reach_keys_that_no_file_mentions():

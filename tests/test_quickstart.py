@@ -19,6 +19,6 @@ def test_imagined_outliers_help(tmp_path, command):
     assert dream["near_auroc"] > base["near_auroc"]
     assert dream["id_acc"] > base["id_acc"] - 1
     trained = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("best.ckpt"))
-    benchmark(["benchmarks/digits.yml"], ["--root", json.dumps(str(tmp_path))], ["base", "oe", "dream_ood"])
+    benchmark(["benchmarks/digits.yml"], ["--root", str(tmp_path)], ["base", "oe", "dream_ood"])
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("best.ckpt")) == trained, "a rerun reuses all"
     assert len(collect([tmp_path])) == 27

@@ -123,6 +123,11 @@ def shipped_configs() -> Path:
     return installed if installed.is_dir() else package.parent / "configs" / "openood"
 
 
+def is_shipped(file: str) -> bool:
+    """Whether a config file comes with the package."""
+    return os.path.realpath(file).startswith(os.path.realpath(shipped_configs()) + os.sep)
+
+
 def _find(name: str, folder: str, asked_by: str) -> str:
     """The path of a config given relative to a folder, or else to the shipped configs."""
     local, shipped = os.path.join(folder, name), shipped_configs() / name

@@ -11,14 +11,15 @@ from typing import Any
 
 import yaml
 
-from openood_dream.config.files import layers, parse, reason
-from openood_dream.config.tree import COMMAND_LINE, MISSING, Merged, Origins, Path, Tree, keys, lookup
+from openood_dream.config.files import layers, parse
+from openood_dream.config.tree import COMMAND_LINE, MISSING, Key, Merged, Origins, Path, Tree, keys, lookup
+from openood_dream.config.words import read_word
 from openood_dream.errors import InputError, nearest, show
 
 _LABELS = ("benchmark", "methods")  # its keys are labels such as "sigma 0.07", so a dot in them is just a dot
 
-# The dotted keys that may be set although no file sets them, and whether any key may stand below each.
-KnownKeys = Callable[[dict[str, Any]], dict[str, bool]]
+# Gives the dotted keys that may be set although no file sets them.
+KnownKeys = Callable[[dict[str, Any]], dict[str, Key]]
 
 
 def merge(
@@ -35,7 +36,8 @@ def merge(
         files: paths; what is not there is looked up among the shipped configs. An include that was merged before is not
             merged again, so that what came since then stays.
         overrides: the words `--key.sub value` or `--key.sub=value` of a command line.
-        known: gives the keys that an override may set although no file does, for the values merged so far.
+        known: gives the keys that an override may set although no file does, for the values merged so far; the words of
+            the command line are read as their types say.
         switches: keys of truth values, which need no value on the command line.
         sections: top-level keys that must be mappings, which references take for granted.
 
@@ -94,7 +96,7 @@ def split(key: str, file: str) -> tuple[str, ...]:
 
 
 def quoted(text: str) -> str:
-    """A text as the value of an override, in quotes only where YAML would read it as something else."""
+    """A text as YAML, in quotes only where YAML would read it as something else."""
     try:
         alike = parse(text) == text and not text.startswith("-")
     except yaml.YAMLError:
@@ -102,39 +104,37 @@ def quoted(text: str) -> str:
     return text if alike else json.dumps(text)
 
 
-def _override_pairs(tokens: Iterable[str], switches: Collection[str]) -> Iterator[tuple[str, Any]]:
+def _override_words(tokens: Iterable[str], switches: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The keys and words of overrides."""
     words = list(tokens)
     while words:
         token = words.pop(0)
         if not re.match(r"--[^-=]", token):
             raise InputError(f"{COMMAND_LINE}: expected --key.sub value, got {token!r}")
         key, equals, text = token[2:].partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            text = words.pop(0)
+        given = bool(equals)
+        if not given and words and not words[0].startswith("--"):
+            text, given = words.pop(0), True
         if not text and key in switches:
-            text = "true"
-        if not text:
-            raise InputError(f"{COMMAND_LINE}: {key}: no value; write null for none and '\"\"' for empty text")
-        try:
-            yield key, parse(text)
-        except yaml.YAMLError as error:
-            why = reason(error, text)[2]
-            raise InputError(f"{COMMAND_LINE}: {key}: expected a YAML value, got {show(text)} ({why})") from None
+            text, given = "true", True
+        if not given:
+            raise InputError(f"{COMMAND_LINE}: {key}: no value; write null for none and '' for empty text")
+        yield key, text
 
 
 def _override(
     values: dict[str, Any], origins: Origins, tokens: Iterable[str], known: KnownKeys, switches: Collection[str]
 ) -> None:
     # those decide which keys exist
-    first = ("trainer.name", "network.name")
-    pairs = sorted(_override_pairs(tokens, switches), key=lambda pair: pair[0] not in first)
-    for key, value in pairs:
+    first = ("trainer.name", "network.name", "dream.outliers.method")
+    pairs = sorted(_override_words(tokens, switches), key=lambda pair: pair[0] not in first)
+    for key, text in pairs:
         path = split(key, COMMAND_LINE)
         schema = known(values)
-        free = any(key.startswith(f"{name}.") for name, is_free in schema.items() if is_free)
+        free = any(key.startswith(f"{name}.") for name, of in schema.items() if of.free)
         if lookup(values, path, MISSING) is MISSING and key not in schema and not free:
             raise InputError(f"{COMMAND_LINE}: {key}: unknown key{_hint(key, [*keys(values), *schema])}")
-        assign(values, origins, path, value, COMMAND_LINE)
+        assign(values, origins, path, read_word(text, key, schema[key].kind if key in schema else Any), COMMAND_LINE)
 
 
 def _hint(key: str, names: list[str]) -> str:
@@ -189,6 +189,7 @@ class _References:
             raise self.origins.error(path, text)
         value: Any = self.values
         parts = tuple(key.split("."))
+        self.origins.read.add(parts[0])
         for end, part in enumerate(parts):
             if isinstance(value, str):  # a section that is itself a reference
                 value = self.resolve(value, parts[:end], (*trail, key))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from openood_dream.config.tree import Origins, Path, dotted, lookup
+from openood_dream.config.tree import Key, Origins, Path, dotted, lookup
 from openood_dream.errors import InputError, nearest, show
 
 SectionT = TypeVar("SectionT", bound="Section")
@@ -70,9 +70,23 @@ class Section(BaseModel):
 
 
 class HostSection(Section):
-    """A section that OpenOOD owns: it may hold keys that are OpenOOD's alone."""
+    """A section that OpenOOD owns: it may hold keys that are OpenOOD's alone.
+
+    HOST_KEYS are those that OpenOOD reads and we do not; of SILENT ones it makes no difference that we do not.
+    """
 
     model_config = ConfigDict(extra="allow")
+
+    HOST_KEYS: ClassVar[tuple[str, ...]] = ()
+    SILENT: ClassVar[tuple[str, ...]] = ("num_gpus", "num_machines", "num_workers", "name")
+
+    def unknown(self) -> list[str]:
+        """The keys that neither we nor OpenOOD know."""
+        return [key for key in self.model_extra or {} if key not in (*self.HOST_KEYS, *self.SILENT)]
+
+    def unread(self) -> list[str]:
+        """The keys that are OpenOOD's alone, and would matter there."""
+        return [key for key in self.model_extra or {} if key in self.HOST_KEYS and key not in self.SILENT]
 
 
 class Expects(NamedTuple):
@@ -109,7 +123,7 @@ def _not_blank(text: Any) -> Any:
 
 
 Name = Annotated[str, BeforeValidator(_not_blank), Expects("text that is not blank")]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32), Expects(f"an integer from 0 to {2**32 - 1}")]  # NumPy takes no more
 
 
 class Problem(NamedTuple):
@@ -156,7 +170,29 @@ def check(model: type[SectionT], data: Any, path: Path, origins: Origins) -> tup
     except ValidationError as error:
         return None, _problems(error, model, data, path, origins)
     _attach(section, path, origins)
-    return section, []
+    unknown = [
+        Problem(origins.order((*found.path, key)), str(found.error(key, _unknown(key, type(found), found.path))))
+        for found in host_sections(section)
+        for key in found.unknown()
+    ]
+    return (None, unknown) if unknown and not origins.lenient else (section, [])
+
+
+def host_sections(section: BaseModel) -> Iterator[HostSection]:
+    """A section and those within it that are OpenOOD's."""
+    if isinstance(section, HostSection):
+        yield section
+    for _, value in section:
+        if isinstance(value, BaseModel):
+            yield from host_sections(value)
+
+
+def _unknown(key: str, model: type[BaseModel], path: Path) -> str:
+    """What is said of a key that a section does not have."""
+    names = [*_fields(model), *getattr(model, "HOST_KEYS", ())]
+    near = nearest(key, names)
+    listing = f"the keys of {dotted(path)} are {', '.join(names)}"
+    return "unknown key; " + (f"did you mean {near!r}?" if near else listing)
 
 
 def raise_first(problems: Iterable[Problem]) -> None:
@@ -166,10 +202,12 @@ def raise_first(problems: Iterable[Problem]) -> None:
         raise InputError(found[0].line + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
 
 
-def schema_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every dotted key of a model and of those within it, after `prefix`, and whether any key may stand below it."""
+def schema_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """Every dotted key of a model and of those within it, after `prefix`, and what the model knows of it."""
+    for name in getattr(model, "HOST_KEYS", ()):
+        yield prefix + name, Key(Any, True)
     for name, field in _fields(model).items():
-        yield prefix + name, _is_free(field.annotation)
+        yield prefix + name, Key(field.annotation, _is_free(field.annotation))
         inner = model_in(field.annotation)
         if inner:
             yield from schema_keys(inner, f"{prefix}{name}.")
@@ -225,10 +263,7 @@ def _words(item: Any, model: type[BaseModel], data: Any, base: Path) -> tuple[Pa
         return (*at, next((key for key in keys if key in (lookup(data, at) or ())), keys[0])) if keys else at, text
     if item["type"] in ("extra_forbidden", "invalid_key"):
         _, _, kind = _place(model, loc[:-1])
-        names = list(_fields(model_in(kind) or model))
-        near = nearest(str(loc[-1]), names)
-        listing = f"the keys of {dotted(base + loc[:-1])} are {', '.join(names)}"
-        return loc, "unknown key; " + (f"did you mean {near!r}?" if near else listing)
+        return loc, _unknown(str(loc[-1]), model_in(kind) or model, base + loc[:-1])
     path, expected, _ = _place(model, loc)
     if item["type"] == "missing":
         return path, f"missing; expected {expected}"

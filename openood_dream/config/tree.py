@@ -61,6 +61,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
+class Key(NamedTuple):
+    """What a schema knows of a key: its type, and whether any key may stand below it."""
+
+    kind: Any
+    free: bool
+
+
 class Origin(NamedTuple):
     """Who set a key: a file, or the command line; `order` counts up in the order of merging."""
 
@@ -77,6 +84,8 @@ class Origins:
     def __init__(self) -> None:
         self._by_path: dict[Path, Origin] = {}
         self._references: set[Path] = set()
+        self.read: set[str] = set()  # the first names of keys that others refer to
+        self.lenient = False  # whether sections of OpenOOD may hold keys that neither of us knows: another plugin's
 
     def set(self, path: Path, file: str) -> None:
         """Notes that `file` set the key `path`, as the newest of all."""

@@ -21,17 +21,10 @@ from torchvision.transforms import InterpolationMode, RandAugment, RandomResized
 from torchvision.transforms import functional as tvf
 
 from openood_dream.datasets.imglist import opened_rows, rows_identity
+from openood_dream.datasets.settings import NORMALIZATION
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import MANIFEST
 
-# Channel means and deviations by OpenOOD's normalization_type; any other name means 0.5 and 0.5.
-NORMALIZATION = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "covid": ((0.4907,) * 3, (0.2697,) * 3),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "imagenet200": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 CACHE_BYTES = 1 << 30  # decoded images up to this size stay in memory; larger sets are decoded by worker processes
 
 
@@ -336,7 +329,9 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-def loader(images: ImageList, batch_size: int, *, shuffle: bool, workers: int = 0) -> DataLoader:
+def loader(
+    images: ImageList, batch_size: int, *, shuffle: bool, workers: int = 0, drop_last: bool = False
+) -> DataLoader:
     """The loader of a list.
 
     Args:
@@ -344,9 +339,19 @@ def loader(images: ImageList, batch_size: int, *, shuffle: bool, workers: int = 
         batch_size: images per batch.
         shuffle: whether they come in random order, another one in each epoch.
         workers: processes that decode images; only lists too large for memory use them.
+        drop_last: whether a last batch that is not full is left out; one of a single image always is where they come in
+            random order, since BatchNorm cannot be trained with it.
 
     Returns:
         A loader of ImageList's batches.
     """
     workers = 0 if images.cached else workers
-    return DataLoader(images, batch_size=batch_size, shuffle=shuffle, num_workers=workers, collate_fn=as_is)
+    alone = shuffle and len(images) > batch_size > 1 and len(images) % batch_size == 1
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        collate_fn=as_is,
+        drop_last=drop_last or alone,
+    )

@@ -82,7 +82,7 @@ class Data:
         return self.ood
 
     def _group(self, group: str) -> GroupSettings:
-        found = getattr(self._ood, group)
+        found = self._ood.csid if group == "csid" else self._ood.groups.get(group)
         if found is None:
             raise self._ood.error(group, "missing; expected datasets, a list of names, and an image list of each")
         return found
@@ -134,7 +134,8 @@ class Data:
         batch_size = batch_size or self._batch_size(*which)
         images = self.images(*which)
         images = images.augmented() if augment else images
-        return loader(images, batch_size, shuffle=augment, workers=section.num_workers)
+        drop_last = augment and self.split(*which).drop_last
+        return loader(images, batch_size, shuffle=augment, workers=section.num_workers, drop_last=drop_last)
 
     def _batch_size(self, *which: str) -> int:
         if which[0] == "dataset":
@@ -148,8 +149,15 @@ class Data:
         return self.images(*which).identity
 
     def ood_sets(self) -> list[tuple[str, str]]:
-        """(group, name) of every OOD test set: the groups nearood and farood of `ood_dataset`."""
-        return [(group, name) for group in ("nearood", "farood") for name in self._group(group).datasets]
+        """(group, name) of every OOD test set: nearood, farood and groups with names of their own, below `ood_dataset`.
+
+        Raises:
+            InputError: there is none.
+        """
+        groups = self._ood.groups
+        if not groups:
+            raise self._ood.error("", "no test sets; expected nearood or farood with datasets, a list of names")
+        return [(group, name) for group, of in groups.items() for name in of.datasets]
 
     def csid_sets(self) -> list[str]:
         """The names of the covariate-shifted ID sets, `ood_dataset.csid`; none where there is no such group."""

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from openood_dream.config.schema import HostSection, Name, rule
+from openood_dream.errors import nearest
 
 IMAGINED = "imagined"  # an imglist_pth that stands for the image set which the section dream describes
+
+# Channel means and deviations by OpenOOD's normalization_type; HALVES are names that mean 0.5 and 0.5
+NORMALIZATION = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "covid": ((0.4907,) * 3, (0.2697,) * 3),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet200": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+HALVES = ("aircraft", "cars", "cub", "digits")
+
+PREPROCESSORS = ("base", "dream", "randaugment")  # those that work without OpenOOD
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -16,11 +29,15 @@ Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box"
 class SplitSettings(HostSection):
     """A list of images: `dataset.train`, `ood_dataset.nearood.tin`, ..."""
 
+    HOST_KEYS = ("extra_data_pth", "extra_label_pth", "extra_percent", "orig_ratio", "interpolation")
+    SILENT = ("dataset_class", "shuffle", "interpolation")
+
     imglist_pth: Name = Field(
         description="image list, a line `path label` for each image; -1 is the label of OOD images"
     )
     data_dir: str = Field(description="folder that the paths of the list start from")
     batch_size: int | None = Field(None, ge=1, description="images per batch")
+    drop_last: bool = Field(False, description="whether training leaves out a last batch that is not full")
 
     def needs_batch_size(self) -> int:
         """Its batch size; InputError where there is none."""
@@ -33,6 +50,8 @@ class DatasetSettings(HostSection):
     """`dataset`: the in-distribution images, and how every image is prepared."""
 
     section = "dataset"
+    HOST_KEYS = ("feat_root",)
+    SILENT = ("num_gpus", "num_machines", "split_names")
 
     name: Name = Field(description="name of the data set in file names and tables")
     num_classes: int = Field(ge=1, description="ID classes")
@@ -48,6 +67,20 @@ class DatasetSettings(HostSection):
     val: SplitSettings | None = Field(None, description="ID validation images")
     test: SplitSettings | None = Field(None, description="ID test images")
     oe: SplitSettings | None = Field(None, description="auxiliary images: outliers, or with dream_id inliers")
+
+    @model_validator(mode="after")
+    def _checked(self) -> DatasetSettings:
+        known, own = (*NORMALIZATION, *HALVES), self.name
+        text = f"expected one of {', '.join(known)}, or dataset.name for 0.5 in every channel, got {{}}"
+        kind = self.normalization_type
+        near = nearest(kind or "", known)
+        hint = f"; did you mean {near!r}?" if near else ""
+        rule(kind is None or kind in (*known, own), text.format(repr(kind)) + hint, "normalization_type")
+        text = (
+            f"expected at least image_size ({self.image_size}), got {self.pre_size}; smaller images get a black frame"
+        )
+        rule(self.pre_size >= self.image_size, text, "pre_size", "image_size")
+        return self
 
     def split(self, name: str) -> SplitSettings:
         """The split train, val, test or oe; InputError where the config lacks it."""
@@ -71,16 +104,39 @@ class GroupSettings(HostSection):
             rule(name in (self.model_extra or {}), "missing; expected imglist_pth and data_dir", name)
         return self
 
+    def unknown(self) -> list[str]:
+        return []  # each is a set; one that is not in `datasets` is left out of the test
+
     @property
     def sets(self) -> dict[str, SplitSettings]:
         """The sets by name, in the order of `datasets`."""
         return {name: getattr(self, name) for name in self.datasets}
 
 
+def _group(value: Any) -> Any:
+    """A key of one's own below `ood_dataset`: a group where it has the form of one."""
+    return GroupSettings.model_validate(value) if isinstance(value, dict) and "datasets" in value else value
+
+
 class OODDatasetSettings(HostSection):
-    """`ood_dataset`: what is to be told from the ID images, and ID images under changed conditions (csid)."""
+    """`ood_dataset`: what is to be told from the ID images, and ID images under changed conditions (csid).
+
+    Any other key that holds `datasets` is a group of test sets of its own.
+    """
 
     section = "ood_dataset"
+    SILENT = (
+        *DatasetSettings.SILENT,
+        "name",
+        "num_classes",
+        "image_size",
+        "pre_size",
+        "interpolation",
+        "dataset_class",
+    )
+    SILENT = (*SILENT, "shuffle")
+    EXTRA: ClassVar[Any] = GroupSettings
+    __pydantic_extra__: dict[str, Annotated[Any, BeforeValidator(_group)]]
 
     batch_size: int | None = Field(None, ge=1, description="images per batch")
     num_workers: int = Field(0, ge=0, description="processes that decode images")
@@ -89,11 +145,35 @@ class OODDatasetSettings(HostSection):
     farood: GroupSettings | None = Field(None, description="far-OOD test sets")
     csid: GroupSettings | None = Field(None, description="covariate-shifted images of the ID classes")
 
+    @property
+    def groups(self) -> dict[str, GroupSettings]:
+        """The groups of OOD test sets by name: nearood, farood, and those with names of their own."""
+        named = {"nearood": self.nearood, "farood": self.farood, **(self.model_extra or {})}
+        return {name: group for name, group in named.items() if isinstance(group, GroupSettings)}
+
+    def unknown(self) -> list[str]:
+        return [key for key in super().unknown() if key not in self.groups or self._misspelt(key)]
+
+    def _misspelt(self, key: str) -> bool:
+        """Whether a group's name looks like one of ours that is not there."""
+        near = nearest(key, ("nearood", "farood", "csid"), 0.8)
+        return near is not None and getattr(self, near) is None
+
 
 class PreprocessorSettings(HostSection):
     """`preprocessor`: how training images are augmented."""
 
     section = "preprocessor"
+    HOST_KEYS = (
+        "alpha",
+        "chain_depth",
+        "length",
+        "mixture_width",
+        "n_holes",
+        "severity",
+        "all_ops",
+        "preprocessor_args",
+    )
 
     name: Name = Field("base", description="base, dream or randaugment; in OpenOOD also its own")
     horizontal_flip: bool = Field(True, description="whether training images are mirrored at random")
@@ -115,9 +195,15 @@ class OptimizerSettings(HostSection):
     """`optimizer`: how networks are trained."""
 
     section = "optimizer"
+    HOST_KEYS = ("beta1", "betas", "cosine", "fc_lr_factor", "gamma", "gan_lr", "lr_decay_epochs", "lr_decay_rate")
+    HOST_KEYS = (*HOST_KEYS, "mlp_decay_rate", "nesterov", "nesterov_fc", "steps", "warm", "warmup", "weight_decay_fc")
 
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the optimiser, torch's")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="how the learning rate falls, step by step, to 1e-6; constant: not at all"
+    )
     num_epochs: int = Field(ge=1, description="training epochs")
     lr: float = Field(gt=0, description="learning rate at the start")
-    momentum: float = Field(gt=0, description="Nesterov momentum; the first beta of Adam (frl)")
+    momentum: float = Field(gt=0, description="Nesterov momentum of sgd; the first beta of adam and adamw")
     weight_decay: float = Field(ge=0, description="weight decay")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: not clipped")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from openood_dream.config.schema import HostSection
@@ -11,6 +13,7 @@ class EvaluatorSettings(HostSection):
     """`evaluator`: how metrics are computed."""
 
     section = "evaluator"
+    HOST_KEYS = ("test_pix", "use_react")
 
     name: str | None = Field(None, description="OpenOOD's evaluator")
-    ood_scheme: str = Field("ood", description="ood; fsood counts covariate-shifted images as ID")
+    ood_scheme: Literal["ood", "fsood"] = Field("ood", description="ood; fsood counts covariate-shifted images as ID")

@@ -11,9 +11,7 @@ from openood_dream.networks.timm_network import SMALL_IMAGE, TimmNetwork, backbo
 from openood_dream.networks.trial import check_backbone
 
 
-def check_network(
-    network: AnyNetwork, *, image_size: int, num_classes: int | None = None, channels: int = 3
-) -> None:
+def check_network(network: AnyNetwork, *, image_size: int, num_classes: int | None = None, channels: int = 3) -> None:
     """Checks, before anything long is begun, that there is such a network, and that it fits the images.
 
     A classifier is built, and tried with two random images, once in a process; nothing else is left of it.

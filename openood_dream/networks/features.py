@@ -91,11 +91,11 @@ def classify(net: nn.Module, images: torch.Tensor, transform: Transform, device:
 
     def prepared() -> Iterator[dict[str, torch.Tensor]]:
         for part in images.split(256):
-            x = part.float() / 255
-            if x.shape[-1] != transform.image_size:
+            labels = torch.full((len(part),), -1)
+            if part.shape[-1] != transform.image_size:
                 size = (transform.image_size,) * 2
-                x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
-            yield {"data": (x - transform.mean) / transform.std, "label": torch.full((len(part),), -1)}
+                part = F.interpolate(part.float(), size, mode="bilinear", antialias=True, align_corners=False)
+            yield {"data": transform.normalize(part), "label": labels}
 
     (logits,) = embed(net, prepared(), device, bar=False)
     return logits

@@ -13,6 +13,28 @@ class NetworkSettings(HostSection):
     """`network` where it is a classifier: `timm:<model>`, or one of OpenOOD's."""
 
     section = "network"
+    HOST_KEYS = (
+        "backbone",
+        "bit_pretrained_dir",
+        "dof",
+        "dropout_p",
+        "droprate",
+        "feat_dim",
+        "feat_extract_network",
+        "head",
+    )
+    HOST_KEYS = (*HOST_KEYS, "image_size", "kl_scale", "load_cached_faiss", "model", "nc", "ndf", "ngf", "normal_load")
+    HOST_KEYS = (
+        *HOST_KEYS,
+        "ns",
+        "num_block_open",
+        "num_clusters",
+        "num_layers",
+        "num_logits",
+        "nz",
+        "shift_trans_type",
+    )
+    HOST_KEYS = (*HOST_KEYS, "simclr_dim", "similarity_measure", "temp", "type", "weight_pl", "widen_factor")
 
     name: Name = Field(description="timm:<model>, or a network of OpenOOD's")
     num_classes: int | None = Field(None, ge=1, description="ID classes")

@@ -106,7 +106,6 @@ class TimmNetwork(nn.Module):
         """The classifier."""
         return self.fc
 
-
     def own_names(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A state dict with this network's names in place of those of timm, torchvision or OpenOOD's ResNets.
 
@@ -126,8 +125,9 @@ class TimmNetwork(nn.Module):
 
 def _backbone(name: str, channels: int, args: dict[str, Any]) -> Any:
     """timm's model without its classifier; RefusedError where timm refuses it."""
+    as_it_is = {"in_chans": channels, "features_only": False, "checkpoint_path": None}
     for key, why in NO_ARGUMENTS.items():
-        if key in args:
+        if key in args and (key not in as_it_is or args[key] != as_it_is[key]):
             raise RefusedError(f"expected no {key} ({why}), got {show(args[key])}; leave it out", key)
     given = args if channels == 3 else {**args, "in_chans": channels}
     try:

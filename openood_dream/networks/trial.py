@@ -68,7 +68,7 @@ class _Trial:
         net = TimmNetwork(
             self.name, self.num_classes, small=image_size <= SMALL_IMAGE, channels=self.channels, args=args
         )
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)
         images = torch.randn(2, self.channels, image_size, image_size).to(memory_format=torch.channels_last)
         with torch.no_grad():
             features = net.eval().features(images)
@@ -99,5 +99,7 @@ class _Trial:
         if self._passes({**args, "img_size": size}, size):
             return f"add img_size: {size} to its arguments, or give it images of {own} pixels, which it is made for"
         if own != size and self._passes(args, own):
-            return f"it is made for images of {own} pixels: set dataset.pre_size and dataset.image_size, or take another"
+            return (
+                f"it is made for images of {own} pixels: set dataset.pre_size and dataset.image_size, or take another"
+            )
         return "take another, such as timm:resnet18"

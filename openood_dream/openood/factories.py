@@ -30,7 +30,7 @@ from openood_dream.networks.timm_network import backbone_name
 from openood_dream.openood import cache
 from openood_dream.openood.names import NAMES
 from openood_dream.parallel.processes import main_process_only, unwrap_model
-from openood_dream.pipelines.train import teacher_data
+from openood_dream.pipelines.train import teacher_data, training_plan
 from openood_dream.postprocessors.base import POSTPROCESSORS, check_fits
 from openood_dream.postprocessors.likelihood import LikelihoodScore, uint8_images
 from openood_dream.postprocessors.settings import PostprocessorSettings
@@ -150,7 +150,9 @@ def check_trainer(original: Callable, config: Mapping[str, Any]) -> None:
             raise InputError(f"config: pipeline.name: the trainer {name} needs {need!r}, got {pipeline!r}")
         if cls.auxiliary and auxiliary is None:
             raise InputError(f"config: dataset.oe: the trainer {name} needs it; add preprocessors/dream.yml")
-        validated(cls.Settings, plain(config["trainer"]), ("trainer",))
+        settings, experiment = validated(cls.Settings, plain(config["trainer"]), ("trainer",)), experiment_of(config)
+        if all(map(experiment.has, ("network", "dataset", "optimizer"))):  # a script may name them elsewhere
+            cls.check_plan(settings, training_plan(experiment))
 
 
 def _trainers(originals: Originals) -> Callable:
@@ -245,11 +247,13 @@ def check_network(original: Callable, network: Mapping[str, Any]) -> None:
         network: the section `network` of OpenOOD's config.
 
     Raises:
-        InputError: neither we nor OpenOOD know it.
+        InputError: neither we nor OpenOOD know it, or it is one of timm's that does not fit the images.
     """
-    name = str(network.get("name"))
+    name, size = str(network.get("name")), network.get("image_size")
     if name.startswith("timm:"):
         backbone_name(name, "config: network.name")
+        if isinstance(size, int):
+            factory.check_network(validated(network_model(name), plain(network), ("network",)), image_size=size)
     elif name not in GENERATIVE_SETTINGS:
         check_known(original, "network.name", name, network)
 
@@ -268,6 +272,7 @@ def _networks(originals: Originals) -> Callable:
                 "set it to '@{dataset.image_size}'"
             )
         settings = validated(network_model(name), plain(network_config), ("network",))
+        factory.check_network(settings, image_size=size)
         net = factory.get_network(settings, image_size=size)
         if network_config.pretrained:
             net.eval()  # some of OpenOOD's postprocessors fit before anybody else does this

@@ -6,8 +6,9 @@ Where there is one process alone nothing of this does anything: modules and load
 from __future__ import annotations
 
 import atexit
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -72,20 +73,19 @@ class Processes:
             The loader itself where there is one process.
 
         Raises:
-            InputError: the batch size is no multiple of the number of processes.
+            ValueError: the batch size is no multiple of the number of processes.
         """
         if self.count == 1:
             return loader
-        try:
-            batch_size = self.part_of(cast(int, loader.batch_size))
-        except ValueError as error:
-            raise InputError(f"dataset: batch_size: {error}") from None
+        batch_size = self.part_of(cast(int, loader.batch_size))
+        each = math.ceil(len(cast(Sized, loader.dataset)) / self.count)
         return DataLoader(
             loader.dataset,
             batch_size=batch_size,
             sampler=DistributedSampler(loader.dataset, self.count, self.index, seed=seed),
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
+            drop_last=loader.drop_last or each % batch_size == 1,  # batch normalisation takes no image alone
         )
 
     def begin_epoch(self, loaders: Iterable[DataLoader], seed: int, epoch: int) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from openood_dream.config.merge import quoted
 from openood_dream.datasets.settings import IMAGINED
 from openood_dream.errors import InputError, check_name, warn
 from openood_dream.experiment import BenchmarkSettings, Experiment, load_config
@@ -202,7 +201,7 @@ class Plan:
 
     def _job(self, label: str, seed: int, name: str, varied: Sequence[str]) -> Job:
         layers = [*self.files, *self.settings.methods[name]]
-        words = [*self.overrides, "--method", quoted(label), "--seed", str(seed), *varied]
+        words = [*self.overrides, f"--method={label}", "--seed", str(seed), *varied]
         experiment, scored = job_experiments(layers, words)
         log = _root(experiment) / "logs" / f"{label}-s{seed}.log"
         return Job(label, seed, ["--config", *layers, *words], log, experiment, scored)

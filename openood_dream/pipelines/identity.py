@@ -30,15 +30,17 @@ def run_inputs(experiment: Experiment) -> dict[str, Any]:
         InputError: a list is missing, or an image that it names.
     """
     data, dataset, trainer = experiment.data, experiment.dataset, experiment.trainer
+    train = dataset.split("train")
+    batches = {"batch_size": train.needs_batch_size(), "drop_last": train.drop_last}
     splits: dict[str, Any] = {
-        "train": {"images": data.identity("dataset", "train"), "batch_size": dataset.split("train").needs_batch_size()},
+        "train": {"images": data.identity("dataset", "train"), **batches},
         "val": {"images": data.identity("dataset", "val")},
     }
     if TRAINERS[trainer.name].auxiliary:
         auxiliary = dataset.split("oe")
         imagined = auxiliary.imglist_pth == IMAGINED
         images = IMAGINED if imagined else data.identity("dataset", "oe")
-        splits["oe"] = {"images": images, "batch_size": auxiliary.needs_batch_size()}
+        splits["oe"] = {"images": images, "batch_size": auxiliary.needs_batch_size(), "drop_last": auxiliary.drop_last}
     return {
         "dataset": {
             "name": dataset.name,

@@ -16,12 +16,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from openood_dream.datasets.images import ImageList, loader
-from openood_dream.datasets.settings import IMAGINED
+from openood_dream.datasets.settings import IMAGINED, PREPROCESSORS
 from openood_dream.device import pick_dtype
 from openood_dream.dream.images import imagined_label, list_label, load_latents
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers import get_sampler
-from openood_dream.errors import warn
+from openood_dream.errors import check_name, warn
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import check_network, get_network
@@ -60,8 +60,10 @@ def train(experiment: Experiment) -> Path:
         InputError: the config or its data are not fit for training, or the folder holds a run of another configuration.
     """
     cls = check_training(experiment)
+    experiment.warn_unread()
     out = experiment.run.folder
     with joined(experiment.run.device) as processes, ExitStack() as lock:
+        _check_shares(experiment, cls, processes)
         main_process_only(lambda: _prepare(experiment, cls))
         outliers = outlier_data(experiment, cls)
         about = run_record(experiment, outliers.identity)
@@ -117,8 +119,9 @@ def _warn(out: Path, texts: Iterable[str]) -> None:
 
 def check_training(experiment: Experiment) -> type[BaseTrainer]:
     """The trainer of an experiment; InputError where a setting that training needs is missing or impossible."""
-    dataset, settings = experiment.dataset, experiment.trainer
+    dataset, settings, preprocessor = experiment.dataset, experiment.trainer, experiment.preprocessor
     cls = get_trainer(settings)
+    check_name(preprocessor.where("name"), preprocessor.name, PREPROCESSORS)
     splits = ["train", "val", "oe"] if cls.auxiliary else ["train", "val"]
     for name in splits:
         dataset.split(name).needs_batch_size()
@@ -191,7 +194,13 @@ def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
         images, identity = data.images("dataset", "oe"), data.identity("dataset", "oe")
     if cls.inliers:
         data.check_labels(images)
-    batches = loader(images.augmented(), split.needs_batch_size(), shuffle=True, workers=dataset.num_workers)
+    batches = loader(
+        images.augmented(),
+        split.needs_batch_size(),
+        shuffle=True,
+        workers=dataset.num_workers,
+        drop_last=split.drop_last,
+    )
     return OutlierData(outlier_label(experiment), batches, identity, warnings)
 
 
@@ -233,6 +242,16 @@ def _teacher_training(own: Experiment, epochs: int, lr: float) -> Experiment:
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
+
+
+def _check_shares(experiment: Experiment, cls: type[BaseTrainer], processes: Processes) -> None:
+    """Raises InputError for a batch of which not all processes can have as many images."""
+    for name in ("train", "oe") if cls.auxiliary else ("train",):
+        split = experiment.dataset.split(name)
+        try:
+            processes.part_of(split.needs_batch_size())
+        except ValueError as error:
+            raise split.error("batch_size", str(error)) from None
 
 
 def _prepare(experiment: Experiment, cls: type[BaseTrainer]) -> None:

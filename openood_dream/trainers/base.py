@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -21,13 +21,13 @@ from openood_dream.errors import InputError, check_name
 from openood_dream.networks.settings import AnyNetwork, GenerativeNetwork
 from openood_dream.parallel import processes as parallel
 from openood_dream.parallel.processes import Processes, unwrap_model
+from openood_dream.trainers.optimizers import make_optimizer, make_schedule
 from openood_dream.trainers.settings import Base, TrainerSettings
 
 Batch = dict[str, Any]  # "data" (B, 3, H, W), "label" (B,), and more that trainers do not read
 Terms = dict[str, torch.Tensor]  # the terms of a loss, weighted, by name
 
 TRAINERS: dict[str, type[BaseTrainer]] = {}
-LEAST_RATE = 1e-6  # where the learning rate ends
 
 TrainerT = TypeVar("TrainerT", bound="type[BaseTrainer]")
 
@@ -133,7 +133,7 @@ class LossTerms(nn.Module):
 
 @trainer("base", Base)
 class BaseTrainer:
-    """Cross-entropy on the ID images: SGD with Nesterov momentum, cosine schedule per step down to 1e-6 (OpenOOD).
+    """Cross-entropy on the ID images, by default with OpenOOD's SGD, Nesterov momentum and cosine schedule per step.
 
     Args:
         net: a network in OpenOOD's protocol on its device; OpenOOD may have wrapped it in DistributedDataParallel.
@@ -203,17 +203,9 @@ class BaseTrainer:
 
     def schedule(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser, and the schedule of its learning rate, which takes a step with it."""
-        options = self.options
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            options.lr,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            nesterov=True,
-        )
-        total, least = options.num_epochs * len(self.train_loader), LEAST_RATE / options.lr
-        cosine = LambdaLR(optimizer, lambda step: least + (1 - least) * 0.5 * (1 + math.cos(math.pi * step / total)))
-        return optimizer, cosine
+        optimizer = make_optimizer(self.parameters(), self.options)
+        steps = self.options.num_epochs * len(self.train_loader)
+        return optimizer, make_schedule(optimizer, self.options, steps)
 
     def parameters(self) -> list[Any]:
         """What the optimiser trains: parameters, or groups of them with a rate of their own."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import write
 
 from openood_dream.config.merge import merge, quoted
-from openood_dream.config.tree import COMMAND_LINE, Merged
+from openood_dream.config.tree import COMMAND_LINE, Key, Merged
 from openood_dream.errors import InputError
 
-KNOWN = {"dream.outliers.sigma": False, "dream.args": True}
+KNOWN = {"dream.outliers.sigma": Key(Any, False), "dream.args": Key(Any, True), "text": Key(str | None, False)}
 
 
 def load(text: str, *overrides: str) -> Merged:
@@ -99,6 +100,15 @@ def test_overrides_of_known_keys_that_no_file_sets():
 )
 def test_bad_override(tokens, line):
     assert error("a: {b: 1, c: 1, lr: 1}\nfast: false", *tokens).startswith(f"command line: {line}")
+
+
+@pytest.mark.parametrize("text", ["run #1", "no", "007", "a: b", "[1", "x=y", "'a'", "@b"])
+def test_text_is_taken_as_it_is(text):
+    assert load("a: 1", "--text", text).values["text"] == load("a: 1", f"--text={text}").values["text"] == text
+
+
+def test_null_is_none_where_text_may_be_missing():
+    assert load("text: a", "--text", "null").values["text"] is None
 
 
 @pytest.mark.parametrize("text", ["plain", "run #1", "no", "007", "a: b", "-x", '"', "", "1e-3", "null", "ü"])

@@ -28,6 +28,8 @@ class Outer(Section):
 
 
 class Host(HostSection):
+    HOST_KEYS = ("more", "warm")
+
     name: str
 
 
@@ -89,8 +91,21 @@ def test_every_problem_is_found_in_the_order_of_the_files():
         validated(Outer, {"rate": 0, "inner": {"size": 4}}, ("outer",), origins())
 
 
+def test_keys_of_openoods_sections():
+    with pytest.raises(InputError, match="host.mroe: unknown key; did you mean 'more'"):
+        validated(Host, {"name": "x", "mroe": 1}, ("host",))
+    found = validated(Host, {"name": "x", "more": 1, "num_gpus": 2}, ("host",))
+    assert found.unread() == ["more"]
+
+
+def test_keys_of_other_plugins_are_let_through_where_openood_runs():
+    host = Origins()
+    host.lenient = True
+    assert validated(Host, {"name": "x", "theirs": 1}, ("host",), host).theirs == 1
+
+
 def test_keys_of_a_model():
-    assert dict(schema_keys(Outer)) == {
+    assert {key: of.free for key, of in schema_keys(Outer)} == {
         "kind": False,
         "rate": False,
         "inner": False,

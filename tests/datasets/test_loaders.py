@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -151,12 +152,29 @@ def test_missing_section_is_named(config, which):
 
 
 def test_missing_group_and_ood_dataset_are_named(config):
-    del config["ood_dataset"]["farood"]
-    with pytest.raises(InputError, match=r"ood_dataset\.farood: missing"):
+    near = ("ood_dataset", "nearood")
+    config["ood_dataset"] = {"batch_size": 2}
+    with pytest.raises(InputError, match=r"ood_dataset: no test sets"):
         make_data(config).ood_sets()
+    with pytest.raises(InputError, match=r"ood_dataset\.nearood: missing"):
+        make_data(config).images(*near, "near")
     del config["ood_dataset"]
     with pytest.raises(InputError, match=r"ood_dataset: missing"):
         make_data(config).ood_sets()
+
+
+def test_groups_of_ones_own_and_only_one_of_openoods(config):
+    group = config["ood_dataset"].pop("farood")
+    config["ood_dataset"]["mine"] = group
+    assert {name for name, _ in make_data(config).ood_sets()} == {"nearood", "mine"}
+    assert make_data(config).images("ood_dataset", "mine", group["datasets"][0])
+
+
+@pytest.mark.parametrize("size, kept", [(9, [4, 4]), (10, [4, 4, 2]), (1, [1])])
+def test_a_last_batch_of_one_image_is_left_out_of_training(config, size, kept):
+    found = copy.copy(make_data(config).images("dataset", "train"))
+    found.rows = found.rows[:size]
+    assert [len(batch) for batch in images.loader(found, 4, shuffle=True).batch_sampler] == kept
 
 
 @pytest.mark.parametrize("which", [("dataset", "train"), ("ood_dataset", "val")])

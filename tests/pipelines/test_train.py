@@ -96,7 +96,7 @@ def test_finished_run_decodes_no_image(tiny, dream, tmp_path, monkeypatch, metho
         (("--dataset.train.batch_size", "17"), "dataset.train.batch_size"),
         (("--dataset.normalization_type", "cifar10"), "dataset.normalization_type"),
         (("--preprocessor.horizontal_flip", "true"), "preprocessor.horizontal_flip"),
-        (("--dataset.train.imglist_pth", '"@{dataset.val.imglist_pth}"'), "dataset.train"),
+        (("--dataset.train.imglist_pth", "@{dataset.val.imglist_pth}"), "dataset.train"),
         (("--optimizer.lr", "0.05", "--merge_option", "merge"), "optimizer.lr"),
     ],
 )

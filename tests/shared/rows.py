@@ -53,7 +53,7 @@ def prepare(row: Row, tiny, tmp: Path) -> None:
 def tree(*folders: str | Path) -> dict[str, int]:
     """All files with their times, and all folders."""
     found = {}
-    for folder in folders:
+    for folder in filter(os.path.exists, folders):
         for entry in os.scandir(folder):
             found[entry.path] = 0 if entry.is_dir() else entry.stat().st_mtime_ns
             found |= tree(entry.path) if entry.is_dir() else {}

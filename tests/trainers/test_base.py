@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 from toys import TINY, Batches, Net, make, options, total
 
 from openood_dream.config.schema import validated
@@ -157,6 +158,21 @@ def test_epoch_is_one_pass_over_id_images(outliers):
     trainer.train_epoch(1)
     assert trainer.net.seen == [4 + 2] * 5  # one pass of the network for both
     assert id_loader.taken == 5 and outlier_loader.taken == 5
+
+
+@pytest.mark.parametrize("images, remarks", [(2, 1), (3, 0)])
+def test_fewer_outliers_than_classes_are_remarked(images, remarks):
+    rows = [{"data": torch.randn(3, 4, 4), "label": -1}] * images
+    trainer = make("dream_ood", Batches(1), DataLoader(rows, batch_size=images))
+    trainer.train_epoch(1)
+    found = trainer.remarks()
+    assert len(found) == remarks and all("learned from 2 outliers, fewer than the 3 classes" in text for text in found)
+
+
+@pytest.mark.parametrize("batches, key", [((0, 1), "train"), ((1, 0), "oe")])
+def test_loader_without_a_batch(batches, key):
+    with pytest.raises(InputError, match=rf"^dataset\.{key}\.batch_size: "):
+        TRAINERS["oe"](Net(), *map(Batches, batches), **options("oe"))
 
 
 def test_few_outliers_are_cycled_in_order():

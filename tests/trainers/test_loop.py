@@ -197,4 +197,5 @@ def test_torchrun_imagines_outliers_in_the_main_process(tiny, tmp_path):
 def test_batch_that_processes_cannot_share(tiny, tmp_path):
     files = ["--config", tiny.file, "benchmarks/methods/base.yml", "--root", str(tmp_path)]
     done = torchrun(2, "train", *files, "--dataset.train.batch_size", "31")
-    assert done.returncode != 0 and "31 cannot be shared by 2 processes" in done.stderr
+    line = "command line: dataset.train.batch_size: 31 cannot be shared by 2 processes"
+    assert done.returncode != 0 and line in done.stderr and not (tmp_path / "runs").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import filled
+from toys import Batches, filled, make
 
 from openood_dream.trainers.vos import Gaussians
 
@@ -47,3 +47,26 @@ def test_outliers_begin_at_their_epoch(name):
     assert "outliers" in trainer.terms(loader.batches[0])
     trainer.epoch = 1
     assert "outliers" not in trainer.terms(loader.batches[0])
+
+
+@pytest.mark.parametrize(
+    "name, key", [("vos", "trainer.start_epoch"), ("npos", "trainer.trainer_args.start_epoch_KNN")]
+)
+def test_training_without_its_outliers_says_so(name, key):
+    trainer = make(name, Batches(12), epochs=3)
+    trainer.train_epoch(1)  # outliers begin with the second one
+    (text,) = trainer.remarks()
+    assert text.startswith("outliers took part in 0 of 12 steps: trained as ") and f"lower {key} (2)" in text
+    other = make(name, Batches(12), epochs=3)
+    other.load_state_dict(trainer.state_dict())
+    other.train_epoch(2)
+    assert other.remarks() == [] and int(other.participation.with_outliers) == 12
+
+
+def test_a_queue_that_fills_late_is_remarked():
+    trainer = make("vos", Batches(4), settings={"sample_number": 10, "sample_from": 50, "start_epoch": 1})
+    for batch in trainer.train_loader.batches:
+        batch["label"] = torch.tensor([0, 0, 1, 2])
+    trainer.train_epoch(1)
+    (text,) = trainer.remarks()
+    assert "0 of 4 steps" in text and "trainer.sample_number (10)" in text and "4 in all epochs" in text
