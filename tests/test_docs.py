@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -119,7 +120,8 @@ def test_own_data_from_lists_to_table(tmp_path, monkeypatch, command, backend):
             words[words.index("--network.checkpoint") + 1] = str(checkpoint)
         done = command(*words)
         assert done.code == 0, (words, done.err)
-    assert "dream_ood" in done.out and "ebo" in done.out
+    (row,) = csv.DictReader(command("leaderboard", "results", "--format", "csv").out.splitlines())
+    assert (row["method"], row["postprocessor"], row["outlier_data"]) == ("dream_ood", "ebo", "imagined (knn)")
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)

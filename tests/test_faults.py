@@ -482,11 +482,11 @@ def test_truncated_file_of_an_image_set(command, tiny, folders, until, file):
         ("best.ckpt", "evaluate", "train again"),
         ("passes/*/pass.safetensors", "evaluate", "delete its folder"),
         ("passes/*/manifest.json", "evaluate", "delete the folder"),
-        ("train.json", "job", "delete it"),
-        ("knn/evaluate.json", "job", "delete it"),
+        ("train.json", "job", "delete its folder"),
+        ("knn/evaluate.json", "job", "delete its folder"),
         ("knn/scores/digits.npz", "leaderboard", "score the run again"),
         ("knn/ood.csv", "leaderboard", "run it again"),
-        ("knn/evaluate.json", "leaderboard", "delete it"),
+        ("knn/evaluate.json", "leaderboard", "delete its folder"),
     ],
 )
 def test_truncated_file_of_a_run(command, tiny, scored, tmp_path, file, words, remedy):

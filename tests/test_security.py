@@ -128,7 +128,7 @@ def no_network(monkeypatch):
 
 def test_no_network_without_a_hub_id(no_network, command, tiny, dream, pipeline_folder, tmp_path):
     where = ["--root", tmp_path / "new", "--dream.cache_dir", tmp_path / "dream"]
-    local = ["--dream.generator", pipeline_folder, "--dream.class_names", "[cat, dog, a, b, c, d]"]
+    local = ["--dream.generator", pipeline_folder, "--dream.class_names", "[cat, dog, A, high, quality, image]"]
     assert command("anchors", "--config", tiny.file, *where).code == 0
     assert command("anchors", "--config", tiny.file, *where, *local).code == 0
     assert command("train", "--config", tiny.file, "benchmarks/methods/base.yml", *where).code == 0

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from openood_dream.datasets.imglist import opened_rows, rows_identity
+from openood_dream.datasets.reading import read_image
 from openood_dream.datasets.settings import NORMALIZATION
 from openood_dream.errors import InputError
-from openood_dream.store.artifacts import MANIFEST
 
 CACHE_BYTES = 1 << 30  # decoded images up to this size stay in memory; larger sets are decoded by worker processes
 
@@ -130,6 +129,7 @@ class ImageList(Dataset):
         self.transform, self.augment = transform, augment
         self.rows = opened_rows(imglist, key)
         self.labels = torch.tensor([label for _, label in self.rows])
+        self.oddities = Counter[str]()  # of the images that were decoded
         self._open()
 
     def _open(self) -> None:
@@ -224,7 +224,14 @@ class ImageList(Dataset):
             raise InputError(
                 f"{self.imglist}: image {str(path)!r} is not there ({self.key}); check data_dir and the list"
             )
-        return read_image(path, f"restore it or take it from {self.imglist}")
+        return read_image(path, f"restore it or take it from {self.imglist}", self.oddities)
+
+    def doubts(self) -> list[str]:
+        """What is odd about the images that were decoded so far, a line each, with counts."""
+        found = sorted(self.oddities.items())
+        return [
+            f"{self.imglist}: {count} images with {what}, as in OpenOOD; save them without" for what, count in found
+        ]
 
     def _decode(self, index: int) -> Tensor:
         """An image, resized and cropped, uint8 (3, S, S)."""
@@ -255,31 +262,6 @@ class _Decoded:
         return self._pixels[index]
 
 
-def read_image(path: Path, remedy: str = "restore it") -> Image.Image:
-    """Decodes an image.
-
-    Args:
-        path: the image.
-        remedy: what to do where it is broken and was not drawn here.
-
-    Returns:
-        The image in RGB.
-
-    Raises:
-        InputError: it is missing or broken; names it and the remedy.
-    """
-    try:
-        with strict(), Image.open(io.BytesIO(path.read_bytes())) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would cut all values above 255
-                raise ValueError(f"its mode {image.mode} has more than 8 bits a channel, save it with 8")
-            return image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        image_set = path.parent.parent
-        if (image_set / MANIFEST).exists():
-            remedy = f"openood-dream verify {image_set} says how to repair it"
-        raise InputError(f"{path}: broken image ({error}); {remedy}") from None
-
-
 def save_image(path: Path, pixels: np.ndarray) -> None:
     """Writes an image of a benchmark that is made here, and the folders above it.
 
@@ -289,16 +271,6 @@ def save_image(path: Path, pixels: np.ndarray) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(pixels)).save(path)
-
-
-@contextmanager
-def strict() -> Iterator[None]:
-    """Pillow refuses truncated images within the block; OpenOOD, once imported, lets them pass as half grey."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def random_crop(pixels: Tensor, padding: int) -> Tensor:

@@ -27,6 +27,8 @@ def read_imglist(path: str | Path, key: str = "imglist_pth") -> ImageRows:
             or a name that leads out of data_dir.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError("it is no regular file")  # a pipe would be waited for
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such image list ({key}); check the path") from None

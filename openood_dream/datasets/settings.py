@@ -133,8 +133,8 @@ class OODDatasetSettings(HostSection):
         "pre_size",
         "interpolation",
         "dataset_class",
+        "shuffle",
     )
-    SILENT = (*SILENT, "shuffle")
     EXTRA: ClassVar[Any] = GroupSettings
     __pydantic_extra__: dict[str, Annotated[Any, BeforeValidator(_group)]]
 
@@ -195,8 +195,23 @@ class OptimizerSettings(HostSection):
     """`optimizer`: how networks are trained."""
 
     section = "optimizer"
-    HOST_KEYS = ("beta1", "betas", "cosine", "fc_lr_factor", "gamma", "gan_lr", "lr_decay_epochs", "lr_decay_rate")
-    HOST_KEYS = (*HOST_KEYS, "mlp_decay_rate", "nesterov", "nesterov_fc", "steps", "warm", "warmup", "weight_decay_fc")
+    HOST_KEYS = (
+        "beta1",
+        "betas",
+        "cosine",
+        "fc_lr_factor",
+        "gamma",
+        "gan_lr",
+        "lr_decay_epochs",
+        "lr_decay_rate",
+        "mlp_decay_rate",
+        "nesterov",
+        "nesterov_fc",
+        "steps",
+        "warm",
+        "warmup",
+        "weight_decay_fc",
+    )
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the optimiser, torch's")
     schedule: Literal["cosine", "linear", "constant"] = Field(

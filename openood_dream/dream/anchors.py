@@ -78,7 +78,7 @@ def make_anchors(source: Source, names: Sequence[str], settings: AnchorSettings,
         The artifact; `load_anchors` reads it.
 
     Raises:
-        InputError: the source cannot be read, or a name has no token.
+        InputError: the source cannot be read, a name has no token, or two names have the same anchor.
     """
     inputs = {"generator": source.identity, "class_names": list(names), "multi_token": settings.multi_token}
 
@@ -91,10 +91,35 @@ def make_anchors(source: Source, names: Sequence[str], settings: AnchorSettings,
             for name, row in zip(names, ids, strict=True):
                 tokens[name] += tokenizer.convert_ids_to_tokens(row)
         anchors = torch.cat(parts, dim=1)
+        check_distinct(anchors, names)
         write_tensors(folder / "anchors.safetensors", anchors=anchors)
         return {"tokens": tokens, "norms": dict(zip(names, anchors.norm(dim=1).tolist(), strict=True))}
 
     return build(cache_dir, "anchors", inputs, make)
+
+
+def check_distinct(anchors: torch.Tensor, names: Sequence[str]) -> None:
+    """Checks that every class has an anchor of its own.
+
+    Args:
+        anchors: T(y) (C, m).
+        names: the C class names.
+
+    Raises:
+        InputError: an anchor is zero or not finite, or two classes share one.
+    """
+    seen: dict[bytes, str] = {}
+    for name, anchor in zip(names, anchors.float(), strict=True):
+        if not torch.isfinite(anchor).all() or not anchor.any():
+            raise InputError(
+                f"dream.class_names: the token embedding of {name!r} is zero or not finite; choose another word"
+            )
+        other = seen.setdefault(anchor.numpy().tobytes(), name)
+        if other != name:
+            raise InputError(
+                f"dream.class_names: {other!r} and {name!r} have the same token embedding, so no image could be told to be of "
+                "one of them; choose other words, or another dream.anchors.multi_token"
+            )
 
 
 def load_anchors(artifact: Artifact) -> torch.Tensor:

@@ -12,10 +12,12 @@ from openood_dream.datasets.images import ImageList
 from openood_dream.datasets.loaders import Data
 from openood_dream.dream.anchors import make_anchors
 from openood_dream.dream.forecast import forecast
+from openood_dream.dream.generator.models import noise_schedule
 from openood_dream.dream.generator.stage import check_size, make_generator, untrained
 from openood_dream.dream.images import check_executor, imagined_label, make_images, make_latents, make_plain
 from openood_dream.dream.lines import make_lines
 from openood_dream.dream.outliers import make_outliers
+from openood_dream.dream.parts import check_parts, check_steps
 from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
 from openood_dream.dream.residuals import make_residuals
 from openood_dream.dream.samplers import get_sampler
@@ -178,6 +180,8 @@ class Dream:
         """Phase 2b: the images of the embeddings."""
         check_executor(self.executor)
         self._check_size()
+        if self._there("outliers", []) is None:  # then long stages come first
+            self._check_drawing()
         synthesis, outliers, source = self.settings.synthesis, self.outliers, self.source
         residuals = partial(
             make_residuals, source=source, images=self._train, settings=synthesis, cache_dir=self.cache_dir
@@ -297,6 +301,14 @@ class Dream:
         """InputError where images are to be drawn at another size than the generator that is trained here knows."""
         if self.training is not None:
             check_size(self.training, self._image_size, self.settings.synthesis)
+
+    def _check_drawing(self) -> None:
+        """InputError where the pipeline's parts do not fit each other, or its scheduler does not take the steps."""
+        if self.training is None:
+            check_parts(self.text_source, self.settings.synthesis)
+        else:
+            noise = noise_schedule(self.training.prediction)
+            check_steps(type(noise).__name__, dict(noise.config), self.settings.synthesis)
 
     def _network_judge(self) -> Judge:
         if self.network is None:

@@ -24,7 +24,7 @@ from openood_dream.dream.families.base import find_family
 from openood_dream.dream.prompts import Prompt, class_prompts, plain_prompts
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, warn
 from openood_dream.store.files import Rows
 
 # diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
@@ -125,7 +125,45 @@ class Imaginer:
     def _draw(
         self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: Sequence[int], output_type: str
     ) -> torch.Tensor:
-        """Images or latents, as the pipeline calls them in `output_type`, float32 on the device."""
+        """Images or latents, as the pipeline calls them in `output_type`, float32 on the device.
+
+        FloatingPointError where a number of them is not finite.
+        """
+        drawn = self._call(labels, tokens, seeds, output_type)
+        if torch.isfinite(drawn).all():
+            return drawn
+        pipe, settings = self.pipeline, self.settings
+        dtype = str(pipe.unet.dtype).removeprefix("torch.")
+        if output_type == "pt" and dtype == "float16":
+            latents = self._call(labels, tokens, seeds, "latent")
+            drawn = self._decoded(latents)
+            if torch.isfinite(drawn).all():
+                warn(
+                    f"{settings.where('dtype')}: the decoder of {type(pipe).__name__} overflows in float16; its images are "
+                    "decoded again in float32, which takes longer: bfloat16 or float32 does not overflow"
+                )
+                return drawn
+        remedy = "set it to float32" if dtype != "float32" else "check its weights"
+        raise FloatingPointError(
+            f"{settings.where('dtype')}: {type(pipe).__name__} draws numbers that are not finite in {dtype}, with "
+            f"{settings.steps} steps of {settings.scheduler} (dream.synthesis.steps, scheduler); {remedy}, or change these"
+        )
+
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images of latents (B, c, h, w), decoded in float32."""
+        vae = self.pipeline.vae
+        dtype, config = vae.dtype, vae.config
+        vae.to(torch.float32)
+        try:
+            shifted = latents / config.scaling_factor + (config.get("shift_factor") or 0)
+            return (vae.decode(shifted).sample / 2 + 0.5).clamp(0, 1)
+        finally:
+            vae.to(dtype)
+
+    def _call(
+        self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: Sequence[int], output_type: str
+    ) -> torch.Tensor:
+        """What the pipeline gives, float32 on the device."""
         pipe, settings, size = self.pipeline, self.settings, self.size
         shape = (pipe.unet.config.in_channels, size // pipe.vae_scale_factor, size // pipe.vae_scale_factor)
         # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch; some
@@ -185,6 +223,7 @@ class Imaginer:
 
         Raises:
             InputError: the batch does not fit into memory.
+            FloatingPointError: numbers that are not finite, or images of one colour alone.
         """
         images = self._draw(labels, tokens, seeds, "pt")
         if residuals is not None:
@@ -194,7 +233,15 @@ class Imaginer:
             images = F.interpolate(
                 images, size=(save, save), mode="bilinear", antialias=save < size, align_corners=False
             )
-        return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        flat = pixels.flatten(1)
+        if (flat == flat[:, :1]).all():
+            raise FloatingPointError(
+                f"{self.settings.where()}: {type(self.pipeline).__name__} draws images of one colour ({int(flat[0, 0])} of 255) "
+                f"with {self.settings.steps} steps of {self.settings.scheduler}; change steps, scheduler or guidance, or check "
+                "the weights"
+            )
+        return pixels
 
 
 def check_anchors(imaginer: Imaginer, anchors: torch.Tensor | Rows) -> None:

@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import ModelOutput
 
 from openood_dream.dream.settings import SynthesisSettings
+from openood_dream.errors import InputError, show
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,13 @@ def class_prompts(tokenizer: CLIPTokenizer, names: Sequence[str], settings: Synt
     Raises:
         InputError: the prompt is too long.
     """
-    try:
-        return [Prompt.of(tokenizer, settings.prompt, name) for name in names]
-    except ValueError as error:
-        raise settings.error("prompt", str(error)) from None
+    prompts = []
+    for name in names:
+        try:
+            prompts.append(Prompt.of(tokenizer, settings.prompt, name))
+        except ValueError as error:
+            raise settings.error("prompt", f"with the class name {name!r}: {error}") from None
+    return prompts
 
 
 def plain_prompts(
@@ -111,10 +115,36 @@ def plain_prompts(
     Raises:
         InputError: a prompt is too long.
     """
-    try:
-        return [Prompt.plain(tokenizer, text) for text in texts]
-    except ValueError as error:
-        raise settings.error(key, str(error)) from None
+    prompts = []
+    for text in texts:
+        try:
+            prompts.append(Prompt.plain(tokenizer, text))
+        except ValueError as error:
+            raise settings.error(key, f"{show(text)} has {error}") from None
+    return prompts
+
+
+def fitted_pair(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """A tokenizer and a text encoder that fit each other: prompts are as long as the encoder has places for.
+
+    Args:
+        tokenizer: the tokenizer, whose longest prompt may be changed.
+        encoder: the text encoder.
+
+    Returns:
+        Both.
+
+    Raises:
+        InputError: the tokenizer has tokens that the encoder has no embedding of.
+    """
+    rows, places = token_table(encoder).num_embeddings, encoder.config.max_position_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"dream.generator: the tokenizer has {len(tokenizer)} tokens, the text encoder embeddings of {rows}; expected a "
+            "tokenizer and a text encoder that were trained together"
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+    return tokenizer, encoder
 
 
 def token_table(text_encoder: CLIPTextModel) -> torch.nn.Embedding:

@@ -51,6 +51,9 @@ class Judge:
     load: Callable[[], nn.Module]
 
 
+FEW = 10  # images of a class, below which what is learned from them is doubtful
+
+
 class _BySpace(nn.Module):
     """The space's encoder and its cosine classifier."""
 
@@ -284,9 +287,32 @@ def make_quality(
             "kept": int((found["dropped"] == "").sum()),
             "description": images.manifest["description"],
         }
+        about["warnings"] = doubts(found, names, filter_settings)
         return about if test is None else about | {"id": summary(test, settings)}
 
     return build(cache_dir, "quality", inputs, make)
+
+
+def doubts(found: pd.DataFrame, names: Sequence[str], settings: FilterSettings) -> list[str]:
+    """What is doubtful about what a filter leaves.
+
+    Args:
+        found: the table of the image set, with `class` and `dropped`.
+        names: the class names in label order.
+        settings: `dream.filter`.
+
+    Returns:
+        A line for each doubt.
+    """
+    kept = found["dropped"] == ""
+    counts = np.bincount(found["class"][kept], minlength=len(names))
+    if not settings.active or counts.min() >= FEW:
+        return []
+    few = [f"{names[label]} {counts[label]}" for label in np.argsort(counts, kind="stable")[:3] if counts[label] < FEW]
+    return [
+        f"the filter keeps {int(kept.sum())} of {len(found)} images, fewer than {FEW} of some classes ({', '.join(few)}); "
+        f"loosen {settings.key('distance')} or {settings.key('confidence')}, or draw more (dream.synthesis.per_class)"
+    ]
 
 
 def _verdicts(

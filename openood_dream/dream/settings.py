@@ -64,7 +64,7 @@ class GeneratorTraining(Section):
         0.0, ge=0, description="deviation of Gaussian noise on the image's own embedding, measured as outliers.sigma is"
     )
     empty_fraction: float = Field(0.1, ge=0, le=1, description="share of samples with the empty prompt, for guidance")
-    text_dim: int = Field(64, ge=1, description="width m of the token embeddings")
+    text_dim: int = Field(64, ge=4, multiple_of=4, description="width m of the token embeddings, shared by four heads")
     anchor_norm: float = Field(0.4, gt=0, description="norm of the class anchors")
     checkpoint_every: int = Field(500, ge=1, description="steps between two savings of the training's state")
     samples_every: int | None = Field(

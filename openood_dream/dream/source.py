@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -20,6 +21,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from openood_dream.dream.families.base import find_family
+from openood_dream.dream.prompts import fitted_pair
 from openood_dream.dream.settings import GeneratorTraining
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import MANIFEST, build
@@ -73,6 +75,15 @@ class Source:
                 f"dream.generator: cannot load {self.path!r} ({type(error).__name__}: {reason}); {remedy}"
             ) from None
 
+    def config(self, part: str) -> dict[str, Any]:
+        """The config of a part, of which nothing else is loaded."""
+        cls = diffusers.UNet2DConditionModel  # any class reads the config of any part
+        if part == "scheduler":
+            return self._read(diffusers.DDIMScheduler.load_config, subfolder=part)
+        if part.startswith("text_encoder"):
+            return self._read(transformers.AutoConfig.from_pretrained, subfolder=part).to_dict()
+        return self._read(cls.load_config, subfolder=part)
+
     @functools.cached_property
     def index(self) -> dict[str, Any]:
         """What the pipeline consists of: part -> [library, class], as model_index.json says.
@@ -105,7 +116,7 @@ class Source:
             if library != "transformers" or not name.startswith("CLIPText"):
                 raise InputError(f"dream.generator: {self.path!r} has the text encoder {name}; expected CLIP's")
             tokenizer = self.load(CLIPTokenizer, subfolder=part.replace("text_encoder", "tokenizer"))
-            pairs.append((tokenizer, self.load(getattr(transformers, name), subfolder=part)))
+            pairs.append(fitted_pair(tokenizer, self.load(getattr(transformers, name), subfolder=part)))
         return pairs
 
 

@@ -6,6 +6,7 @@ The encoder h is trained so that softmax over classes of cos(h(x), T(y)) / t cla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def train_encoder(
 
     Returns:
         The mean loss of each epoch.
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
     """
     encoder.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     anchors = anchors.to(device)
@@ -130,6 +134,10 @@ def train_encoder(
                 schedule.step()
                 total += loss.detach()
             losses.append(total.item() / len(train))
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"space: epoch {len(losses)}: the loss is not finite; lower {settings.key('lr')} ({settings.lr:g})"
+                )
             epochs.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
 
@@ -254,12 +262,26 @@ def _write_space(
     seen = unit_embeddings(encoder, loader(val, BATCH, shuffle=False, workers=workers), place)
     guesses = cosine_logits(seen, anchors, settings.temperature).argmax(1)
     accuracy = 100 * (guesses == val.labels).float().mean().item()
+    if not torch.isfinite(seen).all():
+        raise FloatingPointError(f"space: an embedding is not finite; lower {settings.key('lr')} ({settings.lr:g})")
     embeddings = unit_embeddings(encoder, loader(train, BATCH, shuffle=False, workers=workers), place)
     rows = first_per_class(train.labels, settings.per_class, settings.seed)
     labels = train.labels[rows]
     write_tensors(folder / "encoder.safetensors", **encoder.state_dict())
     write_tensors(folder / "embeddings.safetensors", embeddings=embeddings[rows], labels=labels, rows=rows)
-    return {"val_accuracy": round(accuracy, 2), "losses": losses, "per_class": torch.bincount(labels).tolist()}
+    about = {"val_accuracy": round(accuracy, 2), "losses": losses, "per_class": torch.bincount(labels).tolist()}
+    return about | {"warnings": _doubts(accuracy, val.labels, settings)}
+
+
+def _doubts(accuracy: float, labels: Tensor, settings: SpaceSettings) -> list[str]:
+    """What is doubtful about a space whose cosine classifier has an accuracy (in percent) on validation images."""
+    chance = 100 * torch.bincount(labels).max().item() / len(labels)  # of who always names the largest class
+    if accuracy > chance + 200 * math.sqrt(chance / 100 * (1 - chance / 100) / len(labels)):  # two deviations above it
+        return []
+    return [
+        f"the space knows {accuracy:.1f} % of the validation images, no more than chance ({chance:.1f} %), so its outliers "
+        f"mean nothing; raise {settings.key('epochs')} ({settings.epochs}), or lower {settings.key('lr')} ({settings.lr:g})"
+    ]
 
 
 def load_space(artifact: Artifact) -> dict[str, Tensor]:

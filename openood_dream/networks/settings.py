@@ -22,10 +22,14 @@ class NetworkSettings(HostSection):
         "feat_dim",
         "feat_extract_network",
         "head",
-    )
-    HOST_KEYS = (*HOST_KEYS, "image_size", "kl_scale", "load_cached_faiss", "model", "nc", "ndf", "ngf", "normal_load")
-    HOST_KEYS = (
-        *HOST_KEYS,
+        "image_size",
+        "kl_scale",
+        "load_cached_faiss",
+        "model",
+        "nc",
+        "ndf",
+        "ngf",
+        "normal_load",
         "ns",
         "num_block_open",
         "num_clusters",
@@ -33,8 +37,15 @@ class NetworkSettings(HostSection):
         "num_logits",
         "nz",
         "shift_trans_type",
+        "simclr_dim",
+        "similarity_measure",
+        "temp",
+        "type",
+        "weight_pl",
+        "widen_factor",
     )
-    HOST_KEYS = (*HOST_KEYS, "simclr_dim", "similarity_measure", "temp", "type", "weight_pl", "widen_factor")
+    # of generative networks: trainers and detectors that set it take no other
+    SILENT = (*HostSection.SILENT, "frequency")
 
     name: Name = Field(description="timm:<model>, or a network of OpenOOD's")
     num_classes: int | None = Field(None, ge=1, description="ID classes")

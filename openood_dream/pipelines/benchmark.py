@@ -9,18 +9,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from openood_dream.datasets.settings import IMAGINED
 from openood_dream.errors import InputError, check_name, warn
 from openood_dream.experiment import BenchmarkSettings, Experiment, load_config
 from openood_dream.parallel import ray
 from openood_dream.pipelines import jobs
 from openood_dream.pipelines.claim import Claim
-from openood_dream.pipelines.identity import TRAINED, check_folder
+from openood_dream.pipelines.identity import check_folder
 from openood_dream.pipelines.jobs import Job, job_experiments
 from openood_dream.pipelines.test import check_scores, identity_of, images_identity, is_scored
 from openood_dream.reports import report
+from openood_dream.reports.records import TRAINED, find, run_folders
 from openood_dream.store import artifacts, files
 from openood_dream.trainers import TRAINERS
+
+NAMED = 5  # folders that a line names
 
 
 class JobsFailed(Exception):
@@ -89,20 +94,28 @@ def benchmark(
     others, notes = _finished_before(plan, claim, todo)
     for note in notes:
         warn(note)
-    with artifacts.exclusive(root):
-        files.remove_unfinished(root)
-        page = report.write(
-            root,
-            [one.experiment.run.folder for one in [*good, *others]],
-            [one.experiment for one in [*good, *others]],
-            time.perf_counter() - start,
-            [_command(config_files, overrides, methods, seeds), *(one.command for one in [*todo, *others])],
-            [row for one in bad for row in jobs.failures(one)],
-            notes,
-        )
+    commands = [_command(config_files, overrides, methods, seeds), *(one.command for one in [*todo, *others])]
+    page = _report(root, [*good, *others], bad, time.perf_counter() - start, commands, notes)
     if bad:
         raise JobsFailed(f"{len(bad)} of {len(todo)} jobs failed: {which}", page)
     return page
+
+
+def _report(
+    root: Path, good: Sequence[Job], bad: Sequence[Job], seconds: float, commands: Sequence[str], notes: Sequence[str]
+) -> Path:
+    """Writes leaderboard and report; the path of report.html."""
+    with artifacts.exclusive(root):
+        files.remove_unfinished(root)
+        return report.write(
+            root,
+            [one.experiment.run.folder for one in good],
+            [one.experiment for one in good],
+            seconds,
+            commands,
+            [row for one in bad for row in jobs.failures(one)],
+            notes,
+        )
 
 
 def _finished_before(plan: Plan, claim: Claim, todo: Sequence[Job]) -> tuple[list[Job], list[str]]:
@@ -114,28 +127,41 @@ def _finished_before(plan: Plan, claim: Claim, todo: Sequence[Job]) -> tuple[lis
         todo: those that were asked for this time.
 
     Returns:
-        Jobs of the benchmark that an earlier call has finished, and a line about each other run below the root.
+        Jobs of the benchmark that are finished, by an earlier call or alone; and lines about the other runs below the
+        root.
     """
     asked = {(one.method, one.seed) for one in todo}
+    known = {one.experiment.run.folder.resolve() for one in todo}
     others, notes = [], []
-    for one in plan.jobs([found for found in claim.runs() if found not in asked]):
-        folder = one.experiment.run.folder
-        try:
-            check_folder(one.experiment)
-            done = (folder / TRAINED).exists() and is_scored(folder, one.scored)
-        except InputError as error:
-            notes.append(f"{one.method}, seed {one.seed}, is not in the report: {error}")
+    there = [folder for folder in run_folders(find(claim.root, TRAINED)) if folder.resolve() not in known]
+    for label, seed in dict.fromkeys([*claim.runs(), *filter(None, map(_named, there))]):
+        if (label, seed) in asked:
             continue
-        if done:
-            others.append(one)
-    known = {one.experiment.run.folder.resolve() for one in [*todo, *others]}
-    ours = [one.experiment.run.folder for one in plan.jobs(claim.runs())]
-    cache = Path(todo[0].experiment.dream.cache_dir).resolve() if todo[0].experiment.has("dream") else None
-    for record in sorted(claim.root.rglob(TRAINED)):
-        folder = record.parent.resolve()
-        if folder not in known | {one.resolve() for one in ours} and cache not in folder.parents:
-            notes.append(f"{record.parent}: a run that is not part of this benchmark; it is not in the report")
+        try:
+            for one in plan.jobs([(label, seed)]):
+                folder = one.experiment.run.folder
+                known.add(folder.resolve())
+                check_folder(one.experiment)
+                if (folder / TRAINED).exists() and is_scored(folder, one.scored):
+                    others.append(one)
+        except InputError as error:
+            notes.append(f"{label}, seed {seed}, is not in the report: {error}")
+    strangers = [str(folder) for folder in there if folder.resolve() not in known]
+    if strangers:
+        more = f" and {len(strangers) - NAMED} more" if len(strangers) > NAMED else ""
+        notes.append(
+            f"runs that are no part of this benchmark are not in the report: {', '.join(strangers[:NAMED])}{more}"
+        )
     return others, notes
+
+
+def _named(folder: Path) -> tuple[str, int] | None:
+    """Method and seed of the run in a folder, as its config names them; None where that cannot be read."""
+    try:
+        config = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
+        return str(config["method"]), int(config["seed"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
+        return None
 
 
 def _run(todo: list[Job], executor: str, workers: int | None) -> None:

@@ -11,12 +11,11 @@ from openood_dream.config.tree import MISSING, flat
 from openood_dream.datasets.settings import IMAGINED
 from openood_dream.errors import InputError, show
 from openood_dream.experiment import Experiment
+from openood_dream.reports.records import STARTED, TRAINED, read_training
 from openood_dream.store import files
 from openood_dream.store.artifacts import Missing, reusing_only
 from openood_dream.trainers import TRAINERS
 
-TRAINED = "train.json"  # the record of a finished run
-STARTED = "training.json"  # the same of a run that is not finished
 OUTLIERS = "outliers"  # the input that says which outliers a network learned from
 
 
@@ -101,7 +100,7 @@ def recorded(folder: Path) -> tuple[dict[str, Any] | None, bool]:
     """The record of the run in a folder, or None; and whether the run is finished."""
     for name in (TRAINED, STARTED):
         if (folder / name).exists():
-            return files.read_record(folder / name), name == TRAINED
+            return read_training(folder / name), name == TRAINED
     return None, False
 
 

@@ -226,7 +226,7 @@ def raise_refusal(failed: Sequence[Job]) -> None:
 def _end_of_log(job: Job, lines: int = 1) -> str:
     text = job.log.read_text(encoding="utf-8", errors="replace")
     last = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
-    return " / ".join(last).removeprefix("openood-dream: error: ")
+    return " / ".join(line.removeprefix("openood-dream: error: ") for line in last)
 
 
 def failures(job: Job) -> list[dict[str, Any]]:

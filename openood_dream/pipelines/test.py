@@ -18,11 +18,10 @@ from openood_dream.evaluators.passes import Passes, passes_dir
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import check_network, get_network
-from openood_dream.pipelines.identity import TRAINED, first_difference
+from openood_dream.pipelines.identity import first_difference
 from openood_dream.postprocessors.base import find_postprocessor
+from openood_dream.reports.records import SCORED, TRAINED, read_scoring, read_training
 from openood_dream.store import artifacts, files
-
-SCORED = "evaluate.json"  # the record of a finished evaluation
 
 
 @files.looked_once()
@@ -51,7 +50,7 @@ def test(experiment: Experiment) -> Path:
         )
     _evaluate(passes, experiment, out)
     trained = checkpoint.with_name(TRAINED)
-    about = {"trained": files.read_record(trained)} if trained.is_file() else {}
+    about = {"trained": read_training(trained)} if trained.is_file() else {}
     _write_record(out, inputs | about)
     return out
 
@@ -141,7 +140,7 @@ class _Unscored(NamedTuple):
 
 
 def _unscored(folder: Path, experiments: list[Experiment]) -> list[_Unscored]:
-    run, todo = files.read_record(folder / TRAINED)["hash"], []
+    run, todo = read_training(folder / TRAINED)["hash"], []
     for experiment in experiments:
         out, inputs = folder / experiment.postprocessor.name, {"run": run, **_scoring_inputs(experiment)}
         if not _scored(out, inputs, experiment):
@@ -163,8 +162,8 @@ def _scored(out: Path, inputs: dict[str, Any], experiment: Experiment) -> bool:
     record = out / SCORED
     if not record.exists():
         return False
-    there = files.read_record(record)
-    found = first_difference({key: there["inputs"].get(key) for key in inputs}, inputs)
+    there = read_scoring(record)["inputs"]
+    found = first_difference({key: there.get(key) for key in inputs}, inputs)
     if found is None:
         return True
     key, old, new = found

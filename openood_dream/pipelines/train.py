@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from openood_dream.datasets.images import ImageList, loader
+from openood_dream.datasets.overlaps import overlaps
 from openood_dream.datasets.settings import IMAGINED, PREPROCESSORS
 from openood_dream.device import pick_dtype
 from openood_dream.dream.images import imagined_label, list_label, load_latents
@@ -28,7 +29,8 @@ from openood_dream.networks.factory import check_network, get_network
 from openood_dream.networks.features import accuracy
 from openood_dream.networks.generative.network import Generative, pixel_probability
 from openood_dream.parallel.processes import Processes, is_main_process, joined, main_process_only
-from openood_dream.pipelines.identity import STARTED, TRAINED, check_folder, check_record, run_record
+from openood_dream.pipelines.identity import check_folder, check_record, run_record
+from openood_dream.reports.records import STARTED, TEACHER, TRAINED, read_training
 from openood_dream.store import artifacts, files
 from openood_dream.trainers import TRAINERS
 from openood_dream.trainers.base import BaseTrainer, Plan, check_auxiliary, get_trainer
@@ -64,7 +66,7 @@ def train(experiment: Experiment) -> Path:
     out = experiment.run.folder
     with joined(experiment.run.device) as processes, ExitStack() as lock:
         _check_shares(experiment, cls, processes)
-        main_process_only(lambda: _prepare(experiment, cls))
+        main_process_only(lambda: _prepare(experiment, cls, processes))
         outliers = outlier_data(experiment, cls)
         about = run_record(experiment, outliers.identity)
         if main_process_only(lambda: _reused(out, experiment, about)):
@@ -72,6 +74,8 @@ def train(experiment: Experiment) -> Path:
         lists = [experiment.data.images("dataset", split) for split in ("train", "val")]
         for images in [*lists, *([cast(ImageList, outliers.loader.dataset)] if outliers.loader else [])]:
             images.decode()  # a broken image is found before anything is written
+            _warn_of(images.doubts())
+        main_process_only(lambda: _warn_of(overlaps(experiment.data)))
         torch.manual_seed(experiment.run.seed)
         np.random.seed(experiment.run.seed)
         net = new_network(experiment).to(processes.device)
@@ -108,13 +112,17 @@ def _reused(out: Path, experiment: Experiment, about: dict[str, Any]) -> bool:
     """Whether the run is finished already; says what is doubtful about it. InputError for another run in its folder."""
     finished = check_record(out, experiment, about)
     if finished:
-        _warn(out, files.read_record(out / TRAINED).get("warnings", []))
+        _warn(out, read_training(out / TRAINED).get("warnings") or [])
     return finished
 
 
-def _warn(out: Path, texts: Iterable[str]) -> None:
+def _warn_of(texts: Iterable[str]) -> None:
     for text in texts:
-        warn(f"{out}: {text}")
+        warn(text)
+
+
+def _warn(out: Path, texts: Iterable[str]) -> None:
+    _warn_of(f"{out}: {text}" for text in texts)
 
 
 def check_training(experiment: Experiment) -> type[BaseTrainer]:
@@ -134,20 +142,24 @@ def check_training(experiment: Experiment) -> type[BaseTrainer]:
     return cls
 
 
-def training_plan(experiment: Experiment, labels: torch.Tensor | None = None) -> Plan:
+def training_plan(
+    experiment: Experiment, labels: torch.Tensor | None = None, processes: Processes | None = None
+) -> Plan:
     """What the training of an experiment is going to be.
 
     Args:
         experiment: says which.
         labels: the classes of the training images, where they are known.
+        processes: those that train, where they are known.
     """
     dataset = experiment.dataset
+    batch_size = dataset.split("train").needs_batch_size()
     return Plan(
         experiment.network,
         dataset.image_size,
         dataset.num_classes,
-        dataset.split("train").needs_batch_size(),
         experiment.optimizer.num_epochs,
+        None if processes is None else processes.part_of(batch_size),
         None if labels is None else int(torch.bincount(labels, minlength=dataset.num_classes).min()),
     )
 
@@ -238,7 +250,7 @@ def _teacher_training(own: Experiment, epochs: int, lr: float) -> Experiment:
     own = own.changed(changes)
     sections = ("network", "optimizer", "dataset", "preprocessor", "precision")
     about = files.fingerprint([own.at(section) for section in sections])
-    return own.changed({"output_dir": str(Path(own.dream.cache_dir, f"teacher-{about}"))})
+    return own.changed({"output_dir": str(Path(own.dream.cache_dir, f"{TEACHER}{about}"))})
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
@@ -254,11 +266,12 @@ def _check_shares(experiment: Experiment, cls: type[BaseTrainer], processes: Pro
             raise split.error("batch_size", str(error)) from None
 
 
-def _prepare(experiment: Experiment, cls: type[BaseTrainer]) -> None:
+def _prepare(experiment: Experiment, cls: type[BaseTrainer], processes: Processes) -> None:
     """Makes what training reads and what is not there yet: the built-in benchmark, the imagined images."""
     experiment.data.ensure()
     check_folder(experiment)
-    cls.check_plan(experiment.trainer, training_plan(experiment, experiment.data.images("dataset", "train").labels))
+    labels = experiment.data.images("dataset", "train").labels
+    cls.check_plan(experiment.trainer, training_plan(experiment, labels, processes))
     if cls.auxiliary and experiment.dataset.split("oe").imglist_pth == IMAGINED:
         experiment.imagination.training_images()
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from openood_dream.datasets.images import read_image
+from openood_dream.datasets.reading import read_image
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.chain import Dream
 from openood_dream.dream.image_set import read_images

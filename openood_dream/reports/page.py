@@ -17,6 +17,7 @@ import yaml
 
 from openood_dream.reports.render import LEGEND, cells, marks, plain_rows, ranks
 from openood_dream.reports.runs import HEADERS, metrics_of
+from openood_dream.reports.variants import ROW, VARIANT, variants
 from openood_dream.store.files import write_text
 
 HASHES = {"run": "Training", "checkpoint": "Checkpoint (SHA-256)", "evaluation": "Evaluation"}
@@ -66,7 +67,7 @@ def report(
         "stages": stages,
         "versions": versions or {},
         "notes": notes,
-        "runs": plain_rows(listed.drop(columns=["near_sets", "far_sets"])),
+        "runs": plain_rows(listed.drop(columns=["near_sets", "far_sets", "settings", "imagined", "training"])),
         "sets": {name.removeprefix("auroc_"): name for name in runs.columns.tolist() if name.startswith("auroc_")},
         "shifted": {name.removeprefix("acc_"): name for name in runs.columns.tolist() if name.startswith("acc_")},
         "per_set": _per_set(runs),
@@ -89,7 +90,8 @@ def _as_yaml(settings: Mapping[str, Any]) -> str:
 
 
 def _per_set(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """The mean over seeds of each OOD set's AUROC and each shifted set's accuracy, by method and postprocessor."""
+    """The mean over seeds of each OOD set's AUROC and each shifted set's accuracy, by the rows of the table."""
     columns = [name for name in runs.columns.tolist() if name.startswith(("auroc_", "acc_"))]
-    means = runs.groupby(["method", "postprocessor"], as_index=False)[["near_auroc", *columns]].mean()
+    runs = runs.assign(**{VARIANT: variants(runs)[0]})
+    means = runs.groupby([*ROW, VARIANT], as_index=False)[["near_auroc", *columns]].mean()
     return plain_rows(means.sort_values("near_auroc", ascending=False))

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from openood_dream.datasets.images import read_image
+from openood_dream.datasets.reading import read_image
 from openood_dream.device import pick_device, pick_dtype
 from openood_dream.dream.images import load_plain
 from openood_dream.experiment import Experiment
@@ -25,11 +25,12 @@ from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.settings import GenerativeNetwork
 from openood_dream.reports import gallery, page, plots
 from openood_dream.reports.quality import quality_table
+from openood_dream.reports.records import TRAINED, read_training
 from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_record, read_tensors, sha256, write_tensors, write_text
+from openood_dream.store.files import read_tensors, sha256, write_tensors, write_text
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
 PLAIN_PER_CLASS = 50
@@ -51,7 +52,7 @@ class Run(NamedTuple):
     @property
     def record(self) -> dict[str, Any]:
         """Its train.json."""
-        return read_record(self.folder / "train.json")
+        return read_training(self.folder / TRAINED)
 
     @property
     def scores(self) -> Path:

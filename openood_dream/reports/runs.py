@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import yaml
 
 from openood_dream.config.tree import flat, lookup
 from openood_dream.errors import InputError, warn
-from openood_dream.store.files import fingerprint, read_record, sha256
+from openood_dream.reports.records import SCORED, STARTED, TRAINED, find, read_scoring, read_training, run_folders
+from openood_dream.store.files import fingerprint, sha256
 
 # Our name of a metric: the file, row and column where a run has it. ACC is the ID accuracy, the same in every row.
 METRICS = {
@@ -73,18 +75,22 @@ def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
 
     Returns:
         One row per run, metrics in percent. `auroc_<set>` is the AUROC of an OOD set, `acc_<set>` the accuracy on a
-        covariate-shifted set, `outlier_data` what the network learned from besides ID images.
+        covariate-shifted set, `outlier_data` what the network learned from besides ID images, `warnings` what is
+        doubtful about it. `settings` is all that determines the numbers but the seed, by dotted key, and `imagined`
+        the settings behind the fingerprint of imagined outliers that stands among them.
 
     Raises:
         InputError: a folder without runs, a malformed file, or two runs that claim to be the same.
     """
     files: dict[Path, None] = {}
+    trained: dict[Path, None] = {}
     for folder in map(Path, run_dirs):
-        found = sorted(folder.rglob("ood.csv"))
-        if not found:
+        found = find(folder, "ood.csv", TRAINED, STARTED)
+        scored = [path.resolve() for path in found if path.name == "ood.csv"]
+        if not scored:
             raise InputError(f"{folder}: no ood.csv beneath it; expected a folder with evaluated runs")
-        _warn_of_unscored(folder)
-        files |= dict.fromkeys(path.resolve() for path in found)
+        files |= dict.fromkeys(scored)
+        trained |= dict.fromkeys(run_folders(path for path in found if path.name != "ood.csv"))
     plain: list[dict[str, Any]] = []
     spectrum: list[dict[str, Any]] = []
     for path in files:
@@ -92,6 +98,7 @@ def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
         (spectrum if "near_auroc" not in run else plain).append(run)
     for runs in plain, spectrum:
         _refuse_twins(runs)
+    _warn_of_unscored(trained, {run["training"] for run in [*plain, *spectrum]})
     _join(plain, spectrum)
     return pd.DataFrame(plain).astype({"epochs": "Int64"})
 
@@ -118,13 +125,18 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise InputError(f"{path}: expected scores with pred, conf and label ({error}); score the run again") from None
 
 
-def _warn_of_unscored(folder: Path) -> None:
-    """Warns of the trained runs below a folder that nobody has scored; the networks that imagination needs are no runs."""
-    for record in sorted(folder.rglob("train.json")):
-        if record.parent.name.startswith("teacher-"):
-            continue
-        if next(record.parent.rglob("ood.csv"), None) is None:
-            warn(f"{record.parent}: trained and not scored, so it is not in the table; evaluate it, or leave it out")
+def _warn_of_unscored(folders: Iterable[Path], scored: Collection[str | None]) -> None:
+    """Warns of trainings that the table lacks, because they are not finished or nobody scored them.
+
+    Args:
+        folders: those of trainings.
+        scored: the hashes of the trainings that the table has.
+    """
+    for folder in folders:
+        if not (folder / TRAINED).exists():
+            warn(f"{folder}: not finished, so it is not in the table; run its command again, or leave it out")
+        elif read_training(folder / TRAINED)["hash"] not in scored:
+            warn(f"{folder}: trained and not scored, so it is not in the table; evaluate it, or leave it out")
 
 
 def _identity(run: Mapping[str, Any]) -> tuple:
@@ -174,39 +186,39 @@ def _read_run(path: Path) -> dict[str, Any]:
     # OpenOOD writes no record; the configs of its runs say it where they learned from more than ID images
     about = records.get("run") or records.get("evaluation", {}).get("trained") or _training_record(config)
     known = about or (config if config.get("outlier_data") else trained)
+    about = about or {}
     run |= {"outlier_data": str(known.get("outlier_data") or "none"), "path": str(path.parent)}
-    run["warnings"] = (about or {}).get("warnings", [])
-    return run | {"settings": _settings(about, records.get("evaluation"), trained)}
+    run["training"] = about.get("hash")
+    run |= {"warnings": about.get("warnings") or [], "imagined": dict(flat({"dream": about.get("dream") or {}}))}
+    return run | {"settings": _settings(about, records.get("evaluation", {}), trained)}
 
 
-def _settings(
-    about: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None, trained: Mapping[str, Any]
-) -> dict:
+def _settings(about: Mapping[str, Any], evaluation: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
     """All that determines the numbers of a run but its seed, by dotted key.
 
     Args:
-        about: the record of its training, if that was ours.
-        evaluation: the record of its evaluation, if that was ours.
+        about: the record of its training; empty where that was not ours.
+        evaluation: the record of its evaluation; empty where that was not ours.
         trained: the config of its training.
     """
-    if about is None or "inputs" not in about:
+    inputs = about.get("inputs")
+    if inputs:
+        found = dict(flat({key: value for key, value in inputs.items() if key != "seed"} | {"code": about.get("code")}))
+    else:
         sections = ("dataset", "network", "preprocessor", "trainer", "optimizer", "dream")
         found = dict(flat({name: trained.get(name) for name in sections if isinstance(trained.get(name), dict)}))
         found = {key: value for key, value in found.items() if not NEUTRAL & set(key.split("."))}
-    else:
-        inputs = {key: value for key, value in about.get("inputs", {}).items() if key != "seed"}
-        found = dict(flat({**inputs, "dream": about.get("dream", {}), "code": about.get("code")}))
-    scored = {
-        key: value for key, value in (evaluation or {}).get("inputs", {}).items() if key not in ("run", "checkpoint")
-    }
-    return found | dict(flat(scored))
+    scored = {key: value for key, value in evaluation.get("inputs", {}).items() if key not in ("run", "checkpoint")}
+    found |= dict(flat(scored)) | ({"evaluation.code": evaluation.get("code")} if evaluation else {})
+    # other programs' YAML holds dates and NaN, which have no fingerprint
+    return {key: json.loads(json.dumps(value, default=str), parse_constant=str) for key, value in found.items()}
 
 
 def _training_record(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the training of the checkpoint that a config names left beside it, if that was ours."""
     checkpoint = _at(config, "network.checkpoint")
-    beside = Path(checkpoint).with_name("train.json") if isinstance(checkpoint, str) and checkpoint else None
-    return read_record(beside) if beside is not None and beside.is_file() else None
+    beside = Path(checkpoint).with_name(TRAINED) if isinstance(checkpoint, str) and checkpoint else None
+    return read_training(beside) if beside is not None and beside.is_file() else None
 
 
 def _names(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,8 +250,8 @@ def _metrics(path: Path, full: bool) -> dict[str, float]:
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a run's training and of its evaluation in `folder`, where they are ours."""
-    files = {"run": folder.parent / "train.json", "evaluation": folder / "evaluate.json"}
-    records = {key: read_record(path) for key, path in files.items() if path.is_file()}
+    files = {"run": (read_training, folder.parent / TRAINED), "evaluation": (read_scoring, folder / SCORED)}
+    records = {key: read(path) for key, (read, path) in files.items() if path.is_file()}
     scored = records["evaluation"]["inputs"].get("run") if "evaluation" in records else None
     if scored is not None and "run" in records and scored != records["run"]["hash"]:
         raise InputError(f"{folder}: scores of a network that was trained again since; delete them or score it again")

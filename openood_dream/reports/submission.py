@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from openood_dream.reports.render import percent_text
+from openood_dream.reports.variants import ROW, VARIANT, variants
 from openood_dream.store.files import write_text
 
 
@@ -24,10 +25,11 @@ def submit(runs: pd.DataFrame, table: pd.DataFrame, folder: Path) -> Path:
         The path of issue.md.
     """
     own = table[~table["published"] & (table["seeds"] > 0)]
+    runs = runs.assign(**{VARIANT: variants(runs)[0]})
+    keys = [key for key in (*ROW, VARIANT) if key in own]
     lines = ["Title: [leaderboard] " + ", ".join(own["method"].unique()), ""]
     for number, row in enumerate(own.itertuples(), 1):
-        mine = runs[(runs["method"] == row.method) & (runs["postprocessor"] == row.postprocessor)]
-        mine = mine[(mine["network"] == row.network) & (mine["outlier_data"] == row.outlier_data)]
+        mine = runs[(runs[keys] == [getattr(row, key) for key in keys]).all(axis=1)]
         name = re.sub(r"[^\w.-]+", "_", f"{number:02d}_{row.method}_{row.postprocessor}")
         fields = _fields(row, mine, _copy_csv(mine, folder, name))
         lines += [f"## {number}", "", *(f"- **{key}**: {value}" for key, value in fields.items()), ""]

@@ -12,10 +12,10 @@ import yaml
 from tqdm import tqdm
 
 from openood_dream.config.files import shipped_configs
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, warn
 from openood_dream.evaluators import significance
 from openood_dream.reports.runs import HEADERS, METRICS, SPECTRUM, metrics_of, read_scores
-from openood_dream.reports.variants import VARIANT, split
+from openood_dream.reports.variants import ROW, VARIANT, variants
 
 COLUMNS = [
     *(key for key in HEADERS if key not in SPECTRUM),
@@ -47,11 +47,11 @@ def table(
         published: whether to add the numbers of published.yml for the same data set.
 
     Returns:
-        Columns COLUMNS, metrics in percent: mean and, in `<metric>_std`, sample standard deviation over seeds (NaN for
-        one seed). Where the runs have their scores: `<metric>_low` and `_high`, a bootstrap 95 % interval over the test
-        images; `p_base` and `p_best`, two-sided p-values against the base method (with the same postprocessor, else its
-        best) and against the best row (which has none), by paired bootstrap of the mean near-OOD AUROC over seeds;
-        `gain_over_base`, the difference in it.
+        Columns COLUMNS, and VARIANT where runs of a method differ; metrics in percent: mean and, in `<metric>_std`,
+        sample standard deviation over seeds (NaN for one seed). Where the runs have their scores: `<metric>_low` and
+        `_high`, a bootstrap 95 % interval over the test images; `p_base` and `p_best`, two-sided p-values against the
+        base method (with the same postprocessor, else its best) and against the best row (which has none), by paired
+        bootstrap of the mean near-OOD AUROC over seeds; `gain_over_base`, the difference in it.
 
     Raises:
         InputError: runs differ though `allow_mixed` is False, an unknown `sort`, damaged scores, or no published
@@ -60,15 +60,18 @@ def table(
     others = _published_rows(runs["dataset"].unique().tolist()) if published else []
     metrics = metrics_of(runs)
     runs, noted = _told_apart(runs, allow_mixed)
-    by = list(dict.fromkeys(["method", "postprocessor", "outlier_data", "network", "dataset", *noted]))
-    runs = split(runs, by)
+    by = list(dict.fromkeys([*ROW, *noted]))
+    found, sentences = variants(runs, by)
+    for sentence in sentences:
+        warn(sentence)
+    runs = runs.assign(**{VARIANT: found})
     by.append(VARIANT)
     all_seeds = runs.groupby("dataset")["seed"].nunique()
     resampled = _resampled(runs)
     rows, draws = [], []
     for values, group in runs.groupby(by):
         row: dict[str, Any] = dict(zip(by, values)) | {"seeds": group["seed"].nunique(), "published": False}
-        row["warnings"] = [f"seed {run.seed}: {text}" for run in group.itertuples() for text in run.warnings]
+        row["warnings"] = _warnings(group)
         row |= group[metrics].mean().to_dict() | group[metrics].std().add_suffix("_std").to_dict()
         rows.append(row | {"notes": "; ".join(_notes(row, noted, all_seeds[row["dataset"]], failures))})
         draws.append(_mean_draws([resampled[path] for path in group["path"]]))
@@ -79,6 +82,7 @@ def table(
     more = [*_failed_rows(frame, failures), *others]
     frame = pd.concat([frame, pd.DataFrame(more)]) if more else frame
     columns = [*COLUMNS, *(f"{key}{end}" for key in metrics if key in SPECTRUM for end in ("", "_std"))]
+    columns += [VARIANT] if any(found) else []
     frame = frame.reindex(columns=columns).astype({"seeds": "Int64", "published": bool})
     return _sorted(frame, sort)
 
@@ -110,6 +114,15 @@ def _notes(
     own = row["method"], row["postprocessor"]
     failed = [one for one in failures if (one["method"], one["postprocessor"]) == own]
     return [*notes, *row["warnings"], *(f"seed {one['seed']} failed: {one['text']}" for one in failed)]
+
+
+def _warnings(runs: pd.DataFrame) -> list[str]:
+    """What is doubtful about the runs of a row: of each warning the first clause, without what to do, and the seeds."""
+    seeds: dict[str, dict[Any, None]] = {}
+    for seed, texts in sorted(zip(runs["seed"], runs["warnings"]), key=lambda pair: pair[0]):
+        for text in texts:
+            seeds.setdefault(str(text).partition(";")[0], {})[seed] = None
+    return [f"seed{'s' * (len(own) > 1)} {', '.join(map(str, own))}: {text}" for text, own in seeds.items()]
 
 
 def _sorted(frame: pd.DataFrame, sort: str) -> pd.DataFrame:

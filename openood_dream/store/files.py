@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, show
 
 T = TypeVar("T")
 
@@ -235,12 +235,29 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON that a finished part of a run left; a damaged file is an InputError that names it."""
+def read_record(
+    path: Path, kinds: Mapping[str, type | tuple[type, ...]] | None = None, remedy: str = AGAIN
+) -> dict[str, Any]:
+    """The JSON mapping that a finished part of a run left.
+
+    Args:
+        path: the file.
+        kinds: for each key of the mapping that is read, what its value may be; NoneType allows that it is missing.
+        remedy: what to do about a damaged file.
+
+    Raises:
+        InputError: the file is damaged; the message names it and the first key that is wrong.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not readable JSON ({error}); delete it and run the same command again") from None
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable JSON ({error}); {remedy}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: expected a mapping, got {show(record)}; {remedy}")
+    for key, kind in (kinds or {}).items():
+        if not isinstance(record.get(key), kind):
+            raise InputError(f"{path}: {key}: not what this program writes, {show(record.get(key))}; {remedy}")
+    return record
 
 
 # ----------------------------------------------------------------------------------------------------------- tensors

@@ -81,8 +81,8 @@ class Plan(NamedTuple):
     network: AnyNetwork
     image_size: int  # pixels a side
     num_classes: int
-    batch_size: int  # ID images in a step
     epochs: int
+    batch_size: int | None = None  # ID images of each process in a step; None where the processes are not known yet
     smallest: int | None = None  # images of the smallest class; None where the list is not there yet
 
 

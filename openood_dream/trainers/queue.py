@@ -126,8 +126,8 @@ def check_queue(settings: Section, start: str, plan: Plan) -> None:
     if first > plan.epochs:
         text = f"expected at most optimizer.num_epochs, {plan.epochs}, got {first}: no epoch would have outliers"
         raise settings.error(start, text)
-    if size < plan.batch_size:
-        text = f"expected at least dataset.train.batch_size, {plan.batch_size}, got {size}"
+    if plan.batch_size is not None and size < plan.batch_size:
+        text = f"expected at least the images in a step, {plan.batch_size} (dataset.train.batch_size), got {size}"
         raise settings.error("sample_number", text)
     if plan.smallest is not None and size > plan.smallest * plan.epochs:
         raise settings.error(

@@ -41,9 +41,9 @@ def decoded(monkeypatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     read = images.read_image
 
-    def counted(path: Path, remedy: str) -> Image.Image:
+    def counted(path: Path, *more) -> Image.Image:
         counts[path.name] += 1
-        return read(path, remedy)
+        return read(path, *more)
 
     monkeypatch.setattr(images, "read_image", counted)
     return counts

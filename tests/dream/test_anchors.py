@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from openood_dream.dream.anchors import load_anchors, make_anchors, name_tokens, token_anchors
+from openood_dream.dream.anchors import check_distinct, load_anchors, make_anchors, name_tokens, token_anchors
 from openood_dream.dream.settings import AnchorSettings
 from openood_dream.dream.source import given_source
 from openood_dream.errors import InputError
@@ -84,3 +84,12 @@ def test_reused_until_something_changes(run):
 def test_name_without_token(parts):
     with pytest.raises(InputError, match=r"dream\.class_names: .*' '"):
         name_tokens(parts[0], ["cat", " "])
+
+
+@pytest.mark.parametrize(
+    "rows, line", [([[1.0, 2.0], [1.0, 2.0]], "'a' and 'b' have the same"), ([[1.0, 2.0], [0.0, 0.0]], "'b' is zero")]
+)
+def test_every_class_has_an_anchor_of_its_own(rows, line):
+    with pytest.raises(InputError, match=rf"dream\.class_names: .*{line}"):
+        check_distinct(torch.tensor(rows), ["a", "b"])
+    check_distinct(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), ["a", "b"])

@@ -112,7 +112,7 @@ def test_one_seed_one_space(dream: Dream, tiny: Tiny, tmp_path):
             r"command line: dream\.class_names: class 6 .*train\.txt",
         ),
         (("--dream.space.network", "resnet18"), r"command line: dream\.space\.network: .*'resnet18'"),
-        (("--dream.space.network_args", "{depth: x}"), r"tiny\.yml: dream\.space\.network_args: "),
+        (("--dream.space.network_args", "{depth: x}"), r"dream\.space\.network_args\.depth: "),
     ],
 )
 def test_bad_input(tiny: Tiny, overrides, says, tmp_path):

@@ -174,7 +174,7 @@ def test_gradients_need_the_real_network(job, trained, tmp_path):
 
 def test_output_that_is_no_number(job, trained, tmp_path):
     state = torch.load(trained, weights_only=True)
-    state["fc.weight"][0] = 3e38  # weights that are no numbers are refused when they are loaded
+    state["backbone.conv1.0.weight"][:] = 3e38  # what overflows; weights that are no numbers are refused when loaded
     torch.save(state, tmp_path / "best.ckpt")
     config = job("broken", one("msp", tmp_path), "--network.checkpoint", str(tmp_path / "best.ckpt"))
     with pytest.raises(InputError, match=r"msp: the network's output for image 0 of test \(digits/test/.*png\) is not"):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from helpers import equal, stamps, weights
 
+from openood_dream.config.files import shipped_configs
 from openood_dream.dream.imaginer import Imaginer
 from openood_dream.errors import InputError, InputWarning
 from openood_dream.evaluators import passes
+from openood_dream.experiment import load_config
 from openood_dream.pipelines import jobs
 from openood_dream.pipelines.benchmark import Plan, benchmark
+from openood_dream.pipelines.claim import Claim
+from openood_dream.reports import report
 from openood_dream.trainers import BaseTrainer
 
 
@@ -75,15 +82,15 @@ def copied(benchmarked, tiny, tmp_path):
 
 @pytest.mark.parametrize(
     "words, key",
-    [(["--dream.outliers.sigma", "0.3"], r"dream\.outliers\.sigma"), (["--optimizer.lr", "0.05"], r"optimizer\.lr")],
+    [(["--dream.outliers.sigma", "0.3"], "dream.outliers.sigma"), (["--optimizer.lr", "0.05"], "optimizer.lr")],
 )
-def test_root_of_another_benchmark_stays_as_it_is(tiny, copied, words, key):
+def test_root_of_another_benchmark_stays_as_it_is(command, tiny, copied, words, key):
     root, where = copied
     before = stamps(root)
-    with pytest.raises(
-        InputError, match=rf"command line: {key}: {root} holds a benchmark with .*; choose another --root"
-    ):
-        benchmark([tiny.file], [*where, *words, "--merge_option", "merge"], ["base", "dream_ood"], 1)
+    asked = ["--methods", "base,dream_ood", "--seeds", "1", *words]
+    done = command("benchmark", "--config", tiny.file, *asked, *where, "--merge_option", "merge")
+    assert (done.code, done.out, len(done.err)) == (2, "", 1)
+    assert f"command line: {key}: {root} holds a benchmark with 0.1" in done.err[0] and "--root" in done.err[0]
     assert stamps(root) == before
 
 
@@ -105,13 +112,78 @@ def test_fewer_methods_lose_no_row(tiny, copied):
     assert (root / "leaderboard.csv").read_text() == before
 
 
-def test_other_runs_below_the_root_are_named(tiny, copied):
+def test_other_runs_below_the_root_are_named_in_one_line(tiny, copied):
     root, where = copied
     shutil.copytree(root / "runs" / "base", root / "runs" / "mine")
-    with pytest.warns(InputWarning, match="runs/mine/s0: a run that is not part of this benchmark"):
+    with pytest.warns(InputWarning) as warned:
         page = benchmark([tiny.file], where, ["base"], 1)
-    assert "runs/mine/s0" in page.read_text()
+    (line,) = [str(one.message) for one in warned if "mine" in str(one.message)]
+    assert "runs/mine/s0" in line and "runs/mine/s1" in line and line in page.read_text()
     assert "mine" not in (root / "leaderboard.csv").read_text()
+
+
+@pytest.fixture
+def reported(monkeypatch):
+    """What a benchmark gives to its report, which is not drawn: the runs that it covers, and remarks."""
+    found = SimpleNamespace()
+
+    def write(root, folders, experiments, seconds, commands, failures, remarks):
+        found.runs, found.remarks = {folder.relative_to(root / "runs").as_posix() for folder in folders}, remarks
+        return root / "report.html"
+
+    monkeypatch.setattr(report, "write", write)
+    return found
+
+
+def test_runs_of_a_job_alone_are_in_the_report(tiny, copied, reported):
+    root, where = copied
+    (root / "benchmark.json").unlink()
+    benchmark([tiny.file], where, ["base"], 1)
+    assert reported.runs == {f"{method}/s{seed}" for method in ("base", "oe", "dream_ood") for seed in (0, 1)}
+
+
+def test_a_run_of_other_settings_is_named_and_not_averaged(tiny, copied, reported):
+    root, where = copied
+    record = root / "runs" / "oe" / "s1" / "train.json"
+    record.write_text(record.read_text().replace('"lr": 0.1', '"lr": 0.2'))
+    with pytest.warns(InputWarning, match=r"oe, seed 1, is not in the report: .*optimizer\.lr: .* with 0\.2, not 0\.1"):
+        benchmark([tiny.file], where, ["base"], 1)
+    assert "oe/s0" in reported.runs and "oe/s1" not in reported.runs
+    assert len(reported.remarks) == 1 and "oe, seed 1, is not in the report" in reported.remarks[0]
+
+
+def test_the_remedy_for_a_claimed_root_reuses_what_was_imagined(tiny, copied, tmp_path, reported):
+    _, where = copied
+    words = [*where, "--benchmark.postprocessors", "[msp]", "--dream.outliers.sigma", "0.3"]
+    with pytest.raises(InputError, match="holds a benchmark with") as refused:
+        benchmark([tiny.file], words, ["dream_ood"], 1)
+    cache = Path(re.search(r"--dream\.cache_dir (\S+) ", str(refused.value))[1])
+    made = {stage: set(cache.glob(f"{stage}-*")) for stage in ("anchors", "space", "generator", "outliers")}
+    benchmark([tiny.file], [*words, "--root", str(tmp_path / "new"), "--dream.cache_dir", str(cache)], ["dream_ood"], 1)
+    assert scored(tmp_path / "new") == {"dream_ood/s0/msp"}
+    assert {stage for stage, old in made.items() if set(cache.glob(f"{stage}-*")) != old} == {"outliers"}
+
+
+def test_a_root_is_the_same_however_it_is_spelt(tiny, tmp_path, monkeypatch):
+    words = ["--dataset.val.imglist_pth", "'@{root}'/val.txt", "--dream.generator", "CompVis/stable-diffusion-v1-4"]
+    monkeypatch.chdir(tmp_path)
+    Claim(Path("out"), tiny.config(*words, "--root", "out")).add([])
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    Claim(tmp_path / "moved", tiny.config(*words, "--root", str(tmp_path / "moved"))).check()
+    other = tiny.config("--root", str(tmp_path / "moved"), *words[2:])
+    with pytest.raises(InputError, match=r"dataset\.val\.imglist_pth: .* holds a benchmark with 'val\.txt'"):
+        Claim(tmp_path / "moved", other).check()
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"config": [], "runs": []}', '{"config": {}, "runs": [1]}'])
+def test_a_damaged_claim_is_named(tiny, copied, text):
+    root, where = copied
+    (root / "benchmark.json").write_text(text)
+    before = stamps(root)
+    with pytest.raises(InputError, match=rf"^{root}/benchmark\.json: .*; delete it") as error:
+        benchmark([tiny.file], where, ["base"], 1)
+    assert "\n" not in str(error.value) and stamps(root) == before
 
 
 def test_two_benchmarks_of_different_configs_in_one_root(tiny, tmp_path, monkeypatch):
@@ -145,6 +217,23 @@ def test_labels_with_signs_of_yaml(tiny, label):
     words = ["--benchmark.methods", methods]
     (job, *_) = Plan([tiny.file], words, tiny.config(*words)).chosen([label], 1)
     assert job.experiment.method == label and job.experiment.run.folder.parts[-2:] == (label, "s0")
+
+
+def test_a_training_alone_of_a_benchmarks_config_is_called_by_its_own_name():
+    layers = ["benchmarks/digits.yml", "pipelines/train/dream_ood.yml", "preprocessors/dream.yml"]
+    experiment = load_config(layers, ["--seed", "0"])
+    assert experiment.method == "dream_ood" and experiment.run.folder == Path("results/digits/runs/dream_ood/s0")
+
+
+SHIPPED = [path for path in sorted((shipped_configs() / "benchmarks").rglob("*.yml")) if "methods:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_no_shipped_config_gives_a_method_the_label_of_another(path):
+    for label, layers in load_config([str(path)]).benchmark.methods.items():
+        experiment = load_config([str(path), *layers])
+        assert experiment.method in (experiment.trainer.name, label, "bood")  # which is DREAM-OOD with other outliers
+        assert experiment.run.folder.parts[-2:] == (experiment.method, "s0")
 
 
 def test_methods_end_in_different_weights(benchmarked):
@@ -195,4 +284,4 @@ def test_report_says_how_to_run_again(benchmarked, tiny, tmp_path):
     page = benchmark([tiny.file], overrides, methods=["base"], seeds=1).read_text()
     assert f"openood-dream benchmark --config {tiny.file} --methods base --seeds 1 --root" in page
     assert f"openood-dream job --config {tiny.file} benchmarks/methods/base.yml --root" in page
-    assert "--method base --seed 0" in page
+    assert "--method=base --seed 0" in page

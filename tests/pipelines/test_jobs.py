@@ -35,7 +35,7 @@ def test_two_at_a_time_of_which_one_fails(benchmarked, tiny, tmp_path):
     same_run(benchmarked.root, tmp_path, 0)
     assert [path.name for path in (tmp_path / "logs").glob("*.failed")] == ["base-s1.failed"]
     (row,) = json.loads((tmp_path / "leaderboard.json").read_text())
-    assert row["seeds"] == 1 and "openood-dream: error: " in row["notes"] and "cannot write here" in row["notes"]
+    assert row["seeds"] == 1 and f"seed 1 failed: {blocked / 's1'}: cannot write here" in row["notes"]
 
 
 @pytest.mark.slow

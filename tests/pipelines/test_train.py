@@ -14,7 +14,7 @@ from helpers import equal, stamps, weights
 
 from openood_dream.datasets import images
 from openood_dream.datasets.imglist import read_imglist
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, InputWarning
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import get_network
@@ -227,6 +227,28 @@ def test_training_sees_the_imagined_images(tiny, dream, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method, label", [("base", "none"), ("oe", "train_aux"), ("dream_ood", "imagined (knn)")])
 def test_record_names_the_outlier_data(benchmarked, method, label):
     assert record(benchmarked.root / "runs" / method / "s0")["outlier_data"] == label
+
+
+def test_a_list_of_imagined_images_is_called_what_it_is(tiny, dream):
+    folders = {dream.images.path, dream.quality.path}
+    lists = [str(folder / "imglist.txt") for folder in folders]
+    found = {training.outlier_label(tiny.method("dream_ood", "--dataset.oe.imglist_pth", one)) for one in lists}
+    assert found == {"imagined (knn)"}
+
+
+def test_what_is_doubtful_is_recorded_and_said_again(base, monkeypatch):
+    monkeypatch.setattr(BaseTrainer, "remarks", lambda self: ["no step had outliers"])
+    for _ in range(2):  # the second time the finished run is reused
+        with pytest.warns(InputWarning, match="base/s0: no step had outliers"):
+            folder = training.train(base())
+    assert record(folder)["warnings"] == ["no step had outliers"]
+
+
+def test_doubts_about_imagined_images_are_recorded(tiny, dream, tmp_path, monkeypatch):
+    monkeypatch.setitem(dream.space.manifest, "warnings", ["the space is at chance"])
+    experiment = tiny.method("dream_ood", "--output_dir", str(tmp_path))
+    monkeypatch.setattr(type(experiment), "imagination", dream)
+    assert "the space is at chance" in record(training.train(experiment))["warnings"]
 
 
 def test_other_outliers_make_another_run(tiny, dream, tmp_path):

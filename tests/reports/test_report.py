@@ -100,7 +100,7 @@ def test_how_good_the_space_is(dream, page):
 
 
 def run_that_learned(folder: Path, experiment: Experiment, outlier_data: str) -> Run:
-    write_json(folder / "train.json", {"outlier_data": outlier_data})
+    write_json(folder / "train.json", {"hash": "a", "outlier_data": outlier_data})
     return Run(folder, experiment)
 
 
@@ -128,7 +128,9 @@ def test_a_generative_network_shows_what_it_draws_and_its_bits(tiny, tmp_path):
     experiment = tiny.config(*keys, layers=["networks/vae_small.yml", "pipelines/train/frl.yml"])
     net = get_network(experiment.network, image_size=experiment.dataset.image_size)
     write_checkpoint(tmp_path / "best.ckpt", net.state_dict())
-    write_json(tmp_path / "train.json", {"epochs": [{"val_acc": 3.125}, {"val_acc": 6.25}, {"val_acc": 5}]})
+    write_json(
+        tmp_path / "train.json", {"hash": "a", "epochs": [{"val_acc": 3.125}, {"val_acc": 6.25}, {"val_acc": 5}]}
+    )
     run = Run(tmp_path, experiment)
     figures, notes = report.sampled({"frl": run})
     assert list(figures) == ["samples"]

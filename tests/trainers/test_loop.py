@@ -175,7 +175,7 @@ def test_torchrun_trains_one_network(tiny, tmp_path, method):
     files = ["--config", tiny.file, "benchmarks/methods/base.yml", str(small)]
     done = torchrun(2, "train", *files, "--root", str(tmp_path / "out"), "--optimizer.num_epochs", "3")
     assert done.returncode == 0, done.stderr[-3000:]
-    folder = tmp_path / "out" / "runs" / "base" / "s0"
+    folder = tmp_path / "out" / "runs" / method / "s0"
     rows = history(folder)
     assert [row["epoch"] for row in rows] == [1, 2, 3] and ("outliers" in rows[-1]["terms"]) == (method != "base")
     assert rows[-1]["terms"].get("cross-entropy", 0) < 1.8  # log 6 is what guessing gives

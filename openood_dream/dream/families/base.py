@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from openood_dream.dream.prompts import Prompt, encode, token_table
+from openood_dream.dream.prompts import Prompt, encode, fitted_pair, token_table
 from openood_dream.errors import InputError
 
 
@@ -30,7 +30,7 @@ class Family(ABC):
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.texts: list[tuple[CLIPTokenizer, CLIPTextModel]] = [
-            (getattr(pipeline, part.replace("text_encoder", "tokenizer")), getattr(pipeline, part))
+            fitted_pair(getattr(pipeline, part.replace("text_encoder", "tokenizer")), getattr(pipeline, part))
             for part in self.text_encoders
         ]
         self.widths = [token_table(encoder).embedding_dim for _, encoder in self.texts]

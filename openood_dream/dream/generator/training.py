@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ class Plan:
         warm_up: share of the steps until there.
         weight_decay: AdamW's weight decay.
         ema: decay of the moving average of the weights, which is what is left at the end; None: the weights themselves.
+        key: the config key of `lr`, for messages.
     """
 
     steps: int
@@ -102,6 +104,7 @@ class Plan:
     warm_up: float
     weight_decay: float = 0.0
     ema: float | None = None
+    key: str = "dream.generator.lr"
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.OneCycleLR:
@@ -188,6 +191,7 @@ def fit(
 
     Raises:
         InputError: the saved state is damaged, or of another number of processes.
+        FloatingPointError: the loss is no longer a number; no state with such weights is saved.
     """
     processes, device = session.processes, session.device
     nets.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -195,15 +199,16 @@ def fit(
     stepper, done = Stepper(nets, plan), 0
     tail: list[torch.Tensor] = []  # the shown losses of the last tenth
     file = session.folder / f"{name.partition(' ')[0]}.state"
-    state = read_state(file, processes)
-    if state is not None:
+    if (state := read_state(file, processes)) is not None:
         stepper.load_state_dict(state)
         done, tail = state["done"], list(state["tail"].to(device))
         set_random_state(state, processes, batches)
+    finite = torch.tensor(True, device=device)  # read now and then, so that no step waits for the device
     with processes.progress(total=plan.steps, initial=done, desc=f"generator: training the {name}", unit="step") as bar:
         while done < plan.steps:
             loss, shown = loss_of(trained)
             stepper.step(loss)
+            finite &= torch.isfinite(loss.detach())
             if done >= int(0.9 * plan.steps):
                 tail.append(shown.detach())
             if done % 50 == 0:
@@ -211,17 +216,37 @@ def fit(
             done += 1
             bar.update()
             if done % session.checkpoint_every == 0 or done == plan.steps:
+                check_finite(finite, f"the {name}, by step {done}", plan)
                 last = torch.stack(tail) if tail else torch.empty(0)
                 write_state(file, processes, {**stepper.state_dict(), "done": done, "tail": last}, batches)
             if processes.is_main:
                 after_step(done, stepper.result)
     if stepper.average is not None:
         nets.load_state_dict(stepper.result.state_dict())
-    means = processes.gather(torch.stack(tail).mean().item())
-    return sum(means) / len(means)
+    check_finite(finite_weights(nets), f"the {name}, at its end", plan)
+    return fmean(processes.gather(torch.stack(tail).mean().item()))
 
 
 # -------------------------------------------------------------------------------------------------------- two trainings
+
+
+def finite_weights(nets: nn.Module) -> torch.Tensor:
+    """Whether all parameters of networks are finite, as a tensor on their device."""
+    return torch.stack([torch.isfinite(parameter).all() for parameter in nets.parameters()]).all()
+
+
+def check_finite(finite: torch.Tensor, what: str, plan: Plan) -> None:
+    """Raises FloatingPointError, which names the remedy, unless numbers were finite.
+
+    Args:
+        finite: a truth value.
+        what: whose numbers, and when.
+        plan: the training's.
+    """
+    if not finite:
+        raise FloatingPointError(
+            f"generator: training {what}: the loss or a weight is not a finite number; lower {plan.key} ({plan.lr:g})"
+        )
 
 
 def train_vae(
@@ -249,7 +274,7 @@ def train_vae(
         error = F.mse_loss(reconstruction, x)
         return error + KL_WEIGHT * divergence, error
 
-    plan = Plan(settings.vae_steps, settings.vae_lr, warm_up=0.1)
+    plan = Plan(settings.vae_steps, settings.vae_lr, warm_up=0.1, key=settings.key("vae_lr"))
     return fit("autoencoder", Autoencoding(vae), loss_of, plan, session, batches=batches)
 
 
@@ -348,5 +373,5 @@ def train_denoiser(
         squares = (guess - target).square().flatten(1).mean(1)
         return (snr_weights(noise, t, settings.min_snr) * squares).mean(), error
 
-    plan = Plan(settings.steps, settings.lr, warm_up=0.05, weight_decay=0.01, ema=settings.ema)
+    plan = Plan(settings.steps, settings.lr, warm_up=0.05, weight_decay=0.01, ema=settings.ema, key=settings.key("lr"))
     return fit("diffusion model", nets, loss_of, plan, session, after_step=after_step)

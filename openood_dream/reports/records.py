@@ -1,0 +1,66 @@
+"""What trainings and evaluations record in their folders, and how those folders are found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from openood_dream.errors import InputError
+from openood_dream.store.files import read_record
+
+TRAINED = "train.json"  # the record of a finished training
+STARTED = "training.json"  # the same of one that is not finished
+SCORED = "evaluate.json"  # the record of a finished evaluation
+TEACHER = "teacher-"  # how the folders of networks begin that are trained for the imagination, and are no runs
+
+Kinds = dict[str, type | tuple[type, ...]]
+TRAINING_KEYS: Kinds = {
+    "hash": str,
+    "inputs": (dict, NoneType),
+    "dream": (dict, NoneType),
+    "outlier_data": (str, NoneType),
+    "warnings": (list, NoneType),
+}
+SCORING_KEYS: Kinds = {"hash": str, "inputs": dict, "trained": (dict, NoneType)}
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """The record of a training, TRAINED or STARTED; InputError where it is damaged."""
+    return read_record(path, TRAINING_KEYS)
+
+
+def read_scoring(path: Path) -> dict[str, Any]:
+    """The record of an evaluation; InputError where it is damaged."""
+    return read_record(path, SCORING_KEYS)
+
+
+def find(folder: Path, *names: str) -> list[Path]:
+    """All files of some names below a folder, in order of their paths; links to folders are followed.
+
+    Args:
+        folder: where to look.
+        names: of the files.
+
+    Raises:
+        InputError: a folder cannot be read, so that nobody knows what it holds.
+    """
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it away")
+
+    found, seen = [], {os.path.realpath(folder)}
+    for path, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(path, name)) for name in sorted(folders)}
+        folders[:] = [name for name in real if real[name] not in seen]  # a link may lead back up
+        seen.update(real.values())
+        found += [Path(path, name) for name in names if name in files]
+    return sorted(found)
+
+
+def run_folders(records: Iterable[Path]) -> list[Path]:
+    """The folders of runs that records of trainings lie in; the networks that the imagination needs are no runs."""
+    found = dict.fromkeys(record.parent for record in records)
+    return [one for one in found if not one.name.startswith(TEACHER)]
