@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path as FilePath
 
 from openood_dream.config.tree import Origins, Path, Tree
-from openood_dream.errors import InputError, show
+from openood_dream.errors import show
 
 # keys whose value is a path wherever they stand, and those that hold a path, a name or settings
 NAMES = {"root", "data_root", "output_dir", "cache_dir", "imglist_pth", "data_dir", "checkpoint"}
@@ -44,11 +43,3 @@ def expanded(path: str) -> str:
     if found.startswith("~") and re.match(r"~[^/]*(/|$)", found):
         raise ValueError(f"expected a path, got {show(path)}; there is no such home folder (./~ is a folder named ~)")
     return found
-
-
-def user_path(text: str) -> FilePath:
-    """A path that was given on the command line; InputError for what `expanded` refuses."""
-    try:
-        return FilePath(expanded(text))
-    except ValueError as error:
-        raise InputError(f"command line: {error}") from None

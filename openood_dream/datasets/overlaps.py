@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 from openood_dream.datasets.images import ImageList
 from openood_dream.datasets.loaders import Data
 from openood_dream.store.files import remembered, sha256
 
-Named = tuple[str, ImageList]
-SAME = "the same image"
+
+class _Files:
+    """The files of a list, each looked at once.
+
+    Args:
+        name: the config key of the list.
+        images: the list.
+    """
+
+    def __init__(self, name: str, images: ImageList) -> None:
+        self.name, self.imglist = name, images.imglist
+        self.labels: dict[str, set[int]] = defaultdict(set)  # by path
+        for file, label in images.rows:
+            self.labels[os.path.realpath(images.data_dir / file)].add(label)
+        self.sizes = {path: os.path.getsize(path) for path in self.labels}
 
 
 def overlaps(data: Data) -> list[str]:
@@ -26,64 +39,46 @@ def overlaps(data: Data) -> list[str]:
         InputError: a list cannot be read.
     """
     id_sets = [
-        (f"dataset.{name}", data.images("dataset", name)) for name in ("train", "val", "test") if _has(data, name)
+        _Files(f"dataset.{name}", data.images("dataset", name))
+        for name in ("train", "val", "test")
+        if getattr(data.dataset, name) is not None
     ]
     ood_sets = list(_ood(data)) if data.ood is not None else []
-    found = [line for name, images in [*id_sets, *ood_sets] for line in _two_labels(name, images)]
-    for index, (name, images) in enumerate(id_sets):
-        for other, theirs in [*id_sets[index + 1 :], *ood_sets]:
-            if not (name == "dataset.val" and other == "ood_dataset.val"):
-                found += _shared(name, images, other, theirs)
+    found = [line for one in [*id_sets, *ood_sets] for line in _two_labels(one)]
+    for index, one in enumerate(id_sets):
+        for other in [*id_sets[index + 1 :], *ood_sets]:
+            if not (one.name == "dataset.val" and other.name == "ood_dataset.val"):
+                found += _shared(one, other)
     return found
 
 
-def _has(data: Data, name: str) -> bool:
-    return getattr(data.dataset, name) is not None
-
-
-def _ood(data: Data) -> Iterator[Named]:
+def _ood(data: Data) -> Iterator[_Files]:
     """The OOD lists; covariate-shifted sets are made of ID images, so what they share with these is no fault."""
     assert data.ood is not None  # noqa: S101 # nosec B101 (asked before)
     if data.ood.val is not None:
-        yield "ood_dataset.val", data.images("ood_dataset", "val")
-    for group, of in data.ood.groups.items():
-        for name in of.datasets:
-            yield f"ood_dataset.{group}.{name}", data.images("ood_dataset", group, name)
+        yield _Files("ood_dataset.val", data.images("ood_dataset", "val"))
+    for group, name in data.ood_sets() if data.ood.groups else []:
+        yield _Files(f"ood_dataset.{group}.{name}", data.images("ood_dataset", group, name))
 
 
-def _two_labels(name: str, images: ImageList) -> Iterator[str]:
-    labels: dict[str, set[int]] = defaultdict(set)
-    for path, (_, label) in zip(_paths(images), images.rows):
-        labels[path].add(label)
-    by_content: dict[str, set[int]] = defaultdict(set)
-    for path in _of_shared_size(list(labels)):
-        by_content[_digest(path)] |= labels[path]
-    count = sum(len(found) > 1 for found in [*labels.values(), *by_content.values()])
+def _two_labels(one: _Files) -> Iterator[str]:
+    by_size, by_content = Counter(one.sizes.values()), defaultdict[str, set[int]](set)
+    for path, size in one.sizes.items():
+        if by_size[size] > 1:
+            by_content[_digest(path)] |= one.labels[path]
+    count = sum(len(found) > 1 for found in [*one.labels.values(), *by_content.values()])
     if count:
-        yield f"{name}: {count} images stand in {images.imglist} with two labels; take one of each out"
+        yield f"{one.name}: {count} images stand in {one.imglist} with two labels; take one of each out"
 
 
-def _shared(name: str, images: ImageList, other: str, theirs: ImageList) -> Iterator[str]:
-    mine, other_paths = set(_paths(images)), set(_paths(theirs))
-    sizes = {os.path.getsize(path) for path in mine}
-    alike = [path for path in other_paths - mine if os.path.getsize(path) in sizes]
-    wanted = {os.path.getsize(path) for path in alike}
-    digests = {_digest(path) for path in mine if os.path.getsize(path) in wanted} if alike else set()
-    count = len(mine & other_paths) + sum(_digest(path) in digests for path in alike)
+def _shared(one: _Files, other: _Files) -> Iterator[str]:
+    sizes = set(one.sizes.values())
+    alike = {path: size for path, size in other.sizes.items() if path not in one.sizes and size in sizes}
+    wanted = set(alike.values())
+    digests = {_digest(path) for path, size in one.sizes.items() if size in wanted}
+    count = len(one.sizes.keys() & other.sizes.keys()) + sum(_digest(path) in digests for path in alike)
     if count:
-        yield f"{other}: {count} images are also in {name} ({images.imglist}); take them out of one of the lists"
-
-
-def _of_shared_size(paths: Sequence[str]) -> list[str]:
-    """The paths of files that are as large as another one."""
-    by_size: dict[int, list[str]] = defaultdict(list)
-    for path in paths:
-        by_size[os.path.getsize(path)].append(path)
-    return [path for group in by_size.values() if len(group) > 1 for path in group]
-
-
-def _paths(images: ImageList) -> list[str]:
-    return [os.path.realpath(images.data_dir / name) for name, _ in images.rows]
+        yield f"{other.name}: {count} images are also in {one.name} ({one.imglist}); take them out of one of the lists"
 
 
 def _digest(path: str) -> str:

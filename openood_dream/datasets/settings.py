@@ -39,6 +39,11 @@ class SplitSettings(HostSection):
     batch_size: int | None = Field(None, ge=1, description="images per batch")
     drop_last: bool = Field(False, description="whether training leaves out a last batch that is not full")
 
+    @property
+    def imagined(self) -> bool:
+        """Whether it stands for the image set that the section `dream` describes."""
+        return self.imglist_pth == IMAGINED
+
     def needs_batch_size(self) -> int:
         """Its batch size; InputError where there is none."""
         if self.batch_size is None:

@@ -77,12 +77,11 @@ class Source:
 
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part, of which nothing else is loaded."""
-        cls = diffusers.UNet2DConditionModel  # any class reads the config of any part
         if part == "scheduler":
             return self._read(diffusers.DDIMScheduler.load_config, subfolder=part)
         if part.startswith("text_encoder"):
             return self._read(transformers.AutoConfig.from_pretrained, subfolder=part).to_dict()
-        return self._read(cls.load_config, subfolder=part)
+        return self._read(diffusers.UNet2DConditionModel.load_config, subfolder=part)  # reads that of any other part
 
     @functools.cached_property
     def index(self) -> dict[str, Any]:

@@ -9,9 +9,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from openood_dream.datasets.settings import IMAGINED
 from openood_dream.errors import InputError, check_name, warn
 from openood_dream.experiment import BenchmarkSettings, Experiment, load_config
 from openood_dream.parallel import ray
@@ -19,9 +16,9 @@ from openood_dream.pipelines import jobs
 from openood_dream.pipelines.claim import Claim
 from openood_dream.pipelines.identity import check_folder
 from openood_dream.pipelines.jobs import Job, job_experiments
-from openood_dream.pipelines.test import check_scores, identity_of, images_identity, is_scored
+from openood_dream.pipelines.test import identity_of, images_identity, is_scored
 from openood_dream.reports import report
-from openood_dream.reports.records import TRAINED, find, run_folders
+from openood_dream.reports.records import CONFIG, TRAINED, find, read_config, run_folders
 from openood_dream.store import artifacts, files
 from openood_dream.trainers import TRAINERS
 
@@ -82,7 +79,7 @@ def benchmark(
     for one in todo:
         _check_images(one)
         check_folder(one.experiment)
-        check_scores(one.experiment.run.folder, one.scored)
+        is_scored(one.experiment.run.folder, one.scored)  # InputError for other scores
     claim.add([(one.method, one.seed) for one in todo])
     _run(todo, executor, workers)
     bad = [one for one in todo if one.mark.exists()]
@@ -142,7 +139,7 @@ def _finished_before(plan: Plan, claim: Claim, todo: Sequence[Job]) -> tuple[lis
                 folder = one.experiment.run.folder
                 known.add(folder.resolve())
                 check_folder(one.experiment)
-                if (folder / TRAINED).exists() and is_scored(folder, one.scored):
+                if is_scored(folder, one.scored):
                     others.append(one)
         except InputError as error:
             notes.append(f"{label}, seed {seed}, is not in the report: {error}")
@@ -158,9 +155,9 @@ def _finished_before(plan: Plan, claim: Claim, todo: Sequence[Job]) -> tuple[lis
 def _named(folder: Path) -> tuple[str, int] | None:
     """Method and seed of the run in a folder, as its config names them; None where that cannot be read."""
     try:
-        config = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
+        config = read_config(folder / CONFIG)
         return str(config["method"]), int(config["seed"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
+    except (ValueError, LookupError, TypeError):
         return None
 
 
@@ -263,7 +260,7 @@ def _check_images(job: Job) -> None:
         images_identity(one)
     dataset, cls = job.experiment.dataset, TRAINERS[job.experiment.trainer.name]
     splits = [dataset.split("train"), dataset.split("val")]
-    if cls.auxiliary and dataset.split("oe").imglist_pth != IMAGINED:
+    if cls.auxiliary and not dataset.split("oe").imagined:
         splits.append(dataset.split("oe"))
     for split in splits:
         identity_of(split)

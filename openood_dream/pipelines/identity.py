@@ -37,8 +37,7 @@ def run_inputs(experiment: Experiment) -> dict[str, Any]:
     }
     if TRAINERS[trainer.name].auxiliary:
         auxiliary = dataset.split("oe")
-        imagined = auxiliary.imglist_pth == IMAGINED
-        images = IMAGINED if imagined else data.identity("dataset", "oe")
+        images = IMAGINED if auxiliary.imagined else data.identity("dataset", "oe")
         splits["oe"] = {"images": images, "batch_size": auxiliary.needs_batch_size(), "drop_last": auxiliary.drop_last}
     return {
         "dataset": {
@@ -77,7 +76,12 @@ def network_identity(experiment: Experiment) -> dict[str, Any]:
 def imagines(experiment: Experiment) -> bool:
     """Whether a run learns from what the section `dream` describes."""
     cls = TRAINERS[experiment.trainer.name]
-    return cls.needs_teacher or cls.auxiliary and experiment.dataset.split("oe").imglist_pth == IMAGINED
+    return cls.needs_teacher or cls.auxiliary and experiment.dataset.split("oe").imagined
+
+
+def imagination_settings(experiment: Experiment) -> dict[str, Any]:
+    """The settings that a run's outliers are imagined with; empty where it learns from no imagined ones."""
+    return experiment.dream.model_dump(exclude={"cache_dir"}) if imagines(experiment) else {}
 
 
 def run_record(experiment: Experiment, outliers: Any) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def run_record(experiment: Experiment, outliers: Any) -> dict[str, Any]:
         fingerprint among the inputs stands for; and `code`, the version that trains.
     """
     inputs = run_inputs(experiment) | {OUTLIERS: outliers}
-    dream = experiment.dream.model_dump(exclude={"cache_dir"}) if imagines(experiment) else {}
+    dream = imagination_settings(experiment)
     return {"hash": files.fingerprint(inputs), "inputs": inputs, "dream": dream, "code": __version__}
 
 
@@ -119,8 +123,7 @@ def check_folder(experiment: Experiment) -> None:
     there = {key: value for key, value in _inputs(record).items() if key != OUTLIERS}
     if found := first_difference(there, inputs):
         raise other_run(folder, experiment, *found)
-    dream = experiment.dream.model_dump(exclude={"cache_dir"}) if imagines(experiment) else {}
-    found = first_difference({"dream": record.get("dream", {})}, {"dream": dream})
+    found = first_difference({"dream": record.get("dream", {})}, {"dream": imagination_settings(experiment)})
     if found and not _same_outliers(experiment, record):
         raise other_run(folder, experiment, *found)
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from openood_dream._version import __version__
 from openood_dream.datasets.imglist import list_identity
 from openood_dream.datasets.loaders import Data
 from openood_dream.datasets.settings import SplitSettings
 from openood_dream.device import pick_device
-from openood_dream.errors import InputError, show
+from openood_dream.errors import InputError
 from openood_dream.evaluators.evaluate import evaluate
 from openood_dream.evaluators.passes import Passes, passes_dir
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import check_network, get_network
-from openood_dream.pipelines.identity import first_difference
+from openood_dream.pipelines.identity import first_difference, value_word
 from openood_dream.postprocessors.base import find_postprocessor
-from openood_dream.reports.records import SCORED, TRAINED, read_scoring, read_training
+from openood_dream.reports.records import CONFIG, SCORED, TRAINED, read_config, read_scoring, read_training
 from openood_dream.store import artifacts, files
 
 
@@ -44,14 +42,13 @@ def test(experiment: Experiment) -> Path:
     inputs = {"checkpoint": passes.checkpoint, **_scoring_inputs(experiment)}
     if _scored(out, inputs, experiment):
         return out
-    if (out / "ood.csv").exists() and not (out / SCORED).exists() and not _interrupted(out, experiment):
+    if (out / "ood.csv").exists() and not _interrupted(out, experiment):
         raise InputError(
             f"{out}: has scores without a record of what was scored; choose another --output_dir or --mark"
         )
     _evaluate(passes, experiment, out)
     trained = checkpoint.with_name(TRAINED)
-    about = {"trained": read_training(trained)} if trained.is_file() else {}
-    _write_record(out, inputs | about)
+    _write_record(out, inputs, **({"trained": read_training(trained)} if trained.is_file() else {}))
     return out
 
 
@@ -87,22 +84,8 @@ def score_run(folder: Path, experiments: list[Experiment], data: Data) -> None:
             _write_record(out, inputs)
 
 
-def check_scores(folder: Path, experiments: list[Experiment]) -> None:
-    """Checks, before a network is trained, that the scores in the folder of its finished run are the ones asked for.
-
-    Args:
-        folder: the run's.
-        experiments: the run's config with each of the detectors.
-
-    Raises:
-        InputError: a detector's folder holds other scores.
-    """
-    if (folder / TRAINED).exists():
-        _unscored(folder, experiments)
-
-
 def is_scored(folder: Path, experiments: list[Experiment]) -> bool:
-    """Whether a finished run has the scores of all of some detectors.
+    """Whether a run is finished and has the scores of all of some detectors.
 
     Args:
         folder: the run's.
@@ -111,7 +94,7 @@ def is_scored(folder: Path, experiments: list[Experiment]) -> bool:
     Raises:
         InputError: a detector's folder holds other scores.
     """
-    return not _unscored(folder, experiments)
+    return (folder / TRAINED).exists() and not _unscored(folder, experiments)
 
 
 def images_identity(experiment: Experiment) -> dict[str, Any]:
@@ -172,7 +155,7 @@ def _scored(out: Path, inputs: dict[str, Any], experiment: Experiment) -> bool:
     elif key.startswith(("ood_dataset", "dataset")):
         where, what = experiment.where(key), "of other images"
     else:
-        where, what = experiment.where(key), f"with {show(old)}, not {show(new)}"
+        where, what = experiment.where(key), f"with {value_word(old)}, not {value_word(new)}"
     raise InputError(
         f"{where}: {out} holds scores {what}; choose another --output_dir, --root or --mark, or delete that folder"
     )
@@ -181,15 +164,14 @@ def _scored(out: Path, inputs: dict[str, Any], experiment: Experiment) -> bool:
 def _interrupted(out: Path, experiment: Experiment) -> bool:
     """Whether scores without a record are of an evaluation of this very config that was stopped before it wrote that."""
     try:
-        return yaml.safe_load((out / "config.yml").read_text(encoding="utf-8")) == experiment.to_dict()
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_config(out / CONFIG) == experiment.to_dict()
+    except ValueError:
         return False
 
 
-def _write_record(out: Path, inputs: dict[str, Any]) -> None:
-    trained = inputs.pop("trained", None)
-    about = {"hash": files.fingerprint(inputs), "inputs": inputs, "code": __version__}
-    files.write_json(out / SCORED, about | ({} if trained is None else {"trained": trained}))
+def _write_record(out: Path, inputs: dict[str, Any], **more: Any) -> None:
+    about = {"hash": files.fingerprint(inputs), "inputs": inputs, "code": __version__, **more}
+    files.write_json(out / SCORED, about)
 
 
 def _ood_identity(experiment: Experiment) -> dict[str, str]:

@@ -133,7 +133,7 @@ def check_training(experiment: Experiment) -> type[BaseTrainer]:
     splits = ["train", "val", "oe"] if cls.auxiliary else ["train", "val"]
     for name in splits:
         dataset.split(name).needs_batch_size()
-    if cls.auxiliary and dataset.split("oe").imglist_pth == IMAGINED:
+    if cls.auxiliary and dataset.split("oe").imagined:
         outliers = experiment.dream.outliers
         check_auxiliary(cls, IMAGINED, get_sampler(outliers).keeps_class, partial(outliers.error, "method"))
     _ = experiment.optimizer, experiment.run.folder, cls.needs_teacher and experiment.dream  # InputError if missing
@@ -177,8 +177,8 @@ def outlier_label(experiment: Experiment) -> str:
         return "imagined (latents)"
     if not cls.auxiliary:
         return "none"
-    imglist = experiment.dataset.split("oe").imglist_pth
-    return imagined_label(experiment.dream.outliers.method) if imglist == IMAGINED else list_label(Path(imglist))
+    split = experiment.dataset.split("oe")
+    return imagined_label(experiment.dream.outliers.method) if split.imagined else list_label(Path(split.imglist_pth))
 
 
 def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
@@ -198,7 +198,7 @@ def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
     dataset, data = experiment.dataset, experiment.data
     split = dataset.split("oe")
     warnings: list[str] = []
-    if split.imglist_pth == IMAGINED:
+    if split.imagined:
         chosen = main_process_only(experiment.imagination.training_images)
         images, identity = data.open(chosen.imglist, chosen.data_dir, "dataset.oe.imglist_pth"), chosen.identity
         warnings = chosen.warnings
@@ -272,7 +272,7 @@ def _prepare(experiment: Experiment, cls: type[BaseTrainer], processes: Processe
     check_folder(experiment)
     labels = experiment.data.images("dataset", "train").labels
     cls.check_plan(experiment.trainer, training_plan(experiment, labels, processes))
-    if cls.auxiliary and experiment.dataset.split("oe").imglist_pth == IMAGINED:
+    if cls.auxiliary and experiment.dataset.split("oe").imagined:
         experiment.imagination.training_images()
 
 

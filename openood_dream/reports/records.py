@@ -8,9 +8,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import yaml
+
 from openood_dream.errors import InputError
 from openood_dream.store.files import read_record
 
+CONFIG = "config.yml"  # the settings of a training or an evaluation
 TRAINED = "train.json"  # the record of a finished training
 STARTED = "training.json"  # the same of one that is not finished
 SCORED = "evaluate.json"  # the record of a finished evaluation
@@ -25,6 +28,27 @@ TRAINING_KEYS: Kinds = {
     "warnings": (list, NoneType),
 }
 SCORING_KEYS: Kinds = {"hash": str, "inputs": dict, "trained": (dict, NoneType)}
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """Reads OpenOOD's config.yml, whose Config objects are dumped with Python tags, as plain dicts; runs nothing."""
+
+
+_ConfigLoader.add_multi_constructor(
+    "tag:yaml.org,2002:python/object/new:",
+    lambda loader, _, node: loader.construct_mapping(node, deep=True).get("dictitems", {}),
+)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings that a run's folder keeps, ours or OpenOOD's; InputError where they cannot be read."""
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_ConfigLoader)  # noqa: S506 # nosec B506 (it is a SafeLoader)
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: expected a run's config in YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a run's config, got {type(config).__name__}")
+    return config
 
 
 def read_training(path: Path) -> dict[str, Any]:

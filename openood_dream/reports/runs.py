@@ -11,11 +11,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from openood_dream.config.tree import flat, lookup
 from openood_dream.errors import InputError, warn
-from openood_dream.reports.records import SCORED, STARTED, TRAINED, find, read_scoring, read_training, run_folders
+from openood_dream.reports.records import (
+    CONFIG,
+    SCORED,
+    STARTED,
+    TRAINED,
+    find,
+    read_config,
+    read_scoring,
+    read_training,
+    run_folders,
+)
 from openood_dream.store.files import fingerprint, sha256
 
 # Our name of a metric: the file, row and column where a run has it. ACC is the ID accuracy, the same in every row.
@@ -52,16 +61,6 @@ OOD_ROWS = ("nearood", "farood")
 NEUTRAL = {"imglist_pth", "data_dir", "num_workers", "num_gpus", "cache_dir", "checkpoint", "val", "test"}
 # The keys of a run's config that tell it from others; the column is the key's first word.
 RUN_KEYS = ("method", "seed", "postprocessor.name", "network.name", "dataset.name")
-
-
-class _RunLoader(yaml.SafeLoader):
-    """Reads OpenOOD's config.yml, whose Config objects are dumped with Python tags, as plain dicts; runs nothing."""
-
-
-_RunLoader.add_multi_constructor(
-    "tag:yaml.org,2002:python/object/new:",
-    lambda loader, _, node: loader.construct_mapping(node, deep=True).get("dictitems", {}),
-)
 
 
 def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
@@ -170,8 +169,8 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 
 def _read_run(path: Path) -> dict[str, Any]:
     """The row of the run that an ood.csv belongs to."""
-    config_path = path.with_name("config.yml")
-    config = _read_config(config_path)
+    config_path = path.with_name(CONFIG)
+    config = read_config(config_path)
     trained = _training_config(config)
     full = "fsood" in (_at(config, "evaluator.ood_scheme"), _at(config, "evaluator.name"))
     run = _names(config_path, config, trained) | _metrics(path, full)
@@ -258,23 +257,13 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_RunLoader)  # noqa: S506 # nosec B506 (it is a SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: expected a run's config in YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a run's config, got {type(config).__name__}")
-    return config
-
-
 def _training_config(config: dict[str, Any]) -> dict[str, Any]:
     """The config that knows how the network was trained; OpenOOD's test runs have it beside their checkpoint."""
     checkpoint = _at(config, "network.checkpoint")
     if config.get("method") or _at(config, "trainer.name") or not (checkpoint and isinstance(checkpoint, str)):
         return config
-    beside = Path(checkpoint).with_name("config.yml")
-    return _read_config(beside) if beside.is_file() else config
+    beside = Path(checkpoint).with_name(CONFIG)
+    return read_config(beside) if beside.is_file() else config
 
 
 def _read_csv(path: Path, rows: Sequence[str]) -> dict[str, dict[str, float]]:
