@@ -1,0 +1,55 @@
+"""Optimisers and schedules by name, against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from openood_dream.datasets.settings import OptimizerSettings
+from openood_dream.trainers.optimizers import LEAST_RATE, make_optimizer, make_schedule
+
+STEPS = 20
+
+
+def rates(**changes) -> list[float]:
+    """The learning rate of each step."""
+    options = OptimizerSettings(**{"num_epochs": 1, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4} | changes)
+    optimizer = make_optimizer(list(nn.Linear(2, 2).parameters()), options)
+    schedule, found = make_schedule(optimizer, options, STEPS), []
+    for _ in range(STEPS + 1):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    "name, cls", [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimisers_are_torchs(name, cls):
+    options = OptimizerSettings(name=name, num_epochs=1, lr=0.1, momentum=0.8, weight_decay=0.02)
+    optimizer = make_optimizer(list(nn.Linear(2, 2).parameters()), options)
+    group = optimizer.param_groups[0]
+    assert type(optimizer) is cls and (group["lr"], group["weight_decay"]) == (0.1, 0.02)
+    assert group["momentum"] == 0.8 and group["nesterov"] if name == "sgd" else group["betas"] == (0.8, 0.999)
+
+
+def test_cosine_is_torchs():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
+    schedule, expected = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, eta_min=LEAST_RATE), []
+    for _ in range(STEPS + 1):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates() == pytest.approx(expected)
+
+
+def test_linear_and_constant():
+    falling = rates(schedule="linear")
+    assert (
+        falling[0] == 0.1
+        and falling[STEPS // 2] == pytest.approx(0.05, rel=1e-4)
+        and falling[-1] == pytest.approx(LEAST_RATE)
+    )
+    assert set(rates(schedule="constant")) == {0.1}
