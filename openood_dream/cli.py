@@ -65,6 +65,19 @@ def hush(wanted: bool = True) -> None:
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=hush)]
 
 
+def user_path(word: str | Path) -> Path:
+    """A path on the command line, with ~ expanded, which shells leave alone after an equals sign."""
+    from openood_dream.config.paths import expanded
+
+    try:
+        return Path(expanded(str(word)))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+PATH: dict[str, Any] = {"parser": user_path}
+
+
 def separated(words: str) -> list[str]:
     """Words between commas."""
     return [word.strip() for word in words.split(",") if word.strip()]
@@ -92,7 +105,9 @@ def common(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("results/digits"),
+    out: Annotated[Path, typer.Option(help="Where everything is written.", metavar="PATH", **PATH)] = Path(
+        "results/digits"
+    ),
     seeds: Annotated[int, typer.Option(help="How many training seeds, 1 to 3.")] = 3,
     methods: Annotated[
         str, typer.Option(help="Methods to compare, separated by commas, or all.")
@@ -251,7 +266,7 @@ def imagine(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.")],
+    folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.", **PATH)],
     quiet: Quiet = False,
 ) -> None:
     """Compare an image set with its table: sha256 of every image, missing and additional ones."""
@@ -282,7 +297,9 @@ Outliers = Annotated[
         "dream.outliers.method), or config files to lay over the config; the config alone if not given."
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help="PNG to write; in the config's root if not given.")]
+Out = Annotated[
+    Path | None, typer.Option(help="PNG to write; in the config's root if not given.", metavar="PATH", **PATH)
+]
 
 
 class Method(str, Enum):
@@ -340,14 +357,20 @@ class Format(str, Enum):
 
 @app.command()
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.", **PATH)],
     format: Annotated[Format, typer.Option(help="Form of the table.")] = Format.terminal,
-    out: Annotated[Path | None, typer.Option(help="File to write to instead of the terminal.")] = None,
-    sort: Annotated[str, typer.Option(help="Column that orders the rows, as --format csv names it.")] = "near_auroc",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write to instead of the terminal.", metavar="PATH", **PATH)
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(help="Column that orders the rows, as --format csv names it.", show_default="near_auroc"),
+    ] = None,
     published: Annotated[bool, typer.Option("--published", help="Add published numbers of the same data set.")] = False,
     mixed: Annotated[bool, typer.Option("--mixed", help="Allow runs that differ in data, network or epochs.")] = False,
     submission: Annotated[
-        Path | None, typer.Option(help="Folder for what an entry of OpenOOD's leaderboard needs.")
+        Path | None,
+        typer.Option(help="Folder for what an entry of OpenOOD's leaderboard needs.", metavar="PATH", **PATH),
     ] = None,
 ) -> None:
     """Put evaluated runs into one table: mean and standard deviation over seeds."""

@@ -100,6 +100,7 @@ class RecorderSettings(HostSection):
 
     section = "recorder"
     SILENT = ("name", "best_model_basis", "save_all_models", "save_csv", "save_scores")
+    HOST_NAMES = tuple("base ad arpl cider cutpaste dcae draem dsvdd kdad opengan palm rd4ad".split())
 
 
 class BenchmarkSettings(Section):

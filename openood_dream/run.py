@@ -36,7 +36,7 @@ def run(config_files: Sequence[str], overrides: Sequence[str] = ()) -> Path:
     if name == "benchmark":
         return benchmark(config_files, overrides)
     if host.wanted(experiment):
-        return host.run(experiment)
+        return _by_openood(experiment)
     check_name(experiment.where("pipeline.name"), name, [*STANDALONE, "benchmark"])
     return STANDALONE[str(name)](experiment)
 
@@ -59,4 +59,13 @@ def hosted(experiment: Experiment, standalone: Pipeline) -> Path:
     kind, name = [key for key, ours in STANDALONE.items() if ours is standalone], experiment.pipeline.name
     if name not in kind:
         raise experiment.error("pipeline.name", f"expected {' or '.join(kind)}, got {name!r}")
+    return _by_openood(experiment)
+
+
+def _by_openood(experiment: Experiment) -> Path:
+    """Runs OpenOOD's pipeline; InputError for what it cannot have."""
+    if experiment.has("dataset") and experiment.dataset.channels != 3:
+        raise experiment.error(
+            "dataset.channels", "OpenOOD's images have 3 channels; for grey ones, --backend standalone"
+        )
     return host.run(experiment)

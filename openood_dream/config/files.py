@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from openood_dream.config.paths import expanded
 from openood_dream.errors import InputError, nearest, show
 
 
@@ -130,6 +131,10 @@ def is_shipped(file: str) -> bool:
 
 def _find(name: str, folder: str, asked_by: str) -> str:
     """The path of a config given relative to a folder, or else to the shipped configs."""
+    try:
+        name = expanded(name)
+    except ValueError as error:
+        raise InputError(f"{asked_by}{error}") from None
     local, shipped = os.path.join(folder, name), shipped_configs() / name
     for path in (local, str(shipped)):
         if os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Paths in a config: ~ is the home folder, and a variable of the shell that is left in one is a mistake."""
+"""Paths in a config and on the command line: ~ is the home folder, and a variable of the shell that is left in one is a mistake."""
 
 from __future__ import annotations
 

@@ -73,12 +73,14 @@ class HostSection(Section):
     """A section that OpenOOD owns: it may hold keys that are OpenOOD's alone.
 
     HOST_KEYS are those that OpenOOD reads and we do not; of SILENT ones it makes no difference that we do not.
+    HOST_NAMES are what OpenOOD knows under `name`, where that is nothing to us.
     """
 
     model_config = ConfigDict(extra="allow")
 
     HOST_KEYS: ClassVar[tuple[str, ...]] = ()
     SILENT: ClassVar[tuple[str, ...]] = ("num_gpus", "num_machines", "num_workers", "name")
+    HOST_NAMES: ClassVar[tuple[str, ...]] = ()
 
     def unknown(self) -> list[str]:
         """The keys that neither we nor OpenOOD know."""
@@ -171,9 +173,9 @@ def check(model: type[SectionT], data: Any, path: Path, origins: Origins) -> tup
         return None, _problems(error, model, data, path, origins)
     _attach(section, path, origins)
     unknown = [
-        Problem(origins.order((*found.path, key)), str(found.error(key, _unknown(key, type(found), found.path))))
+        Problem(origins.order((*found.path, key)), str(found.error(key, text)))
         for found in host_sections(section)
-        for key in found.unknown()
+        for key, text in _not_known(found)
     ]
     return (None, unknown) if unknown and not origins.lenient else (section, [])
 
@@ -185,6 +187,17 @@ def host_sections(section: BaseModel) -> Iterator[HostSection]:
     for _, value in section:
         if isinstance(value, BaseModel):
             yield from host_sections(value)
+
+
+def _not_known(section: HostSection) -> Iterator[tuple[str, str]]:
+    """The keys of a section that nobody reads, and a name that nobody has; and what is said of them."""
+    for key in section.unknown():
+        yield key, _unknown(key, type(section), section.path)
+    names, name = section.HOST_NAMES, getattr(section, "name", None)
+    if names and name is not None and name not in names:
+        near = nearest(str(name), names)
+        hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(names)}"
+        yield "name", f"unknown {show(name)}; {hint}; a name of another OpenOOD plugin needs backend: openood"
 
 
 def _unknown(key: str, model: type[BaseModel], path: Path) -> str:

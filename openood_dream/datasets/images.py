@@ -24,6 +24,7 @@ from openood_dream.datasets.reading import read_image
 from openood_dream.datasets.settings import NORMALIZATION
 from openood_dream.errors import InputError
 
+LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue (ITU-R BT.601), as in Pillow's mode L
 CACHE_BYTES = 1 << 30  # decoded images up to this size stay in memory; larger sets are decoded by worker processes
 
 
@@ -36,6 +37,7 @@ class Transform:
         image_size: pixels a side of the centre crop, S.
         normalization: whose channel means and deviations normalise images, a key of NORMALIZATION.
         interpolation: how images are resized, a name of torchvision's InterpolationMode.
+        channels: of what networks see: 3, the colours, or 1, their luma.
         flip: training images are mirrored left to right with probability one half.
         crop: training images are shifted by up to 4 pixels: padded, and cropped at random.
         resized_crop: training images are random resized crops instead (OpenOOD's rule for ImageNet).
@@ -46,6 +48,7 @@ class Transform:
     image_size: int
     normalization: str = ""
     interpolation: str = "bilinear"
+    channels: int = 3
     flip: bool = True
     crop: bool = True
     resized_crop: bool = False
@@ -53,21 +56,25 @@ class Transform:
 
     @cached_property
     def mean(self) -> Tensor:
-        """Channel means, (1, 3, 1, 1)."""
+        """Channel means, (1, C, 1, 1)."""
         return self._channels(0)
 
     @cached_property
     def std(self) -> Tensor:
-        """Channel deviations, (1, 3, 1, 1)."""
+        """Channel deviations, (1, C, 1, 1)."""
         return self._channels(1)
 
     def _channels(self, which: int) -> Tensor:
         values = NORMALIZATION.get(self.normalization, ((0.5,) * 3, (0.5,) * 3))[which]
-        return torch.tensor(values).view(1, 3, 1, 1)
+        found = torch.tensor(values).view(1, 3, 1, 1)
+        return found if self.channels == 3 else found.mean(1, keepdim=True)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """What networks see, float32, of uint8 images (B, 3, S, S)."""
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+        """What networks see, float32 (B, C, S, S), of uint8 images (B, 3, S, S)."""
+        values = pixels.float()
+        if self.channels == 1:
+            values = (values * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        return values.div_(255).sub_(self.mean).div_(self.std)
 
     @property
     def test_identity(self) -> dict[str, Any]:
@@ -76,6 +83,7 @@ class Transform:
             "pre_size": self.pre_size,
             "image_size": self.image_size,
             "interpolation": self.interpolation,
+            "channels": self.channels,
             "normalization_type": self.normalization,
         }
 

@@ -49,11 +49,19 @@ class Data:
             image_size=self.dataset.image_size,
             normalization=self.dataset.normalization_type or "",
             interpolation=self.dataset.interpolation,
+            channels=self.dataset.channels,
             flip=self.preprocessor.horizontal_flip,
             crop=self.preprocessor.random_crop,
             resized_crop="imagenet" in self.dataset.name,
             randaugment=self.preprocessor.randaugment,
         )
+
+    def coloured(self) -> Data:
+        """The same data sets in colours, which an imagination needs whatever classifiers see."""
+        if self.dataset.channels == 3:
+            return self
+        dataset = self.dataset.model_copy(update={"channels": 3})
+        return Data(dataset, self.preprocessor, self.ood, self.data_root)
 
     def ensure(self) -> None:
         """Writes the built-in benchmark that `dataset.make` names under data_root, if it is not there yet."""

@@ -62,6 +62,7 @@ class DatasetSettings(HostSection):
     num_classes: int = Field(ge=1, description="ID classes")
     pre_size: int = Field(ge=1, description="pixels of an image's shorter side after resizing")
     image_size: int = Field(ge=1, description="pixels a side after cropping, what networks see")
+    channels: Literal[1, 3] = Field(3, description="what classifiers see of an image; 3: colours, 1: its luma")
     interpolation: Interpolation = Field("bilinear", description="how images are resized")
     normalization_type: str | None = Field(None, description="whose channel means and deviations normalise images")
     num_workers: int = Field(0, ge=0, description="processes that decode images")
@@ -86,6 +87,11 @@ class DatasetSettings(HostSection):
         )
         rule(self.pre_size >= self.image_size, text, "pre_size", "image_size")
         return self
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What a classifier of these images must fit: their size, channels and classes."""
+        return {"image_size": self.image_size, "num_classes": self.num_classes, "channels": self.channels}
 
     def split(self, name: str) -> SplitSettings:
         """The split train, val, test or oe; InputError where the config lacks it."""
@@ -149,6 +155,20 @@ class OODDatasetSettings(HostSection):
     nearood: GroupSettings | None = Field(None, description="near-OOD test sets")
     farood: GroupSettings | None = Field(None, description="far-OOD test sets")
     csid: GroupSettings | None = Field(None, description="covariate-shifted images of the ID classes")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> OODDatasetSettings:
+        given = {**self.groups} | ({"csid": self.csid} if self.csid else {})
+        seen = {name: name for name in ("near", "far", *given)}  # names of rows and columns in tables
+        for group, of in given.items():
+            rule(
+                group not in ("near", "far"), f"expected another name, such as {group}ood, which tables call so", group
+            )
+            for name in of.datasets:
+                text = f"{name!r} is named twice (also {seen.get(name)}); scores and tables need one name for each set"
+                rule(name not in seen, text, f"{group}.datasets")
+                seen[name] = f"in {group}"
+        return self
 
     @property
     def groups(self) -> dict[str, GroupSettings]:

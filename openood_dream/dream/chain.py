@@ -62,7 +62,8 @@ class Dream:
         executor: str = "local",
         network: AnyNetwork | None = None,
     ) -> None:
-        self.settings, self.data, self.network = settings, data, network
+        self.settings, self.data, self.network = settings, data.coloured(), network
+        self._seen = data  # as the classifier sees it
         self.device, self.precision, self.executor = device, precision, executor
 
     # ---------------------------------------------------------------------------------------------- what is given
@@ -208,14 +209,18 @@ class Dream:
     def quality(self) -> Artifact:
         """What a judge says of the images, and which of them the filter keeps."""
         settings = self.settings
-        judge = None if settings.quality.checkpoint is None else self._network_judge()  # first: its file may be missing
-        drawn = self.images
-        if judge is None:
+        if settings.quality.checkpoint is None:
+            drawn, data = self.images, self.data
             judge = space_judge(self.anchors, self.space, settings.space, self._image_size)
+        else:
+            judge, data = self._network_judge(), self._seen
+            if self._there("images", []) is None:
+                judge.load()  # before anything is drawn: it may be missing, or not fit
+            drawn = self.images
         return make_quality(
             drawn,
             judge,
-            self.data,
+            data,
             self.names,
             settings.quality,
             settings.filter,
@@ -313,8 +318,7 @@ class Dream:
     def _network_judge(self) -> Judge:
         if self.network is None:
             raise self.settings.quality.error("checkpoint", "is of `network`, and the config has no such section")
-        dataset = self.data.dataset
-        return network_judge(self.settings.quality, self.network, dataset.image_size, dataset.num_classes)
+        return network_judge(self.settings.quality, self.network, self._seen.dataset.shape)
 
     def _there(self, name: str, missing: list[str]) -> Any:
         """A stage that is made already; else None, and the stage that is not goes to `missing`."""

@@ -6,7 +6,7 @@ The judge is the space's encoder with its cosine classifier (DREAM-OOD, Eq. 2), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,13 @@ def space_judge(anchors: Artifact, space: Artifact, settings: SpaceSettings, ima
     return Judge({"space": space.hash}, load)
 
 
-def network_judge(settings: QualitySettings, network: AnyNetwork, image_size: int, num_classes: int) -> Judge:
+def network_judge(settings: QualitySettings, network: AnyNetwork, shape: Mapping[str, int]) -> Judge:
     """A checkpoint of a classifier as the judge.
 
     Args:
         settings: `dream.quality`, which names the checkpoint.
         network: the classifier.
-        image_size: pixels a side of the images.
-        num_classes: the number of ID classes.
+        shape: image_size, num_classes and channels, as networks.factory takes them.
 
     Raises:
         InputError: the checkpoint is not there.
@@ -114,7 +113,7 @@ def network_judge(settings: QualitySettings, network: AnyNetwork, image_size: in
         raise settings.error("checkpoint", f"no file {settings.checkpoint!r}; expected a checkpoint of network")
 
     def load() -> nn.Module:
-        net = get_network(network, image_size=image_size, num_classes=num_classes)
+        net = get_network(network, **shape)
         load_weights(net, checkpoint, settings.key("checkpoint"))
         return _ByNetwork(net)
 

@@ -60,7 +60,8 @@ def evaluate(
         scheme: `evaluator.ood_scheme`, ood or fsood.
 
     Returns:
-        The near-OOD means of METRICS, as fractions, (5,). The accuracy of a network that knows no classes is NaN.
+        The means of METRICS over the first group of OOD sets, near-OOD's where there is one, as fractions, (5,). The
+        accuracy of a network that knows no classes is NaN.
 
     Raises:
         InputError: the detector cannot score the network, or a score is not a number; nothing was written then.
@@ -113,7 +114,7 @@ def score_set(detector: Postprocessor, passes: Passes, which: Set) -> Scores:
 
 
 def _write(found: Evaluation, out: Path, config: Mapping[str, Any], id_name: str) -> np.ndarray:
-    """Writes the files of an evaluation; returns the near-OOD means."""
+    """Writes the files of an evaluation; returns the means of the first group."""
     spectrum = together([found.id_scores, *found.shifted.values()])
     rows = metric_rows(spectrum if found.full_spectrum else found.id_scores, found.ood_scores)
     ood = {name: scores for sets in found.ood_scores.values() for name, scores in sets.items()}
@@ -130,7 +131,7 @@ def _write(found: Evaluation, out: Path, config: Mapping[str, Any], id_name: str
         if found.shifted and not found.full_spectrum:
             write_rows(out / "fsood.csv", metric_rows(spectrum, found.ood_scores))
         write_rows(out / "ood.csv", rows)
-    return dict(rows)["nearood"]
+    return dict(rows)[next(iter(found.ood_scores))]
 
 
 def fitted(cls: type[Postprocessor], args: Section, passes: Passes) -> Postprocessor:

@@ -14,6 +14,7 @@ class EvaluatorSettings(HostSection):
 
     section = "evaluator"
     HOST_KEYS = ("test_pix", "use_react")
+    HOST_NAMES = ("base", "ood", "fsood", "ad", "arpl", "ece", "mos", "osr", "patch")
 
     name: str | None = Field(None, description="OpenOOD's evaluator")
     ood_scheme: Literal["ood", "fsood"] = Field("ood", description="ood; fsood counts covariate-shifted images as ID")

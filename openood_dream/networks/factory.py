@@ -20,7 +20,7 @@ def check_network(network: AnyNetwork, *, image_size: int, num_classes: int | No
         network: settings of a classifier or of a generative model.
         image_size: pixels a side of the images.
         num_classes: classes of a classifier; None takes `network.num_classes`.
-        channels: of an image, for a classifier.
+        channels: of an image; those of a generative model stand in its own settings.
 
     Raises:
         InputError: names `network.name`, `network.args` or whatever does not fit, and says what was expected.
@@ -28,6 +28,8 @@ def check_network(network: AnyNetwork, *, image_size: int, num_classes: int | No
     if isinstance(network, GenerativeNetwork):
         if network.image_size != image_size:
             raise network.error("image_size", f"expected dataset.image_size, {image_size}, got {network.image_size}")
+        if channels != 3:
+            raise network.error("channels", "says what this network sees; leave dataset.channels at 3")
         return
     _, classes = _model(network, num_classes)
     check_backbone(network, "name", "args", image_size=image_size, num_classes=classes, channels=channels)

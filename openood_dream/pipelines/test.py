@@ -58,7 +58,7 @@ def check_scoring(experiment: Experiment) -> None:
     find_postprocessor(experiment.postprocessor, experiment.network.name)
     dataset.split("test")
     _ = experiment.ood_dataset  # InputError if missing
-    check_network(experiment.network, image_size=dataset.image_size, num_classes=dataset.num_classes)
+    check_network(experiment.network, **dataset.shape)
 
 
 def score_run(folder: Path, experiments: list[Experiment], data: Data) -> None:
@@ -185,7 +185,7 @@ def _passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Pat
     """The passes of a network with the weights of a checkpoint, beside which they are kept unless `cache_dir` is given."""
     settings = experiment.network.model_copy(update={"pretrained": False})
     dataset = experiment.dataset
-    net = get_network(settings, image_size=dataset.image_size, num_classes=dataset.num_classes)
+    net = get_network(settings, **dataset.shape)
     load_weights(net, checkpoint)
     about = {key: getattr(settings, key, None) for key in ("name", "args")}
     device = pick_device(experiment.run.device)

@@ -138,7 +138,7 @@ def check_training(experiment: Experiment) -> type[BaseTrainer]:
         check_auxiliary(cls, IMAGINED, get_sampler(outliers).keeps_class, partial(outliers.error, "method"))
     _ = experiment.optimizer, experiment.run.folder, cls.needs_teacher and experiment.dream  # InputError if missing
     cls.check_plan(settings, training_plan(experiment))
-    check_network(experiment.network, image_size=dataset.image_size, num_classes=dataset.num_classes)
+    check_network(experiment.network, **dataset.shape)
     return cls
 
 
@@ -156,8 +156,7 @@ def training_plan(
     batch_size = dataset.split("train").needs_batch_size()
     return Plan(
         experiment.network,
-        dataset.image_size,
-        dataset.num_classes,
+        dataset.shape,
         experiment.optimizer.num_epochs,
         None if processes is None else processes.part_of(batch_size),
         None if labels is None else int(torch.bincount(labels, minlength=dataset.num_classes).min()),
@@ -167,7 +166,7 @@ def training_plan(
 def new_network(experiment: Experiment) -> nn.Module:
     """The network of an experiment, with its first weights, on the CPU."""
     dataset = experiment.dataset
-    return get_network(experiment.network, image_size=dataset.image_size, num_classes=dataset.num_classes)
+    return get_network(experiment.network, **dataset.shape)
 
 
 def outlier_label(experiment: Experiment) -> str:
@@ -230,7 +229,7 @@ def teacher_data(experiment: Experiment) -> OutlierData:
         checkpoint = train(_teacher_training(own, teacher.epochs, teacher.lr)) / "best.ckpt"
     else:
         checkpoint = Path(teacher.checkpoint)
-    net = get_network(own.network, image_size=own.dataset.image_size, num_classes=own.dataset.num_classes)
+    net = get_network(own.network, **own.dataset.shape)
     load_weights(net, checkpoint, "trainer.teacher.checkpoint")
     inputs = {"teacher": net, "embeddings": load_outliers(outliers)[1].all(), "latents": load_latents(latents)[1].all()}
     identity = [outliers.hash, latents.hash, files.sha256(checkpoint)]

@@ -15,8 +15,8 @@ import jinja2
 import pandas as pd
 import yaml
 
+from openood_dream.reports.columns import header, headers, metrics_of, primary
 from openood_dream.reports.render import LEGEND, cells, marks, plain_rows, ranks
-from openood_dream.reports.runs import HEADERS, metrics_of
 from openood_dream.reports.variants import ROW, VARIANT, variants
 from openood_dream.store.files import write_text
 
@@ -57,17 +57,19 @@ def report(
     shown = cells(table)
     listed = runs.assign(path=[os.path.relpath(p, out.parent.resolve()) for p in runs["path"]])
     values = {
-        "headers": {key: HEADERS[key] for key in shown.columns.tolist()},
+        "headers": headers(table),
+        "primary": primary(table),
+        "task": header(primary(table)).removesuffix(" AUROC"),
         "metrics": metrics_of(table),
         "rows": plain_rows(table),
         "shown": plain_rows(shown),
         "ranks": ranks(table),
-        "descending": table["near_auroc"].dropna().is_monotonic_decreasing,
+        "descending": table[primary(table)].dropna().is_monotonic_decreasing,
         "legend": LEGEND if any(marks(table)) else "",
         "stages": stages,
         "versions": versions or {},
         "notes": notes,
-        "runs": plain_rows(listed.drop(columns=["near_sets", "far_sets", "settings", "imagined", "training"])),
+        "runs": plain_rows(listed.drop(columns=["groups", "settings", "imagined", "training"])),
         "sets": {name.removeprefix("auroc_"): name for name in runs.columns.tolist() if name.startswith("auroc_")},
         "shifted": {name.removeprefix("acc_"): name for name in runs.columns.tolist() if name.startswith("acc_")},
         "per_set": _per_set(runs),
@@ -93,5 +95,6 @@ def _per_set(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """The mean over seeds of each OOD set's AUROC and each shifted set's accuracy, by the rows of the table."""
     columns = [name for name in runs.columns.tolist() if name.startswith(("auroc_", "acc_"))]
     runs = runs.assign(**{VARIANT: variants(runs)[0]})
-    means = runs.groupby([*ROW, VARIANT], as_index=False)[["near_auroc", *columns]].mean()
-    return plain_rows(means.sort_values("near_auroc", ascending=False))
+    first = primary(runs)
+    means = runs.groupby([*ROW, VARIANT], as_index=False)[[first, *columns]].mean()
+    return plain_rows(means.sort_values(first, ascending=False))

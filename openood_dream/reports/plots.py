@@ -20,6 +20,7 @@ from sklearn.metrics import auc, roc_curve
 BLUE, ORANGE, GREEN, RED, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222"
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#F0E442"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+GROUPS = (RED, GREEN, PURPLE, ORANGE)  # of OOD sets, beside the blue of the ID set
 DASHES = ("-", "--", ":", "-.")
 STYLE: Any = {  # Any, since matplotlib names all its keys in a type
     "font.size": 10,
@@ -39,25 +40,22 @@ Row = tuple[str, Sequence[np.ndarray], Sequence[str] | None]  # label, images (H
 # ------------------------------------------------------------------------------------------------------------- scores
 
 
-def score_histograms(
-    id_scores: np.ndarray, near: Mapping[str, np.ndarray], far: Mapping[str, np.ndarray], title: str
-) -> bytes:
+def score_histograms(id_scores: np.ndarray, groups: Mapping[str, Mapping[str, np.ndarray]], title: str) -> bytes:
     """Densities of the confidence on the ID test set and on each OOD set, as PNG.
 
     Scores beyond the shown range are counted in the outermost bins.
 
     Args:
         id_scores: confidences (N,) of the ID test set.
-        near: confidences (M,) of each near-OOD set.
-        far: confidences (M,) of each far-OOD set.
+        groups: confidences (M,) of OOD sets by the title of their group, such as near-OOD, and name.
         title: of the figure.
 
     Raises:
         ValueError: a set has no finite score.
     """
     reference = _in_finite_range(id_scores)
-    sets = {name: _in_finite_range(scores) for name, scores in {**near, **far}.items()}
-    bins = _bins(reference, list(sets.values()))
+    sets = {group: {name: _in_finite_range(scores) for name, scores in of.items()} for group, of in groups.items()}
+    bins = _bins(reference, [scores for of in sets.values() for scores in of.values()])
 
     def density(scores: np.ndarray) -> np.ndarray:
         return np.histogram(np.clip(scores, bins[0], bins[-1]), bins, density=True)[0]
@@ -66,11 +64,11 @@ def score_histograms(
         fig, (ax,) = _panels(1, title, (7.6, 3.8))
         ax.stairs(density(reference), bins, fill=True, color=BLUE, alpha=0.35, label="ID test set")
         ax.stairs(density(reference), bins, color=BLUE, linewidth=1.5)
-        for group, colour, prefix in ((near, RED, "near-OOD"), (far, GREEN, "far-OOD")):
-            for index, name in enumerate(group):
-                dash = DASHES[index % len(DASHES)]
-                label = f"{prefix}: {name}"
-                ax.stairs(density(sets[name]), bins, label=label, color=colour, linestyle=dash, linewidth=1.7)
+        for number, (group, of) in enumerate(sets.items()):
+            for index, (name, scores) in enumerate(of.items()):
+                colour, dash = GROUPS[number % len(GROUPS)], DASHES[index % len(DASHES)]
+                label = f"{group}: {name}"
+                ax.stairs(density(scores), bins, label=label, color=colour, linestyle=dash, linewidth=1.7)
         ax.set(xlabel="confidence (larger: more in-distribution)", ylabel="density", xlim=(bins[0], bins[-1]))
         ax.set_ylim(bottom=0)
         _legend_outside(ax)
@@ -88,21 +86,22 @@ def _bins(reference: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def roc_curves(methods: Mapping[str, Mapping[str, np.ndarray]], title: str = "ROC curves") -> bytes:
-    """ROC curves, one line per method, ID against near-OOD and ID against far-OOD, as PNG.
+    """ROC curves, one line per method and a panel for each group of OOD sets, as PNG.
 
     ID is the positive class here; swapping the classes leaves the AUROC as it is.
 
     Args:
-        methods: for each method its confidences (N,) under "id", "near" and "far"; one that lacks one of the two OOD
-            kinds is left out of that panel.
+        methods: for each method its confidences (N,) under "id" and the titles of groups, such as near-OOD; one that
+            lacks a group is left out of that panel.
         title: of the figure.
 
     Raises:
         ValueError: a set has no finite score.
     """
+    kinds = list(dict.fromkeys(kind for scores in methods.values() for kind in scores if kind != "id"))
     with matplotlib.rc_context(STYLE):
-        fig, axes = _panels(2, title, (10.4, 4.9 + 0.22 * max(0, len(methods) - 6)))
-        for ax, kind in zip(axes, ("near", "far")):
+        fig, axes = _panels(len(kinds), title, (5.2 * len(kinds), 4.9 + 0.22 * max(0, len(methods) - 6)))
+        for ax, kind in zip(axes, kinds):
             for index, (method, scores) in enumerate(methods.items()):
                 if kind not in scores:
                     continue
@@ -115,7 +114,7 @@ def roc_curves(methods: Mapping[str, Mapping[str, np.ndarray]], title: str = "RO
             ax.plot([0, 100], [0, 100], color="#bbbbbb", linewidth=1, zorder=1)
             # 95 % of OOD images are found here; of ID images, what a line lacks to 100 is lost: FPR@95 as OpenOOD has it.
             ax.axvline(5, color="#bbbbbb", linewidth=1, linestyle=":", zorder=1)
-            ax.set(title=f"ID against {kind}-OOD", xlim=(-1, 101), ylim=(-1, 101), aspect="equal")
+            ax.set(title=f"ID against {kind}", xlim=(-1, 101), ylim=(-1, 101), aspect="equal")
             ax.set(xlabel="OOD images taken for ID (%)", ylabel="ID images kept (%)")
             if ax.get_legend_handles_labels()[0]:
                 ax.legend(loc="lower right", title="AUROC (%)", alignment="left", frameon=True, edgecolor="none")

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from openood_dream.errors import InputError
 from openood_dream.evaluators import significance
+from openood_dream.reports.columns import headers, metrics_of, primary
 from openood_dream.reports.quality import quality_table
-from openood_dream.reports.runs import HEADERS, metrics_of
 from openood_dream.reports.table import BASE
 from openood_dream.store.artifacts import Artifact
 
@@ -98,7 +98,7 @@ def cells(table: pd.DataFrame, intervals: bool = False) -> pd.DataFrame:
         table: rows of table.table.
         intervals: whether the bootstrap intervals are added.
     """
-    shown = table[[key for key in HEADERS if key in table]].astype("string").fillna("–").astype(object)
+    shown = table[list(headers(table))].astype("string").fillna("–").astype(object)
     shown["method"] = [f"{row.method} (published)" if row.published else row.method for row in table.itertuples()]
     signs = marks(table)
     for metric in metrics_of(table):
@@ -108,7 +108,7 @@ def cells(table: pd.DataFrame, intervals: bool = False) -> pd.DataFrame:
             text = percent_text(row[metric], row[f"{metric}_std"])
             if intervals and pd.notna(row.get(f"{metric}_low")):
                 text += f" [{row[f'{metric}_low']:.2f}, {row[f'{metric}_high']:.2f}]"
-            texts.append(f"{text} {signs[index]}" if signs[index] and metric == "near_auroc" else text)
+            texts.append(f"{text} {signs[index]}" if signs[index] and metric == primary(table) else text)
         shown[metric] = texts
     return shown
 
@@ -158,7 +158,8 @@ def _markdown(table: pd.DataFrame) -> str:
     shown = cells(table, intervals=True)
     escaped = shown.map(lambda text: " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;"))
     rule = ["---:" if key in (*metrics_of(table), "seeds") else "---" for key in shown.columns.tolist()]
-    lines = [[HEADERS[key] for key in shown.columns.tolist()], rule, *escaped.to_numpy().tolist()]
+    words = headers(table)
+    lines = [[words[key] for key in shown.columns.tolist()], rule, *escaped.to_numpy().tolist()]
     legend = f"\n{LEGEND}; in brackets bootstrap 95 % intervals over test images.\n" if any(marks(table)) else ""
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + legend
 
@@ -167,7 +168,7 @@ def _latex(table: pd.DataFrame) -> str:
     (shown, facts), rank, looks = _narrowed(table), ranks(table), {1: "textbf:--rwrap", 2: "underline:--rwrap"}
     style = shown.style.hide(axis="index").format(escape="latex")
     style = style.apply(lambda column: [looks.get(number) for number in rank[column.name]], subset=metrics_of(table))
-    style = style.relabel_index([HEADERS[key] for key in shown.columns.tolist()], axis="columns")
+    style = style.relabel_index([headers(table)[key] for key in shown.columns.tolist()], axis="columns")
     align = "".join("r" if key in metrics_of(table) else "l" for key in shown.columns.tolist())
     text = style.to_latex(column_format=align, hrules=True)
     for sign, command in TEX.items():
@@ -181,10 +182,10 @@ def _terminal(table: pd.DataFrame) -> str:
     short = folded[[key for key in folded if not key.endswith(("fpr95", "fs_auroc"))]]
     stacked = short.map(lambda text: text.replace(" ± ", "\n± "))
     hint = "; for FPR@95, widen the terminal or choose another format"
-    headers = {key: words.replace(" ", "\n").replace("Postp", "Post-\np") for key, words in HEADERS.items()}
+    stacks = {key: words.replace(" ", "\n").replace("Postp", "Post-\np") for key, words in headers(table).items()}
     # The first layout that fits is taken, and the last one in any case.
     for texts, words in ((shown, facts), (folded, facts), (short, facts + hint), (stacked, facts + hint)):
-        view, below = _columns(texts, headers, metrics_of(table)), Text(words, style="dim")
+        view, below = _columns(texts, stacks, metrics_of(table)), Text(words, style="dim")
         if console.measure(view, options=console.options.update_width(9999)).maximum <= console.width:
             break
     return _printed(view, below)

@@ -24,11 +24,13 @@ from openood_dream.networks.features import classify
 from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.settings import GenerativeNetwork
 from openood_dream.reports import gallery, page, plots
+from openood_dream.reports.columns import groups_of, title
 from openood_dream.reports.quality import quality_table
 from openood_dream.reports.records import TRAINED, read_training
 from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table
+from openood_dream.reports.variants import VARIANT, variants
 from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.files import read_tensors, sha256, write_tensors, write_text
 
@@ -62,7 +64,7 @@ class Run(NamedTuple):
     def network(self) -> nn.Module:
         """The trained network, on the CPU."""
         dataset = self.experiment.dataset
-        net = get_network(self.experiment.network, image_size=dataset.image_size, num_classes=dataset.num_classes)
+        net = get_network(self.experiment.network, **dataset.shape)
         load_weights(net, self.folder / "best.ckpt")
         return net
 
@@ -161,7 +163,9 @@ def shown_postprocessor(experiment: Experiment) -> str:
 
 
 def comparison(frame: pd.DataFrame, first: Mapping[str, Run]) -> bytes:
-    """Near- and far-OOD AUROC and ID accuracy of every method, or against the key that the benchmark varies, as PNG.
+    """The AUROC of each group and the ID accuracy of every method, or against the key that the benchmark varies, as PNG.
+
+    Runs of a method that are no seeds of one run have places of their own.
 
     Args:
         frame: runs.collect's rows.
@@ -171,13 +175,15 @@ def comparison(frame: pd.DataFrame, first: Mapping[str, Run]) -> bytes:
     vary = next(iter(experiments.values())).benchmark.vary
     postprocessors = {method: shown_postprocessor(experiment) for method, experiment in experiments.items()}
     kept = frame[frame["postprocessor"] == frame["method"].map(postprocessors)]
-    groups = kept.groupby("method")
-    names = {"near_auroc": "near-OOD AUROC", "far_auroc": "far-OOD AUROC", "id_acc": "ID accuracy"}
+    groups = kept.assign(**{VARIANT: variants(kept)[0]}).groupby(["method", VARIANT])
+    rows = [row for method in first for row in groups.indices if row[0] == method]
+    names = {f"{group}_auroc": f"{title(group)} AUROC" for group in groups_of(kept.columns)}
     series = {
-        title: [(groups[key].mean()[method], groups[key].std().fillna(0)[method]) for method in first]
-        for key, title in names.items()
+        words: [(groups[key].mean()[row], groups[key].std().fillna(0)[row]) for row in rows]
+        for key, words in (names | {"id_acc": "ID accuracy"}).items()
     }
-    places = list(first) if vary is None else [experiment.at(vary) for experiment in experiments.values()]
+    labels = [f"{method}: {plots.shorten(variant, 30)}" if variant else method for method, variant in rows]
+    places = labels if vary is None else [experiments[method].at(vary) for method, _ in rows]
     score = " and ".join(dict.fromkeys(postprocessors.values()))
     return plots.comparison(places, series, vary or "", f"Mean and standard deviation over seeds, {score}")
 
@@ -188,17 +194,13 @@ def score_figures(first: Mapping[str, Run]) -> dict[str, bytes]:
     for method, run in first.items():
         experiment, postprocessor = run.experiment, shown_postprocessor(run.experiment)
         id_scores = read_scores(run.scores / f"{experiment.dataset.name}.npz")[1]
-        near, far = (
-            {name: read_scores(run.scores / f"{name}.npz")[1] for name in _set_names(experiment, group)}
-            for group in ("nearood", "farood")
-        )
-        title = f"{method}: {postprocessor} confidence"
-        histograms[f"score_histograms: {method}"] = plots.score_histograms(id_scores, near, far, title)
-        curves[f"{method}, {postprocessor}"] = {
-            "id": id_scores,
-            "near": np.concatenate([*near.values()]),
-            "far": np.concatenate([*far.values()]),
-        }
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for group, name in experiment.data.ood_sets():
+            found.setdefault(title(group), {})[name] = read_scores(run.scores / f"{name}.npz")[1]
+        words = f"{method}: {postprocessor} confidence"
+        histograms[f"score_histograms: {method}"] = plots.score_histograms(id_scores, found, words)
+        pooled = {group: np.concatenate([*sets.values()]) for group, sets in found.items()}
+        curves[f"{method}, {postprocessor}"] = {"id": id_scores} | pooled
     training = plots.training_curves({method: run.record["epochs"] for method, run in first.items()})
     mistakes = {f"mistakes: {method}": mistake_grid(run) for method, run in first.items()}
     roc = plots.roc_curves(curves, "ROC curves, first seed")
@@ -206,19 +208,21 @@ def score_figures(first: Mapping[str, Run]) -> dict[str, bytes]:
 
 
 def mistake_grid(run: Run) -> bytes:
-    """The OOD images with the largest confidence, of near and of far sets, and the ID images with the smallest."""
+    """The OOD images with the largest confidence, of each group of sets, and the ID images with the smallest."""
     experiment = run.experiment
     named = _class_labels(experiment)
+    surest: dict[str, list[tuple[float, Path, str]]] = {}
+    for group, name in experiment.data.ood_sets():
+        pred, conf, _ = read_scores(run.scores / f"{name}.npz")
+        paths = _image_paths(experiment, "ood_dataset", group, name)
+        rows = np.argsort(-conf, kind="stable")[:COLUMNS]
+        surest.setdefault(group, []).extend((conf[row], paths[row], named[int(pred[row])]) for row in rows)
     grid: list[plots.Row] = []
-    for group in ("near", "far"):
-        found = []
-        for name in _set_names(experiment, f"{group}ood"):
-            pred, conf, _ = read_scores(run.scores / f"{name}.npz")
-            paths = _image_paths(experiment, "ood_dataset", f"{group}ood", name)
-            rows = np.argsort(-conf, kind="stable")[:COLUMNS]
-            found += [(conf[row], paths[row], named[int(pred[row])]) for row in rows]
-        found = sorted(found, key=lambda one: -one[0])[:COLUMNS]
-        grid.append((f"surest of {group}-OOD", [thumbnail(path) for _, path, _ in found], [seen for *_, seen in found]))
+    for group, every in surest.items():
+        found = sorted(every, key=lambda one: -one[0])[:COLUMNS]
+        grid.append(
+            (f"surest of {title(group)}", [thumbnail(path) for _, path, _ in found], [seen for *_, seen in found])
+        )
     pred, conf, label = read_scores(run.scores / f"{experiment.dataset.name}.npz")
     paths, rows = _image_paths(experiment, "dataset", "test"), np.argsort(conf, kind="stable")[:COLUMNS]
     captions = [f"{named[int(label[row])]}: {named[int(pred[row])]}" for row in rows]
@@ -231,10 +235,6 @@ def thumbnail(path: Path) -> np.ndarray:
     small = read_image(path)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return np.asarray(small)
-
-
-def _set_names(experiment: Experiment, group: str) -> list[str]:
-    return [name for of, name in experiment.data.ood_sets() if of == group]
 
 
 def _class_labels(experiment: Experiment) -> dict[int, str]:

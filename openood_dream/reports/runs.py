@@ -14,6 +14,7 @@ import pandas as pd
 
 from openood_dream.config.tree import flat, lookup
 from openood_dream.errors import InputError, warn
+from openood_dream.reports.columns import KINDS, SHORT, short
 from openood_dream.reports.records import (
     CONFIG,
     SCORED,
@@ -27,36 +28,6 @@ from openood_dream.reports.records import (
 )
 from openood_dream.store.files import fingerprint, sha256
 
-# Our name of a metric: the file, row and column where a run has it. ACC is the ID accuracy, the same in every row.
-METRICS = {
-    "near_auroc": ("ood.csv", "nearood", "AUROC"),
-    "far_auroc": ("ood.csv", "farood", "AUROC"),
-    "near_fpr95": ("ood.csv", "nearood", "FPR@95"),
-    "far_fpr95": ("ood.csv", "farood", "FPR@95"),
-    "id_acc": ("ood.csv", "nearood", "ACC"),
-}
-SPECTRUM = {  # where the data have a group csid
-    "near_fs_auroc": ("fsood.csv", "nearood", "AUROC"),
-    "far_fs_auroc": ("fsood.csv", "farood", "AUROC"),
-    "csid_acc": ("csid.csv", "csid", "ACC"),
-}
-HEADERS = {
-    "method": "Training",
-    "postprocessor": "Postprocessor",
-    "near_auroc": "Near-OOD AUROC",
-    "far_auroc": "Far-OOD AUROC",
-    "near_fpr95": "Near-OOD FPR@95",
-    "far_fpr95": "Far-OOD FPR@95",
-    "near_fs_auroc": "Near-FSOOD AUROC",
-    "far_fs_auroc": "Far-FSOOD AUROC",
-    "id_acc": "ID Accuracy",
-    "csid_acc": "csID Accuracy",
-    "seeds": "Seeds",
-    "outlier_data": "Outlier Data",
-    "network": "Model Arch.",
-    "notes": "Additional Description",
-}
-OOD_ROWS = ("nearood", "farood")
 # Keys of a training's config that have no say in its numbers: where things lie, and how they are computed.
 NEUTRAL = {"imglist_pth", "data_dir", "num_workers", "num_gpus", "cache_dir", "checkpoint", "val", "test"}
 # The keys of a run's config that tell it from others; the column is the key's first word.
@@ -93,22 +64,13 @@ def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
     plain: list[dict[str, Any]] = []
     spectrum: list[dict[str, Any]] = []
     for path in files:
-        run = _read_run(path)
-        (spectrum if "near_auroc" not in run else plain).append(run)
+        run, full = _read_run(path)
+        (spectrum if full else plain).append(run)
     for runs in plain, spectrum:
         _refuse_twins(runs)
     _warn_of_unscored(trained, {run["training"] for run in [*plain, *spectrum]})
     _join(plain, spectrum)
     return pd.DataFrame(plain).astype({"epochs": "Int64"})
-
-
-def metrics_of(frame: pd.DataFrame) -> list[str]:
-    """The metrics that a frame has, in the order of the headers.
-
-    Args:
-        frame: runs of `collect`, or rows of table.table.
-    """
-    return [key for key in HEADERS if key in (*METRICS, *SPECTRUM) and key in frame]
 
 
 def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,14 +129,15 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     return lookup(config, key.split("."))
 
 
-def _read_run(path: Path) -> dict[str, Any]:
-    """The row of the run that an ood.csv belongs to."""
+def _read_run(path: Path) -> tuple[dict[str, Any], bool]:
+    """The row of the run that an ood.csv belongs to, and whether that is one of the full spectrum alone."""
     config_path = path.with_name(CONFIG)
     config = read_config(config_path)
     trained = _training_config(config)
     full = "fsood" in (_at(config, "evaluator.ood_scheme"), _at(config, "evaluator.name"))
-    run = _names(config_path, config, trained) | _metrics(path, full)
-    run |= {f"{group}_sets": _at(config, f"ood_dataset.{group}ood.datasets") or [] for group in ("near", "far")}
+    groups = _groups(config)
+    run = _names(config_path, config, trained) | _metrics(path, list(groups) or list(SHORT), full)
+    run["groups"] = {short(name): sets for name, sets in groups.items()}
     epochs = _at(trained, "optimizer.num_epochs")
     run["epochs"] = epochs if isinstance(epochs, int) else None
     records = _records(path.parent)
@@ -189,7 +152,15 @@ def _read_run(path: Path) -> dict[str, Any]:
     run |= {"outlier_data": str(known.get("outlier_data") or "none"), "path": str(path.parent)}
     run["training"] = about.get("hash")
     run |= {"warnings": about.get("warnings") or [], "imagined": dict(flat({"dream": about.get("dream") or {}}))}
-    return run | {"settings": _settings(about, records.get("evaluation", {}), trained)}
+    return run | {"settings": _settings(about, records.get("evaluation", {}), trained)}, full
+
+
+def _groups(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the OOD test sets in each group of a run's config."""
+    section = config.get("ood_dataset")
+    given = section.items() if isinstance(section, dict) else ()
+    found = {name: group["datasets"] for name, group in given if isinstance(group, dict) and group.get("datasets")}
+    return {str(name): [*map(str, sets)] for name, sets in found.items() if name != "csid" and isinstance(sets, list)}
 
 
 def _settings(about: Mapping[str, Any], evaluation: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,18 +204,24 @@ def _names(path: Path, config: Mapping[str, Any], trained: Mapping[str, Any]) ->
     return found
 
 
-def _metrics(path: Path, full: bool) -> dict[str, float]:
+def _metrics(path: Path, groups: Sequence[str], full: bool) -> dict[str, float]:
     """The metrics in an ood.csv, which is a full-spectrum one where `full`, and in the files beside it."""
-    scores = _read_csv(path, OOD_ROWS)
+    scores = _read_csv(path, groups)
     files = {"fsood.csv" if full else "ood.csv": scores}
-    for name, rows in () if full else (("fsood.csv", OOD_ROWS), ("csid.csv", ("csid",))):
+    for name, rows in () if full else (("fsood.csv", groups), ("csid.csv", ["csid"])):
         if path.with_name(name).is_file():
             files[name] = _read_csv(path.with_name(name), rows)
-    metrics = METRICS | SPECTRUM
-    found = {key: files[file][row][column] for key, (file, row, column) in metrics.items() if file in files}
+    found = {
+        f"{short(group)}{kind}": files[file][group][column]
+        for kind, (file, column, _) in KINDS.items()
+        for group in groups
+        if file in files
+    }
     if not full:
-        found |= {f"auroc_{name}": row["AUROC"] for name, row in scores.items() if name not in OOD_ROWS}
-    return found | {f"acc_{name}": row["ACC"] for name, row in files.get("csid.csv", {}).items() if name != "csid"}
+        found["id_acc"] = scores[groups[0]]["ACC"]  # the same in every row
+        found |= {f"auroc_{name}": row["AUROC"] for name, row in scores.items() if name not in groups}
+    shifted = {name: row["ACC"] for name, row in files.get("csid.csv", {}).items()}
+    return found | {"csid_acc" if name == "csid" else f"acc_{name}": value for name, value in shifted.items()}
 
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -274,7 +251,7 @@ def _read_csv(path: Path, rows: Sequence[str]) -> dict[str, dict[str, float]]:
             found, columns = {row["dataset"]: row for row in reader if "dataset" in row}, reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: expected OpenOOD's CSV: {error}") from error
-    needed = ["dataset", *dict.fromkeys(column for *_, column in METRICS.values())]
+    needed = ["dataset", "AUROC", "FPR@95", "ACC"]
     if missing := [column for column in needed if column not in columns]:
         raise InputError(f"{path}: column {missing[0]} is missing; expected at least {', '.join(needed)}")
     if missing := [name for name in rows if name not in found]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from openood_dream.reports.columns import header, is_spectrum, metrics_of
 from openood_dream.reports.render import percent_text
 from openood_dream.reports.variants import ROW, VARIANT, variants
 from openood_dream.store.files import write_text
@@ -27,11 +28,12 @@ def submit(runs: pd.DataFrame, table: pd.DataFrame, folder: Path) -> Path:
     own = table[~table["published"] & (table["seeds"] > 0)]
     runs = runs.assign(**{VARIANT: variants(runs)[0]})
     keys = [key for key in (*ROW, VARIANT) if key in own]
+    metrics = [key for key in metrics_of(own) if "fpr95" not in key and not is_spectrum(key)]
     lines = ["Title: [leaderboard] " + ", ".join(own["method"].unique()), ""]
     for number, row in enumerate(own.itertuples(), 1):
         mine = runs[(runs[keys] == [getattr(row, key) for key in keys]).all(axis=1)]
         name = re.sub(r"[^\w.-]+", "_", f"{number:02d}_{row.method}_{row.postprocessor}")
-        fields = _fields(row, mine, _copy_csv(mine, folder, name))
+        fields = _fields(row, metrics, mine, _copy_csv(mine, folder, name))
         lines += [f"## {number}", "", *(f"- **{key}**: {value}" for key, value in fields.items()), ""]
     write_text(folder / "leaderboard.csv", own.to_csv(index=False))
     write_text(folder / "issue.md", "\n".join(lines))
@@ -50,17 +52,15 @@ def _copy_csv(runs: pd.DataFrame, folder: Path, name: str) -> list[str]:
     return copied
 
 
-def _fields(row: Any, runs: pd.DataFrame, files: list[str]) -> dict[str, str]:
-    """The fields of the issue for a row of the table, its runs and their files."""
+def _fields(row: Any, metrics: list[str], runs: pd.DataFrame, files: list[str]) -> dict[str, str]:
+    """The fields of the issue for a row of the table, its metrics, its runs and their files."""
     data = ", ".join(sorted(set(runs["dataset"])))
     epochs = ", ".join(sorted({f"{n} epoch{'s' if n != 1 else ''}" for n in runs["epochs"].dropna()}))
     seeds = f"mean over {row.seeds} seed{'s' if row.seeds > 1 else ''}"
     return {
         "Training": row.method,
         "Postprocessor": row.postprocessor,
-        "Near-OOD AUROC": percent_text(row.near_auroc, row.near_auroc_std),
-        "Far-OOD AUROC": percent_text(row.far_auroc, row.far_auroc_std),
-        "ID Accuracy": percent_text(row.id_acc, row.id_acc_std),
+        **{header(key): percent_text(getattr(row, key), getattr(row, f"{key}_std")) for key in metrics},
         "Outlier Data": row.outlier_data,
         "Model Arch.": row.network,
         "Additional Description": ", ".join(filter(None, [data, epochs, seeds, row.notes])),

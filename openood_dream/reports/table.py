@@ -14,15 +14,10 @@ from tqdm import tqdm
 from openood_dream.config.files import shipped_configs
 from openood_dream.errors import InputError, warn
 from openood_dream.evaluators import significance
-from openood_dream.reports.runs import HEADERS, METRICS, SPECTRUM, metrics_of, read_scores
+from openood_dream.reports.columns import headers, is_spectrum, metrics_of, primary
+from openood_dream.reports.runs import read_scores
 from openood_dream.reports.variants import ROW, VARIANT, variants
 
-COLUMNS = [
-    *(key for key in HEADERS if key not in SPECTRUM),
-    *(f"{metric}_std" for metric in METRICS),
-    *(f"{metric}_{bound}" for metric in METRICS for bound in ("low", "high")),
-    *("gain_over_base", "p_base", "p_best", "published"),
-]
 AVERAGES = {"auroc": "AUROC", "fpr95": "FPR@95"}  # of a published mean over sets that are no near- and far-OOD groups
 BASE = "base"  # the method that others are compared with
 Draws = Mapping[str, np.ndarray]  # metrics in each bootstrap resample, in percent (B,)
@@ -31,7 +26,7 @@ Draws = Mapping[str, np.ndarray]  # metrics in each bootstrap resample, in perce
 def table(
     runs: pd.DataFrame,
     allow_mixed: bool = False,
-    sort: str = "near_auroc",
+    sort: str | None = None,
     failures: Sequence[Mapping[str, Any]] = (),
     published: bool = False,
 ) -> pd.DataFrame:
@@ -41,17 +36,17 @@ def table(
         runs: runs.collect's rows.
         allow_mixed: whether runs may differ in data set, network, epochs or OOD sets; such runs get rows of their own,
             and the difference is noted.
-        sort: the column that orders the rows, the best first.
+        sort: the column that orders the rows, the best first; None: columns.primary.
         failures: jobs that failed, each with method, postprocessor, seed, text, network, dataset and outlier_data; they
             are noted in their row.
         published: whether to add the numbers of published.yml for the same data set.
 
     Returns:
-        Columns COLUMNS, and VARIANT where runs of a method differ; metrics in percent: mean and, in `<metric>_std`,
-        sample standard deviation over seeds (NaN for one seed). Where the runs have their scores: `<metric>_low` and
+        The columns of `columns.headers`, and VARIANT where runs of a method differ; metrics in percent: mean and, in
+        `<metric>_std`, sample standard deviation over seeds (NaN for one seed). Where the runs have their scores: `<metric>_low` and
         `_high`, a bootstrap 95 % interval over the test images; `p_base` and `p_best`, two-sided p-values against the
         base method (with the same postprocessor, else its best) and against the best row (which has none), by paired
-        bootstrap of the mean near-OOD AUROC over seeds; `gain_over_base`, the difference in it.
+        bootstrap of columns.primary's mean over seeds; `gain_over_base`, the difference in it.
 
     Raises:
         InputError: runs differ though `allow_mixed` is False, an unknown `sort`, damaged scores, or no published
@@ -81,10 +76,23 @@ def table(
     frame = frame.join(_statistics(frame, draws, ["dataset", *noted]))
     more = [*_failed_rows(frame, failures), *others]
     frame = pd.concat([frame, pd.DataFrame(more)]) if more else frame
-    columns = [*COLUMNS, *(f"{key}{end}" for key in metrics if key in SPECTRUM for end in ("", "_std"))]
-    columns += [VARIANT] if any(found) else []
-    frame = frame.reindex(columns=columns).astype({"seeds": "Int64", "published": bool})
+    frame = frame.reindex(columns=_columns(frame) + ([VARIANT] if any(found) else [])).astype(
+        {"seeds": "Int64", "published": bool}
+    )
     return _sorted(frame, sort)
+
+
+def _columns(frame: pd.DataFrame) -> list[str]:
+    """The columns of a table in their order, which csv files have too."""
+    metrics = metrics_of(frame)
+    plain, spectrum = ([key for key in metrics if is_spectrum(key) == is_one] for is_one in (False, True))
+    return [
+        *(key for key in headers(frame) if key not in spectrum),
+        *(f"{key}_std" for key in plain),
+        *(f"{key}_{bound}" for key in plain for bound in ("low", "high")),
+        *("gain_over_base", "p_base", "p_best", "published"),
+        *(f"{key}{end}" for key in spectrum for end in ("", "_std")),
+    ]
 
 
 def _told_apart(runs: pd.DataFrame, allow_mixed: bool) -> tuple[pd.DataFrame, list[str]]:
@@ -125,12 +133,13 @@ def _warnings(runs: pd.DataFrame) -> list[str]:
     return [f"seed{'s' * (len(own) > 1)} {', '.join(map(str, own))}: {text}" for text, own in seeds.items()]
 
 
-def _sorted(frame: pd.DataFrame, sort: str) -> pd.DataFrame:
-    known = [key for key in HEADERS if key in frame]
+def _sorted(frame: pd.DataFrame, sort: str | None) -> pd.DataFrame:
+    known, sort = list(headers(frame)), sort or primary(frame)
     if sort not in known:
         raise InputError(f"sort: no column {sort!r}; expected one of {', '.join(known)}")
     text = not pd.api.types.is_numeric_dtype(frame[sort])
-    ties = {"near_auroc": False, "far_auroc": False, "method": True, "postprocessor": True}
+    aurocs = [key for key in metrics_of(frame) if key.endswith("_auroc") and not is_spectrum(key)]
+    ties = dict.fromkeys(aurocs, False) | {"method": True, "postprocessor": True}
     order = {sort: text or "fpr95" in sort} | {key: up for key, up in ties.items() if key != sort}
     return frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
 
@@ -140,10 +149,10 @@ def _resampled(runs: pd.DataFrame) -> dict[str, Draws]:
     found: dict[str, Draws] = {}
     run: Any
     for run in tqdm(list(runs.itertuples()), desc="bootstrap", unit="run", leave=False, delay=2):
-        groups = {"near": run.near_sets, "far": run.far_sets}
+        groups = run.groups
         files = {name: Path(run.path) / "scores" / f"{name}.npz" for name in (run.dataset, *sum(groups.values(), []))}
         found[run.path] = {}
-        if all(groups.values()) and all(path.is_file() for path in files.values()):
+        if groups and all(path.is_file() for path in files.values()):
             id_scores = read_scores(files[run.dataset])
             ood_scores = {
                 group: {name: read_scores(files[name])[1] for name in names} for group, names in groups.items()
@@ -160,7 +169,7 @@ def _mean_draws(draws: Sequence[Draws]) -> Draws:
 
 def _statistics(frame: pd.DataFrame, draws: Sequence[Draws], alike: list[str]) -> pd.DataFrame:
     """Intervals and p-values of the rows, against those that agree in the columns `alike`."""
-    metric = "near_auroc"
+    metric = primary(frame)
     found: list[dict[str, float]] = []
     order = [i for i in frame[metric].sort_values(ascending=False).index.tolist() if metric in draws[i]]
     for index in range(len(frame)):
@@ -199,7 +208,7 @@ def _published_rows(datasets: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for entry in entries:
         if entry["dataset"] in datasets:
-            row = {key: value for key, value in entry.items() if key in HEADERS}
+            row = {key: value for key, value in entry.items() if key not in ("dataset", "source", "average")}
             average = entry.get("average")
             notes = [f"published ({entry['source']})"]
             if average:

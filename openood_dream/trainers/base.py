@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
@@ -79,8 +79,7 @@ class Plan(NamedTuple):
     """What a training is going to be, as far as it is known before it."""
 
     network: AnyNetwork
-    image_size: int  # pixels a side
-    num_classes: int
+    shape: Mapping[str, int]  # image_size, num_classes and channels, as networks.factory takes them
     epochs: int
     batch_size: int | None = None  # ID images of each process in a step; None where the processes are not known yet
     smallest: int | None = None  # images of the smallest class; None where the list is not there yet

@@ -82,8 +82,7 @@ class OALTrainer(BaseTrainer):
     @classmethod
     def check_plan(cls, settings: OAL, plan: Plan) -> None:
         super().check_plan(settings, plan)
-        size, classes = plan.image_size, plan.num_classes
-        check_backbone(settings.teacher, "network", "args", image_size=size, num_classes=classes)
+        check_backbone(settings.teacher, "network", "args", **plan.shape)
 
     def __init__(
         self,

@@ -85,6 +85,16 @@ def test_batches_equal_torchvision_image_by_image(pictures, interpolation, norma
         assert (batch["image_name"][i], int(batch["label"][i]), int(batch["index"][i])) == (name, label, i)
 
 
+def test_one_channel_is_the_luma(pictures):
+    transform = Transform(36, 32, "cifar10", channels=1)
+    batch = next(iter(loader(open_list(pictures, transform), 8, shuffle=False)))["data"]
+    assert batch.shape == (8, 1, 32, 32)
+    for i, (name, _) in enumerate(read_imglist(pictures / "list.txt")):
+        image = tvf.center_crop(tvf.resize(Image.open(pictures / name).convert("RGB"), 36), [32, 32]).convert("L")
+        expected = (np.asarray(image) / 255 - 0.4734) / 0.2507  # means over the three channels
+        np.testing.assert_allclose(batch[i, 0], expected, atol=0.6 / 255 / 0.25)  # mode L rounds to whole numbers
+
+
 def augmented_slowly(folder: Path, index: list[int], transform: Transform) -> torch.Tensor:
     """Training images one after the other, with the random numbers of a batch drawn as ImageList does."""
     size, rows, batch = transform.image_size, read_imglist(folder / "list.txt"), []

@@ -28,8 +28,12 @@ def amount(png: bytes, colour: str) -> int:
 
 
 FIGURES: dict[str, Callable[[], bytes]] = {
-    "histograms": lambda: plots.score_histograms(RNG.normal(size=50), {"a": RNG.normal(size=9)}, {"b": [0.0]}, "t"),
-    "roc": lambda: plots.roc_curves({"m": {"id": RNG.normal(size=50), "near": RNG.normal(size=9), "far": [0.0]}}),
+    "histograms": lambda: plots.score_histograms(
+        RNG.normal(size=50), {"near": {"a": RNG.normal(size=9)}, "far": {"b": [0.0]}}, "t"
+    ),
+    "roc": lambda: plots.roc_curves(
+        {"m": {"id": RNG.normal(size=50), "near-OOD": RNG.normal(size=9), "far-OOD": [0.0]}}
+    ),
     "grid": lambda: plots.image_grid([("row", [np.zeros((8, 6, 3), np.uint8)], ["one"])], "t"),
     "lines": lambda: plots.image_lines([("row", [np.zeros((8, 8, 3), np.uint8)] * 4, None)], "t", [0, 0.5, 1]),
     "training": lambda: plots.training_curves({"m": [{"epoch": 1, "loss": 1.0, "val_acc": None}], "none": []}),
@@ -59,40 +63,40 @@ def axes_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], bytes]) -> list[
 # ------------------------------------------------------------------------------------------------------------- scores
 
 
-@pytest.mark.parametrize("far", [{}, {"far": [-1e6] * 99}])
+@pytest.mark.parametrize("far", [{}, {"far-OOD": {"far": [-1e6] * 99}}])
 def test_wild_scores_do_not_flatten_the_histogram(monkeypatch, far):
     scores = np.append(RNG.normal(8, 2, 1000), [1e9, -np.inf, np.nan])
-    axes = axes_of(monkeypatch, lambda: plots.score_histograms(scores, {"near": RNG.normal(3, 2, 1000)}, far, "t"))
+    near = {"near-OOD": {"near": RNG.normal(3, 2, 1000)}}
+    axes = axes_of(monkeypatch, lambda: plots.score_histograms(scores, near | far, "t"))
     low, high = axes[0].get_xlim()
     assert low < 3 and high > 13 and high - low < 60
 
 
 def test_scores_beyond_the_range_are_counted_at_its_end(monkeypatch):
-    far = {"far": [-1e6] * 99}
-    axes = axes_of(monkeypatch, lambda: plots.score_histograms(RNG.normal(8, 2, 1000), {}, far, "t"))
+    far = {"far-OOD": {"far": [-1e6] * 99}}
+    axes = axes_of(monkeypatch, lambda: plots.score_histograms(RNG.normal(8, 2, 1000), far, "t"))
     values, edges, _ = axes[0].patches[-1].get_data()
     assert values[0] * np.diff(edges)[0] == pytest.approx(1) and not values[1:].any()
 
 
 def test_constant_scores_can_be_drawn():
-    plots.score_histograms([1.0] * 9, {"n": [1.0] * 9}, {"f": [1.0]}, "t")
+    plots.score_histograms([1.0] * 9, {"near": {"n": [1.0] * 9}, "far": {"f": [1.0]}}, "t")
 
 
 def test_scores_without_a_number_are_refused():
     with pytest.raises(ValueError, match="finite"):
-        plots.score_histograms([1.0, 2.0], {"n": [np.nan, np.inf]}, {}, "t")
+        plots.score_histograms([1.0, 2.0], {"near": {"n": [np.nan, np.inf]}}, "t")
 
 
 def test_roc_curves_count_larger_confidence_as_id(monkeypatch):
-    scores = {"right": {"id": [2.0, 3.0], "near": [0.0, 1.0]}, "even": {"id": [0.0], "near": [-np.inf, 5.0]}}
-    near, far = axes_of(monkeypatch, lambda: plots.roc_curves(scores))
+    scores = {"right": {"id": [2.0, 3.0], "near-OOD": [0.0, 1.0]}, "even": {"id": [0.0], "near-OOD": [-np.inf, 5.0]}}
+    (near,) = axes_of(monkeypatch, lambda: plots.roc_curves(scores))
     assert [text.get_text() for text in near.get_legend().get_texts()] == ["right  100.00", "even  50.00"]
-    assert far.get_legend() is None
 
 
 def test_dotted_line_marks_fpr95(monkeypatch):
     id_, ood = np.random.default_rng().normal(1, 1, 4000), np.random.default_rng().normal(0, 1, 4000)
-    near, _ = axes_of(monkeypatch, lambda: plots.roc_curves({"m": {"id": id_, "near": ood}}))
+    (near,) = axes_of(monkeypatch, lambda: plots.roc_curves({"m": {"id": id_, "near-OOD": ood}}))
     curve, dotted = near.lines[0], next(line for line in near.lines if line.get_linestyle() == ":")
     (x,) = set(dotted.get_xdata())
     conf, label = np.concatenate([id_, ood]), np.repeat([0, -1], 4000)
