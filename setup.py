@@ -28,6 +28,7 @@ setup(
         "diffusers>=0.41",
         "faiss-cpu>=1.15",
         "filelock>=3.29",
+        "huggingface-hub>=2.4",
         "jinja2>=3.1.6",
         "matplotlib>=3.10",
         "numpy>=2.2",

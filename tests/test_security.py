@@ -17,7 +17,6 @@ import openood_dream
 from openood_dream.dream.image_set import verify
 from openood_dream.dream.images import folder_names
 from openood_dream.dream.source import Source, given_source
-from openood_dream.errors import InputError
 from openood_dream.reports import plots
 from openood_dream.reports.runs import collect
 from openood_dream.reports.table import table
@@ -142,7 +141,7 @@ def test_hub_revision():
     class Loader:
         from_pretrained = staticmethod(lambda path, **kwargs: asked.append((path, kwargs)))
 
-    source = given_source("owner/name", "0123abc", InputError)
+    source = given_source("owner/name", "0123abc", "dream.generator")
     assert isinstance(source, Source)
     source.load(Loader, subfolder="unet")
     assert asked == [("owner/name", {"revision": "0123abc", "subfolder": "unet"})]

@@ -37,22 +37,22 @@ class Transform:
         image_size: pixels a side of the centre crop, S.
         normalization: whose channel means and deviations normalise images, a key of NORMALIZATION.
         interpolation: how images are resized, a name of torchvision's InterpolationMode.
-        channels: of what networks see: 3, the colours, or 1, their luma.
         flip: training images are mirrored left to right with probability one half.
         crop: training images are shifted by up to 4 pixels: padded, and cropped at random.
         resized_crop: training images are random resized crops instead (OpenOOD's rule for ImageNet).
         randaugment: RandAugment's number of changes and strength, which training images get before all else.
+        channels: of what networks see: 3, the colours, or 1, their luma.
     """
 
     pre_size: int
     image_size: int
     normalization: str = ""
     interpolation: str = "bilinear"
-    channels: int = 3
     flip: bool = True
     crop: bool = True
     resized_crop: bool = False
     randaugment: tuple[int, int] | None = None
+    channels: int = 3
 
     @cached_property
     def mean(self) -> Tensor:

@@ -239,8 +239,9 @@ class OptimizerSettings(HostSection):
     )
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the optimiser, torch's")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="how the learning rate falls, step by step, to 1e-6; constant: not at all"
+    schedule: Literal["cosine", "linear", "constant", "halving"] = Field(
+        "cosine",
+        description="how the learning rate falls: step by step to 1e-6, not at all, or by half every 30 epochs",
     )
     num_epochs: int = Field(ge=1, description="training epochs")
     lr: float = Field(gt=0, description="learning rate at the start")

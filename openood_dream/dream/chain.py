@@ -14,10 +14,11 @@ from openood_dream.dream.anchors import make_anchors
 from openood_dream.dream.forecast import forecast
 from openood_dream.dream.generator.models import noise_schedule
 from openood_dream.dream.generator.stage import check_size, make_generator, untrained
-from openood_dream.dream.images import check_executor, imagined_label, make_images, make_latents, make_plain
+from openood_dream.dream.images import check_executor, imagined_label, make_images, make_latents
 from openood_dream.dream.lines import make_lines
 from openood_dream.dream.outliers import make_outliers
 from openood_dream.dream.parts import check_parts, check_steps
+from openood_dream.dream.plain import CLASSES, PER_CLASS, check_drawing, make_plain
 from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
 from openood_dream.dream.residuals import make_residuals
 from openood_dream.dream.samplers import get_sampler
@@ -103,7 +104,7 @@ class Dream:
         pipeline = self.settings.generator
         if isinstance(pipeline, GeneratorTraining):
             return make_text_source(self.names, self.settings.synthesis.prompt, pipeline, self.cache_dir)
-        return given_source(pipeline, self.settings.revision, partial(self.settings.error, "generator"))
+        return given_source(pipeline, self.settings.revision, self.settings.where("generator"))
 
     @cached_property
     def anchors(self) -> Artifact:
@@ -184,6 +185,7 @@ class Dream:
         if self._there("outliers", []) is None:  # then long stages come first
             self._check_drawing()
         synthesis, outliers, source = self.settings.synthesis, self.outliers, self.source
+        _ = self.plain_samples  # first: they say whether the generator knows its classes
         residuals = partial(
             make_residuals, source=source, images=self._train, settings=synthesis, cache_dir=self.cache_dir
         )
@@ -211,7 +213,7 @@ class Dream:
         settings = self.settings
         if settings.quality.checkpoint is None:
             drawn, data = self.images, self.data
-            judge = space_judge(self.anchors, self.space, settings.space, self._image_size)
+            judge = self._space_judge()
         else:
             judge, data = self._network_judge(), self._seen
             if self._there("images", []) is None:
@@ -235,16 +237,29 @@ class Dream:
         """The imagined images to train with: all of the image set, or what `dream.filter` leaves of it."""
         kept = self.quality if self.settings.filter.active else self.images
         description = imagined_label(self.settings.outliers.method)
-        made = [self.space, *([self.generator] if self.generator else []), self.outliers, self.images, kept]
+        trained = [self.generator] if self.generator else []
+        made = [self.space, *trained, self.plain_samples, self.outliers, self.images, kept]
         warnings = list(dict.fromkeys(text for artifact in made for text in artifact.warnings))
         return TrainingImages(kept.path / "imglist.txt", self.images.path, kept.hash, description, warnings)
 
-    def plain(self, per_class: int, labels: Sequence[int] | None = None) -> Artifact:
+    @cached_property
+    def plain_samples(self) -> Artifact:
+        """Images of plain prompts of some classes, and how often the space's classifier sees the class in them."""
+        few = [round(i * (len(self.names) - 1) / (CLASSES - 1)) for i in range(CLASSES)]
+        return self.plain(
+            min(PER_CLASS, self.settings.synthesis.per_class),
+            few if len(self.names) > CLASSES else range(len(self.names)),
+            # a space that knows no classes itself cannot say, and has a warning of its own
+            None if self.space.warnings else self._space_judge(),
+        )
+
+    def plain(self, per_class: int, labels: Sequence[int] | None = None, judge: Judge | None = None) -> Artifact:
         """Images of plain prompts, which show what the generator knows.
 
         Args:
             per_class: images of each class.
             labels: the classes that are drawn; None: all.
+            judge: who says whether the class of the prompt is seen in them; None: nobody.
         """
         source = self.source
         return make_plain(
@@ -255,6 +270,8 @@ class Dream:
             per_class=per_class,
             labels=labels,
             anchors=self.anchors if self.training else None,
+            judge=judge,
+            transform=self.data.transform,
             device=self.device,
         )
 
@@ -311,9 +328,13 @@ class Dream:
         """InputError where the pipeline's parts do not fit each other, or its scheduler does not take the steps."""
         if self.training is None:
             check_parts(self.text_source, self.settings.synthesis)
+            check_drawing(self.text_source, self.names, self.settings.synthesis, self.device)
         else:
             noise = noise_schedule(self.training.prediction)
             check_steps(type(noise).__name__, dict(noise.config), self.settings.synthesis)
+
+    def _space_judge(self) -> Judge:
+        return space_judge(self.anchors, self.space, self.settings.space, self._image_size)
 
     def _network_judge(self) -> Judge:
         if self.network is None:

@@ -1,6 +1,6 @@
 """Phase 2b: the image set of outlier embeddings, drawn shard by shard here or by Ray workers.
 
-Besides it, the latents that the same images would be decoded from, and images of plain prompts.
+Besides it, the latents that the same images would be decoded from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 from openood_dream._version import __version__
-from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.image_set import join_shards, missing_shards, shard_table, shards, write_image
 from openood_dream.dream.imaginer import Imaginer, check_anchors, image_seed, load_pipeline, png
 from openood_dream.dream.outliers import load_outliers
@@ -33,7 +32,6 @@ from openood_dream.store.files import (
     Rows,
     read_rows,
     read_table,
-    read_tensors,
     write_index,
     write_table,
     write_tensors,
@@ -324,7 +322,7 @@ class Shards:
         }
 
 
-# ------------------------------------------------------------------------------------------- latents, plain prompts
+# ------------------------------------------------------------------------------------------------------------ latents
 
 
 def make_latents(
@@ -383,60 +381,3 @@ def make_latents(
 def load_latents(artifact: Artifact) -> tuple[pd.DataFrame, Rows]:
     """The table (class, embedding and seed of each) and the latents (M, c, h, w) of an artifact."""
     return read_table(artifact.path / "latents.parquet"), read_rows(artifact.path, "latents")
-
-
-def make_plain(
-    source: Source,
-    names: Sequence[str],
-    settings: SynthesisSettings,
-    cache_dir: str | Path,
-    *,
-    per_class: int,
-    labels: Sequence[int] | None = None,
-    anchors: Artifact | None = None,
-    device: str = "auto",
-) -> Artifact:
-    """Images of plain prompts, which show what the generator knows.
-
-    Args:
-        source: where the pipeline comes from.
-        names: the class names in label order.
-        settings: how images are drawn.
-        cache_dir: folder of all artifacts.
-        per_class: images of each class.
-        labels: the L classes that are drawn, or None for all.
-        anchors: the artifact of the anchors, for a pipeline that was trained here: it knows a name of several tokens by
-            its anchor alone.
-        device: the config's word for the device.
-
-    Returns:
-        The artifact, for `load_plain`.
-    """
-    shown = list(range(len(names)) if labels is None else labels)
-    inputs = {
-        "generator": source.identity,
-        "class_names": list(names),
-        "synthesis": settings.model_dump(exclude={"per_class", "shard_size", "residual"}),
-        "per_class": per_class,
-        "labels": shown,
-    }
-
-    def make(folder: Path) -> None:
-        imaginer = Imaginer(load_pipeline(source, settings, device), names, settings)
-        tokens = None if anchors is None else load_anchors(anchors)
-        parts = []
-        for label in tqdm(shown, desc="imagine: plain prompts", unit="class"):
-            seeds = [image_seed(settings.seed, label * per_class + i) for i in range(per_class)]
-            for start in range(0, per_class, settings.batch_size):
-                some = seeds[start : start + settings.batch_size]
-                of = torch.full((len(some),), label)
-                parts.append(imaginer(of, None if tokens is None else tokens[of], some))
-        images = torch.cat(parts)
-        write_tensors(folder / "plain.safetensors", images=images.view(len(shown), per_class, *images.shape[1:]))
-
-    return build(cache_dir, "plain", inputs, make)
-
-
-def load_plain(artifact: Artifact) -> torch.Tensor:
-    """The images (L, per_class, 3, S, S) uint8 of an artifact, by class."""
-    return read_tensors(artifact.path / "plain.safetensors")["images"]

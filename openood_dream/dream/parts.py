@@ -32,14 +32,14 @@ def check_parts(source: Source, settings: SynthesisSettings) -> None:
         task = OTHER_TASKS.get((channels or 0) - (latents or 0))
         what = f"a pipeline for {task}" if task else "of parts that do not fit"
         raise InputError(
-            f"dream.generator: {source.path!r} is {what}: its unet takes {channels} channels, its vae's latents have {latents}; "
+            f"{source.where}: {source.path!r} is {what}: its unet takes {channels} channels, its vae's latents have {latents}; "
             "expected one that draws images of text alone"
         )
     width = sum(source.config(part).get("hidden_size") or 0 for part in family.text_encoders)
     takes = unet.get("cross_attention_dim")
     if isinstance(takes, int) and not unet.get("encoder_hid_dim_type") and takes != width:
         raise InputError(
-            f"dream.generator: {source.path!r} has parts that do not fit: its unet takes text of {takes} numbers a token, its "
+            f"{source.where}: {source.path!r} has parts that do not fit: its unet takes text of {takes} numbers a token, its "
             f"text encoders ({', '.join(family.text_encoders)}) give {width}"
         )
     check_steps(source.index["scheduler"][1], source.config("scheduler"), settings)

@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from huggingface_hub.utils import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import safe_open
 from tokenizers import pre_tokenizers, trainers
 from torch import nn
@@ -38,11 +39,13 @@ class Source:
         path: a hub id or a folder.
         revision: the hub revision, or None for the newest.
         identity: what names it in hashes.
+        where: how messages about it begin: the file and the key.
     """
 
     path: str
     revision: str | None
     identity: Any
+    where: str = field(default="dream.generator", compare=False)
 
     def load(self, loader: Any, **kwargs: Any) -> Any:
         """Loads the pipeline, or a part of it.
@@ -69,10 +72,15 @@ class Source:
             for file in sorted(Path(self.path).rglob("*.safetensors")):  # which the libraries do not name
                 with reading_tensors(file, remedy), safe_open(file, "pt"):
                     pass
+            if _unreachable(error):
+                raise InputError(
+                    f"{self.where}: the hub cannot be reached for {self.path!r}; where there is a network run "
+                    f"`hf download {self.path}`, which keeps it in HF_HOME for later, or give the folder of a pipeline"
+                ) from None
             if not made_here:
                 remedy = "expected a Stable Diffusion folder or the id of one on the hub"
             raise InputError(
-                f"dream.generator: cannot load {self.path!r} ({type(error).__name__}: {reason}); {remedy}"
+                f"{self.where}: cannot load {self.path!r} ({type(error).__name__}: {reason}); {remedy}"
             ) from None
 
     def config(self, part: str) -> dict[str, Any]:
@@ -94,7 +102,7 @@ class Source:
         parts = index if isinstance(index, dict) else {}
         if not all((parts.get(part) or (None,))[0] for part in ("unet", "vae", "tokenizer", "text_encoder")):
             raise InputError(
-                f"dream.generator: {self.path!r} is a {parts.get('_class_name')}; expected a pipeline of the Stable "
+                f"{self.where}: {self.path!r} is a {parts.get('_class_name')}; expected a pipeline of the Stable "
                 "Diffusion family, with unet, vae, tokenizer and text_encoder"
             )
         return parts
@@ -113,19 +121,28 @@ class Source:
         for part in find_family(index).text_encoders:
             library, name = index[part]
             if library != "transformers" or not name.startswith("CLIPText"):
-                raise InputError(f"dream.generator: {self.path!r} has the text encoder {name}; expected CLIP's")
+                raise InputError(f"{self.where}: {self.path!r} has the text encoder {name}; expected CLIP's")
             tokenizer = self.load(CLIPTokenizer, subfolder=part.replace("text_encoder", "tokenizer"))
             pairs.append(fitted_pair(tokenizer, self.load(getattr(transformers, name), subfolder=part)))
         return pairs
 
 
-def given_source(generator: str, revision: str | None, error: Callable[[str], InputError]) -> Source:
+def _unreachable(error: BaseException | None) -> bool:
+    """Whether an error came of a hub that could not be asked; libraries take some of these for files that it lacks."""
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def given_source(generator: str, revision: str | None, where: str) -> Source:
     """The pipeline of a hub id or a folder.
 
     Args:
         generator: a hub id (owner/name), or the folder of a saved pipeline.
         revision: the hub revision, or None for the newest.
-        error: makes the error that says a text about `generator`.
+        where: how messages about it begin: the file and the key.
 
     Returns:
         The source; that of a folder is identified by the contents of its files.
@@ -137,14 +154,14 @@ def given_source(generator: str, revision: str | None, error: Callable[[str], In
     path = Path(generator).expanduser()
     if path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise error(f"folder {generator!r} has no model_index.json; {expected}")
+            raise InputError(f"{where}: folder {generator!r} has no model_index.json; {expected}")
         found = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
         # hidden folders hold what downloaders note for themselves, such as times
         files = {name.as_posix(): file for name, file in found.items() if not name.parts[0].startswith(".")}
-        return Source(str(path), None, {"folder": fingerprint([*files, contents(list(files.values()))])})
+        return Source(str(path), None, {"folder": fingerprint([*files, contents(list(files.values()))])}, where)
     if not HUB_ID.fullmatch(generator):
-        raise error(f"no folder {generator!r}; {expected}")
-    return Source(generator, revision, {"hub": generator, "revision": revision})
+        raise InputError(f"{where}: no folder {generator!r}; {expected}")
+    return Source(generator, revision, {"hub": generator, "revision": revision}, where)
 
 
 # ----------------------------------------------------------------------------- the start of a pipeline to be trained

@@ -89,7 +89,7 @@ class Passes:
         found = self._made[which]
         if found.broken is not None:
             image = self.image(which, found.broken)
-            raise InputError(f"{cls.name}: the network's output for {image} is not a number; check the checkpoint")
+            raise InputError(f"{cls.name}: the network's output for {image} is not finite; check the checkpoint")
         return found
 
     def head(self) -> nn.Linear | None:

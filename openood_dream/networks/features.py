@@ -80,7 +80,7 @@ def classify(net: nn.Module, images: torch.Tensor, transform: Transform, device:
     """The logits of images that are in memory.
 
     Args:
-        net: the classifier; it is put on `device` and in evaluation mode.
+        net: the classifier, whose logits come first where it returns more; it is put on `device` and in evaluation mode.
         images: uint8 (N, 3, S, S), of any size.
         transform: says to which size they are resized, and how they are normalised.
         device: where the network runs.
@@ -97,8 +97,7 @@ def classify(net: nn.Module, images: torch.Tensor, transform: Transform, device:
                 part = F.interpolate(part.float(), size, mode="bilinear", antialias=True, align_corners=False)
             yield {"data": transform.normalize(part), "label": labels}
 
-    (logits,) = embed(net, prepared(), device, bar=False)
-    return logits
+    return embed(net, prepared(), device, bar=False)[0]
 
 
 def accuracy(net: nn.Module, loader: DataLoader, device: torch.device, dtype: torch.dtype = torch.float32) -> float:

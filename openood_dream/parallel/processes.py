@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -165,6 +166,8 @@ def _connected(device: torch.device) -> Processes:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: several processes cannot train on {device.type}; expected cpu or cuda")
     options = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # some methods leave parameters out in some steps; torch would say of the others that they do not
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     # accelerate would guess at threads, and sums depend on their number in the last digits
     with patch_environment(omp_num_threads=torch.get_num_threads()):
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[options])

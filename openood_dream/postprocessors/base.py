@@ -38,8 +38,8 @@ class Pass:
 
     @cached_property
     def broken(self) -> int | None:
-        """The first image whose logits or features are not numbers, if any."""
-        bad = self.logits.isnan().any(1) | self.features.isnan().any(1)
+        """The first image with a logit or a feature that is not finite, if any."""
+        bad = ~(self.logits.isfinite().all(1) & self.features.isfinite().all(1))
         return int(bad.nonzero()[0]) if bad.any() else None
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from openood_dream.datasets.reading import read_image
 from openood_dream.device import pick_device, pick_dtype
-from openood_dream.dream.images import load_plain
+from openood_dream.dream.plain import load_plain
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import get_network
@@ -35,7 +35,6 @@ from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.files import read_tensors, sha256, write_tensors, write_text
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
-PLAIN_PER_CLASS = 50
 COLUMNS = 12  # thumbnails in a row
 THUMBNAIL = 64
 
@@ -116,10 +115,29 @@ def write(
         settings=finished[-1].experiment.to_dict(),
         versions=versions(finished[0].experiment),
         figures=figures | score_figures(first) | drawn,
-        notes=notes + found,
+        notes=[*notes, *found, *doubts(finished, dreams)],
         judged=judged,
         commands=commands,
     )
+
+
+def doubts(runs: Sequence[Run], dreams: Mapping[str, Experiment]) -> list[str]:
+    """What is doubtful about some trainings and the imaginations behind them, each said once.
+
+    Args:
+        runs: finished trainings.
+        dreams: experiments that imagined, by their method.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for text in run.record.get("warnings") or []:
+            found.setdefault(text, {})[f"{run.experiment.method}, seed {run.experiment.run.seed}"] = None
+    for method, experiment in dreams.items():
+        dream = experiment.imagination
+        for artifact in (dream.space, dream.generator, dream.plain_samples, dream.outliers, dream.quality):
+            for text in artifact.warnings if artifact else []:
+                found.setdefault(text, {})[method] = None
+    return [f"Doubtful ({'; '.join(whose)}): {text}" for text, whose in found.items()]
 
 
 def versions(experiment: Experiment) -> dict[str, str]:
@@ -346,9 +364,8 @@ def dream_figures(
     """
     experiment = next(iter(dreams.values()))
     dream = experiment.imagination
-    shown = gallery.few(range(len(dream.names)), ())
-    made = dream.plain(PLAIN_PER_CLASS, shown)
-    plain = load_plain(made)
+    made = dream.plain_samples
+    shown, plain = made.manifest["inputs"]["labels"], load_plain(made)
     stages = [dream.anchors, dream.space, dream.generator, dream.outliers, dream.images, made]
     notes = [] if judge is None else [_plain_agreement(judge, shown, plain)]
     accuracy = dream.space.manifest["val_accuracy"]

@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, StepLR
 from torch.utils.data import DataLoader
 
 from openood_dream.device import autocast
@@ -18,12 +15,10 @@ from openood_dream.parallel.processes import unwrap_model
 from openood_dream.trainers.base import BaseTrainer, Batch, Plan, Terms, trainer
 from openood_dream.trainers.settings import FRL
 
-HALVED_EVERY = 30  # epochs
-
 
 @trainer("frl", FRL)
 class FRLTrainer(BaseTrainer):
-    """Adam on the bound of a network, in bits per dimension; its rate halves every 30 epochs.
+    """The bound of a network, in bits per dimension, by the optimiser of the config: pipelines/train/frl.yml has the paper's.
 
     Args:
         net: vae, glow or pixelcnnpp.
@@ -53,13 +48,6 @@ class FRLTrainer(BaseTrainer):
             raise InputError(f"network.frequency: {_other_frequency(frequency)}")
         self.bits = math.log(2) * network.dimensions
         super().__init__(net, train_loader, settings=settings, **options)
-
-    def schedule(self) -> tuple[Optimizer, LRScheduler]:
-        options = self.options
-        optimizer = torch.optim.Adam(
-            self.parameters(), options.lr, betas=(options.momentum, 0.999), weight_decay=options.weight_decay
-        )
-        return optimizer, StepLR(optimizer, HALVED_EVERY * len(self.train_loader), gamma=0.5)
 
     def terms(self, *batches: Batch) -> Terms:
         (batch,) = batches

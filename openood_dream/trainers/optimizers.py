@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from openood_dream.datasets.settings import OptimizerSettings
 
 LEAST_RATE = 1e-6  # where a falling learning rate ends
+HALVED_EVERY = 30  # epochs
 
 
 def make_optimizer(parameters: list[Any], options: OptimizerSettings) -> Optimizer:
@@ -38,8 +39,10 @@ def make_schedule(optimizer: Optimizer, options: OptimizerSettings, steps: int) 
         options: the section `optimizer`.
         steps: of the whole training.
     """
-    share = SCHEDULES[options.schedule]
-    least = LEAST_RATE / options.lr
+    if options.schedule == "halving":
+        epoch = steps // options.num_epochs  # steps of one
+        return LambdaLR(optimizer, lambda step: 0.5 ** (step // (HALVED_EVERY * epoch)))
+    share, least = SCHEDULES[options.schedule], LEAST_RATE / options.lr
     return LambdaLR(optimizer, lambda step: share(step / steps, least))
 
 

@@ -29,7 +29,7 @@ def run(pipeline_folder: Path, names: list[str], tmp_path: Path) -> Callable[...
     """Runs the stage on the saved pipeline."""
 
     def stage(multi_token: str = "mean", names: list[str] = names) -> Artifact:
-        source = given_source(str(pipeline_folder), None, InputError)
+        source = given_source(str(pipeline_folder), None, "dream.generator")
         return make_anchors(source, names, AnchorSettings(multi_token=multi_token), tmp_path)
 
     return stage

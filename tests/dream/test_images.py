@@ -18,10 +18,9 @@ from PIL import Image
 
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.dream import images
-from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.image_set import read_images, shard_table
-from openood_dream.dream.images import Shards, choose, folder_names, load_latents, load_plain
-from openood_dream.dream.imaginer import Imaginer, image_seed, load_pipeline
+from openood_dream.dream.images import Shards, choose, folder_names, load_latents
+from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.residuals import make_residuals
 from openood_dream.errors import InputError
@@ -187,23 +186,6 @@ def test_ray_is_missed_before_anything_is_made(tiny, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="executor: ray is not installed"):
         tiny.config("--executor", "ray", "--dream.cache_dir", str(tmp_path / "new")).imagination.images  # noqa: B018
     assert not (tmp_path / "new").exists()
-
-
-# ------------------------------------------------------------------------------------------------------- plain prompts
-
-
-def test_plain_samples(dream, imaginer):
-    found = load_plain(dream.plain(3))
-    assert found.shape == (6, 3, 3, 16, 16) and found.dtype == torch.uint8
-    seed = [image_seed(0, 4 * 3 + 1)]
-    for tokens in (None, load_anchors(dream.anchors)[[4]]):  # a trained generator knows its names by their anchors
-        again = imaginer(torch.tensor([4]), tokens, seed)[0]
-        assert (again.int() - found[4, 1].int()).abs().max() <= 1
-
-
-def test_plain_samples_of_some_classes_are_those_that_all_have(dream):
-    every, some = load_plain(dream.plain(3)), load_plain(dream.plain(3, [1, 4]))
-    assert some.shape == (2, *every.shape[1:]) and (some.int() - every[[1, 4]].int()).abs().max() <= 1
 
 
 # ------------------------------------------------------------------------------------------------------------- latents

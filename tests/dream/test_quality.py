@@ -187,4 +187,5 @@ def test_filter_that_drops_everything(dream: Dream, tiny: Tiny):
 
 def test_training_images_without_a_filter(dream: Dream):
     chosen = dream.training_images()
-    assert chosen == (dream.images.path / "imglist.txt", dream.images.path, dream.images.hash, "imagined (knn)", [])
+    assert chosen[:4] == (dream.images.path / "imglist.txt", dream.images.path, dream.images.hash, "imagined (knn)")
+    assert chosen.warnings == dream.plain_samples.warnings

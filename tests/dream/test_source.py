@@ -15,7 +15,7 @@ from openood_dream.errors import InputError
 
 
 def given(generator: str | Path) -> Source:
-    return given_source(str(generator), None, lambda text: InputError(f"birds.yml: dream.generator: {text}"))
+    return given_source(str(generator), None, "birds.yml: dream.generator")
 
 
 # ---------------------------------------------------------------------------------------------------- a given pipeline

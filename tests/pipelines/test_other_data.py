@@ -13,7 +13,11 @@ OWN = """
 dataset: {channels: 1}
 ood_dataset:
   nearood: null
-  petals: {datasets: [flowers], flowers: {imglist_pth: '@{ood_dataset.farood.flower.imglist_pth}', data_dir: '@{ood_dataset.farood.flower.data_dir}'}}
+  petals:
+    datasets: [flowers]
+    flowers:
+      imglist_pth: '@{ood_dataset.farood.flower.imglist_pth}'
+      data_dir: '@{ood_dataset.farood.flower.data_dir}'
   farood: {datasets: [noise]}
 """
 
@@ -21,7 +25,14 @@ ood_dataset:
 def test_grey_images_and_other_groups(tiny, dream, tmp_path):
     own = tmp_path / "own.yml"
     own.write_text(OWN)
-    words = ["--root", str(tmp_path / "out"), "--dream.cache_dir", str(tiny.root / "dream"), "--dream.synthesis.per_class", "4"]
+    words = [
+        "--root",
+        str(tmp_path / "out"),
+        "--dream.cache_dir",
+        str(tiny.root / "dream"),
+        "--dream.synthesis.per_class",
+        "4",
+    ]
     report = benchmark([tiny.file, str(own)], words, methods=["base", "dream_ood"], seeds=1)
     table = pd.read_csv(tmp_path / "out" / "leaderboard.csv")
     assert {"far_auroc", "petals_auroc"} <= set(table) and "near_auroc" not in table and len(table) == 6

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import Tiny
 
-from openood_dream.dream.images import load_plain
+from openood_dream.dream.plain import load_plain
 from openood_dream.experiment import Experiment
 from openood_dream.networks.factory import get_network
 from openood_dream.pipelines.benchmark import benchmark
@@ -88,7 +88,7 @@ def base_run(benchmarked: SimpleNamespace, tiny: Tiny) -> Run:
 def test_how_often_the_classifier_sees_the_class_of_the_prompt(benchmarked, tiny, page):
     run = base_run(benchmarked, tiny)
     net = run.network().eval()
-    plain = load_plain(run.experiment.imagination.plain(report.PLAIN_PER_CLASS, range(6)))
+    plain = load_plain(run.experiment.imagination.plain_samples)
     with torch.inference_mode():
         right = [net(of_class.float() / 127.5 - 1).argmax(1) == label for label, of_class in enumerate(plain)]
     share = 100 * torch.cat(right).float().mean().item()

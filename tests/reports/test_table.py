@@ -15,7 +15,6 @@ from openood_dream.reports.columns import is_spectrum
 from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table
 
-
 COLUMNS = """
 method postprocessor near_auroc far_auroc near_fpr95 far_fpr95 id_acc seeds outlier_data network notes
 near_auroc_std far_auroc_std near_fpr95_std far_fpr95_std id_acc_std near_auroc_low near_auroc_high far_auroc_low

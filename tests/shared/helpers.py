@@ -84,11 +84,12 @@ def write_tiny(folder: Path, **paths: Path) -> Tiny:
 
 
 class Done(NamedTuple):
-    """How a command ended: its exit code, standard output, and the lines of standard error."""
+    """How a command ended: its exit code, standard output, and the lines of standard error but for warnings."""
 
     code: int
     out: str
     err: list[str]
+    warnings: list[str]
 
 
 def write(text: str, name: str = "a.yml") -> str:

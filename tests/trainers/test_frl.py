@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def trainer(net: torch.nn.Module, loader: object, *, frequency: bool, lr: float = 1e-3):
-    optimizer = OptimizerSettings(num_epochs=1, lr=lr, momentum=0.9, weight_decay=0.0)
+    optimizer = OptimizerSettings(name="adam", num_epochs=1, lr=lr, momentum=0.9, weight_decay=0.0)
     settings = FRL(name="frl", frequency=frequency)
     return TRAINERS["frl"](net, loader, settings=settings, optimizer=optimizer, precision="float32")
 
@@ -62,15 +62,17 @@ def test_the_other_frequency_setting_is_refused(frequency):
         trainer(network("vae", frequency=frequency), [None], frequency=not frequency)
 
 
-def test_the_rate_halves_every_30_epochs():
-    loader = DataLoader(torch.zeros(2))
-    training = trainer(network("vae", frequency=True), loader, frequency=True)
-    rates = []
-    for _ in range(2 * 61):
-        rates.append(training.optimizer.param_groups[0]["lr"])
-        training.optimizer.step()
-        training.scheduler.step()
-    assert rates[0] == rates[59] == 1e-3 and rates[60] == 5e-4 and rates[120] == 2.5e-4
+def test_the_shipped_optimiser_is_the_papers(tiny):
+    options = tiny.config(layers=["networks/vae_small.yml", "pipelines/train/frl.yml"]).optimizer
+    assert (options.name, options.lr, options.momentum, options.schedule) == ("adam", 1e-3, 0.9, "halving")
+
+
+@pytest.mark.parametrize("name, cls", [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+def test_the_config_chooses_the_optimiser(name, cls):
+    options = OptimizerSettings(name=name, num_epochs=1, lr=0.1, momentum=0.9, weight_decay=0.0)
+    net, settings = network("vae", frequency=True), FRL(name="frl", frequency=True)
+    found = TRAINERS["frl"](net, DataLoader(torch.zeros(2)), settings=settings, optimizer=options, precision="float32")
+    assert type(found.optimizer) is cls
 
 
 def test_nothing_is_cropped(tiny):

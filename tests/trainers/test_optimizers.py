@@ -53,3 +53,14 @@ def test_linear_and_constant():
         and falling[-1] == pytest.approx(LEAST_RATE)
     )
     assert set(rates(schedule="constant")) == {0.1}
+
+
+def test_halving_every_30_epochs():
+    options = OptimizerSettings(num_epochs=90, lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="halving")
+    optimizer = make_optimizer(list(nn.Linear(2, 2).parameters()), options)
+    schedule, found = make_schedule(optimizer, options, 2 * 90), []
+    for _ in range(2 * 61):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found[0] == found[59] == 1e-3 and found[60] == 5e-4 and found[120] == 2.5e-4

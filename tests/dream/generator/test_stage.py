@@ -19,7 +19,7 @@ from openood_dream.datasets.digits import DIGIT_NAMES
 from openood_dream.device import pick_device
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.generator import stage
-from openood_dream.dream.images import load_plain
+from openood_dream.dream.plain import load_plain
 from openood_dream.dream.settings import GeneratorTraining, SynthesisSettings
 from openood_dream.errors import InputError
 from openood_dream.experiment import load_config
