@@ -121,25 +121,30 @@ class Passes:
             "list": self.data.identity(*which),
             "transform": self.data.transform.test_identity,
         }
-        return stored_pass(self.cache_dir, inputs, lambda: self._forward(which))
+        images = self.data.images(*which)
+        return stored_pass(self.cache_dir, inputs, lambda: self._forward(which), images.doubts)
 
 
-def stored_pass(cache_dir: Path, inputs: Mapping[str, Any], forward: Callable[[], Pass]) -> Pass:
+def stored_pass(
+    cache_dir: Path, inputs: Mapping[str, Any], forward: Callable[[], Pass], doubts: Callable[[], list[str]] = list
+) -> Pass:
     """A pass on disk, made if it is not there yet.
 
     Args:
         cache_dir: folder of passes.
         inputs: what determines the pass, as JSON has it.
         forward: makes the pass.
+        doubts: says what is doubtful about the images once they were read; the pass keeps it, and warns of it.
 
     Returns:
         The pass, memory-mapped.
     """
 
-    def make(folder: Path) -> None:
+    def make(folder: Path) -> dict[str, Any]:
         made = forward()
         tensors = {"logits": made.logits, "features": made.features, "labels": made.labels}
         files.write_tensors(folder / "pass.safetensors", **tensors)
+        return {"warnings": doubts()}
 
     artifact = artifacts.build(cache_dir, "pass", dict(inputs), make)
     return Pass(**files.read_tensors(artifact.path / "pass.safetensors"))

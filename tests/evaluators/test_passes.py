@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from openood_dream.datasets import images, loaders
-from openood_dream.errors import InputError
+from openood_dream.datasets.imglist import write_imglist
+from openood_dream.errors import InputError, InputWarning
 from openood_dream.evaluators import passes as module
 from openood_dream.evaluators.passes import TEST, file_name, forward_pass, passes_dir
 from openood_dream.postprocessors.base import Postprocessor
@@ -92,6 +94,17 @@ def test_another_checkpoint_list_or_transform_makes_another_pass(net, tiny, pass
     else:
         assert len(folders(*change.split())) == 2
     assert folders() >= before
+
+
+def test_odd_test_images_are_said_whenever_their_pass_serves(tiny, passes_of, kept, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # a rotation, which is not done
+    Image.new("RGB", (16, 16)).save(tmp_path / "turned.jpg", exif=exif)
+    write_imglist(tmp_path / "odd.txt", [("turned.jpg", 0)])
+    words = ["--dataset.test.imglist_pth", str(tmp_path / "odd.txt"), "--dataset.test.data_dir", str(tmp_path)]
+    for _ in range(2):
+        with pytest.warns(InputWarning, match="odd.txt: 1 images with"):
+            passes_of(tiny.config(*words), **kept).of(TEST, Postprocessor)
 
 
 def test_damaged_pass(tiny, passes_of, kept):
