@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, out_of_memory
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -58,4 +59,36 @@ def pick_dtype(precision: str | None, device: torch.device) -> torch.dtype:
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Mixed precision in `dtype` on `device`; for float32 a context that changes nothing."""
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+
+
+def copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; a GPU is not waited for, since the copy is made from pinned memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def room(device: torch.device) -> int:
+    """Bytes that are free in the memory of a GPU of its own; 0 for a device that shares the CPU's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+@contextmanager
+def enough_memory(error: Callable[[str], InputError], what: str) -> Iterator[None]:
+    """Within the block an allocation that fails becomes one line that says what to lower.
+
+    Args:
+        error: makes the error that says a text about the key to lower.
+        what: what does not fit into memory, such as "64 images in a step".
+
+    Raises:
+        InputError: memory was too small.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as failed:
+        if not out_of_memory(failed):
+            raise
+        where = "a GPU" if isinstance(failed, torch.OutOfMemoryError) else "this machine"
+        raise error(f"{what} do not fit into the memory of {where}; lower it") from None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from openood_dream.errors import InputError, InputWarning, reason
+from openood_dream.errors import InputError, InputWarning, out_of_memory, reason
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 
@@ -77,6 +77,11 @@ def exit_code(command: Callable[[], int | None]) -> int:
     except InputError as error:
         fail(str(error))
         return BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        fail("there is not enough memory; lower the batch sizes of the config, or give a smaller image_size")
+        return FAILURE
     except (FloatingPointError, OSError) as error:  # an OSError is about the machine, so one line says it all
         fail(reason(error, 2000))
         return FAILURE

@@ -72,3 +72,21 @@ def show(value: Any) -> str:
         return "a mapping"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# What allocators say; torch, cuDNN, cuBLAS, MPS and the C++ library raise a RuntimeError of their own each.
+SHORT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "_ALLOC_FAILED",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of a GPU or the machine's, was too small."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words.lower() in str(error).lower() for words in SHORT_OF_MEMORY)

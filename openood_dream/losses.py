@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from scipy.special import gammainccinv
 from torch import Tensor, nn
 
+from openood_dream.device import copied
+
 # --------------------------------------------------------------------------------------------------- energy, outliers
 
 
@@ -95,7 +97,7 @@ def virtual_outliers(
     largest = (uniform.log() / (draws - torch.arange(select))).cumsum(1)
     length = torch.from_numpy(2 * gammainccinv(width / 2, -torch.expm1(largest).numpy())).sqrt()
     direction = F.normalize(torch.randn(classes, select, width, generator=generator, dtype=torch.float64), dim=2)
-    g = (direction * length[..., None]).to(covariance)
+    g = copied((direction * length[..., None]).to(covariance.dtype), covariance.device)
     cholesky, _ = torch.linalg.cholesky_ex(covariance)
     return (means[:, None] + g @ cholesky.T).flatten(0, 1)
 

@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share the cores must not
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import families  # noqa: E402
-from helpers import Done, Tiny, write_tiny  # noqa: E402
+from helpers import Done, Tiny, without_warnings, write_tiny  # noqa: E402
 
 from openood_dream import cli  # noqa: E402
 from openood_dream.datasets.digits import make_digits  # noqa: E402
@@ -101,8 +101,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capsys.readouterr()
-        said = [line for line in err.splitlines() if line.startswith("openood-dream: warning: ")]
-        return Done(ended.value.code or 0, out, [line for line in err.splitlines() if line not in said], said)
+        return Done(ended.value.code or 0, out, without_warnings(err))
 
     return run
 

@@ -443,31 +443,31 @@ ARTIFACTS = [
     Row(
         "a generator without its parts",
         f"{ANCHORS} --dream.generator {{tmp}}/sd",
-        r"dream\.generator: ",
+        r"command line: dream\.generator: ",
         {"sd/model_index.json": index()},
     ),
     Row(
         "a generator without a UNet",
         f"{ANCHORS} --dream.generator {{tmp}}/sd",
-        r"dream\.generator: ",
+        r"command line: dream\.generator: ",
         {"sd/model_index.json": index(unet=[None, None])},
     ),
     Row(
         "a generator whose index is none",
         f"{ANCHORS} --dream.generator {{tmp}}/sd",
-        r"dream\.generator: ",
+        r"command line: dream\.generator: ",
         {"sd/model_index.json": "{"},
     ),
     Row(
         "a generator whose index is a list",
         f"{ANCHORS} --dream.generator {{tmp}}/sd",
-        r"dream\.generator: ",
+        r"command line: dream\.generator: ",
         {"sd/model_index.json": "[]"},
     ),
     Row(
         "a hub id without network",
         f"{ANCHORS} --dream.generator nobody/nothing",
-        r"dream\.generator: ",
+        r"command line: dream\.generator: ",
     ),
     Row(
         "no checkpoint",

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torchvision.transforms import functional as tvf
 from openood_dream.datasets.imglist import opened_rows, rows_identity
 from openood_dream.datasets.reading import read_image
 from openood_dream.datasets.settings import NORMALIZATION
+from openood_dream.device import copied, room
 from openood_dream.errors import InputError
 
 LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue (ITU-R BT.601), as in Pillow's mode L
@@ -69,12 +70,21 @@ class Transform:
         found = torch.tensor(values).view(1, 3, 1, 1)
         return found if self.channels == 3 else found.mean(1, keepdim=True)
 
+    @cached_property
+    def _constants(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor]]:
+        """Means, deviations and shares of the luma by device, to which they are copied once."""
+        return {}
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """What networks see, float32 (B, C, S, S), of uint8 images (B, 3, S, S)."""
-        values = pixels.float()
+        place, values = pixels.device, pixels.float()
+        if place not in self._constants:
+            luma = torch.tensor(LUMA).view(1, 3, 1, 1)
+            self._constants[place] = (self.mean.to(place), self.std.to(place), luma.to(place))
+        mean, std, luma = self._constants[place]
         if self.channels == 1:
-            values = (values * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-        return values.div_(255).sub_(self.mean).div_(self.std)
+            values = (values * luma).sum(1, keepdim=True)
+        return values.div_(255).sub_(mean).div_(std)
 
     @property
     def test_identity(self) -> dict[str, Any]:
@@ -151,12 +161,19 @@ class ImageList(Dataset):
             mode = InterpolationMode.NEAREST if nearest else InterpolationMode.BILINEAR  # it has no others
             self._randaugment = RandAugment(*t.randaugment, interpolation=mode)
         fits = len(self.rows) * 3 * t.image_size**2 <= CACHE_BYTES
-        self._decoded = _Decoded(len(self.rows), t.image_size) if fits and not self._resized_crop else None
+        self._decoded: _Decoded | _Resident | None = None
+        if fits and not self._resized_crop:
+            self._decoded = _Decoded(len(self.rows), t.image_size)
 
     @property
     def cached(self) -> bool:
         """Whether decoded images stay in memory."""
         return self._decoded is not None
+
+    @property
+    def resident(self) -> bool:
+        """Whether decoded images are in the memory of a GPU."""
+        return isinstance(self._decoded, _Resident)
 
     @cached_property
     def identity(self) -> str:
@@ -170,6 +187,15 @@ class ImageList(Dataset):
     def at_size(self, size: int) -> ImageList:
         """The same images at `size` pixels a side."""
         return self if size == self.transform.image_size else self._changed(transform=self.transform.at_size(size))
+
+    def on(self, device: torch.device) -> ImageList:
+        """The same images in the memory of a GPU, where their batches are made, if they fit into a quarter of it."""
+        if not isinstance(self._decoded, _Decoded) or self._decoded.bytes > room(device) // 4:
+            return self
+        self.decode()
+        other = copy.copy(self)
+        other._decoded = _Resident(self._decoded.all().to(device))
+        return other
 
     def _changed(self, **attributes: Any) -> ImageList:
         """The same list with other attributes."""
@@ -269,6 +295,26 @@ class _Decoded:
             self._there[i] = True
         return self._pixels[index]
 
+    @property
+    def bytes(self) -> int:
+        """How much memory they take."""
+        return self._pixels.nbytes
+
+    def all(self) -> Tensor:
+        """All of them, uint8 (N, 3, S, S)."""
+        return self._pixels
+
+
+class _Resident:
+    """Decoded images in the memory of a GPU, uint8 (N, 3, S, S)."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self._pixels = pixels
+
+    def take(self, index: Tensor, decode: Callable[[int], Tensor]) -> Tensor:
+        """The images at positions `index` (B,)."""
+        return self._pixels[copied(index, self._pixels.device)]
+
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
     """Writes an image of a benchmark that is made here, and the folders above it.
@@ -293,15 +339,18 @@ def random_crop(pixels: Tensor, padding: int) -> Tensor:
     """
     batch, _, height, width = pixels.shape
     padded = torch.nn.functional.pad(pixels, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1))
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    picked = padded[torch.arange(batch).view(-1, 1, 1), :, rows.unsqueeze(2), columns.unsqueeze(1)]
+    # drawn on the CPU, so that every device has the same shifts
+    top, left = copied(torch.randint(0, 2 * padding + 1, (2, batch, 1)), pixels.device)
+    rows, columns = (start + torch.arange(size, device=pixels.device) for start, size in ((top, height), (left, width)))
+    every = torch.arange(batch, device=pixels.device).view(-1, 1, 1)
+    picked = padded[every, :, rows.unsqueeze(2), columns.unsqueeze(1)]
     return picked.permute(0, 3, 1, 2)
 
 
 def random_flip(pixels: Tensor) -> Tensor:
     """Each image of (B, C, H, W), mirrored left to right with probability one half."""
-    return torch.where(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.flip(3), pixels)
+    mirrored = copied(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.device)
+    return torch.where(mirrored, pixels.flip(3), pixels)
 
 
 def as_is(batch: Any) -> Any:
@@ -334,4 +383,30 @@ def loader(
         num_workers=workers,
         collate_fn=as_is,
         drop_last=drop_last or alone,
+        persistent_workers=workers > 0,
+    )
+
+
+def placed(batches: DataLoader, device: torch.device) -> DataLoader:
+    """A loader whose batches are made in the memory of a GPU where its images fit, and copied from pinned memory else.
+
+    Args:
+        batches: a loader of an ImageList.
+        device: where the batches are to go; for the CPU the loader stays what it is.
+
+    Returns:
+        A loader of the same batches in the same order.
+    """
+    if device.type != "cuda":
+        return batches
+    images = cast(ImageList, batches.dataset).on(device)
+    return DataLoader(
+        images,
+        batch_size=batches.batch_size,
+        sampler=batches.sampler,
+        num_workers=batches.num_workers,
+        collate_fn=batches.collate_fn,
+        drop_last=batches.drop_last,
+        pin_memory=not images.resident,
+        persistent_workers=batches.num_workers > 0,
     )

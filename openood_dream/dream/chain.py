@@ -16,7 +16,7 @@ from openood_dream.dream.generator.models import noise_schedule
 from openood_dream.dream.generator.stage import check_size, make_generator, untrained
 from openood_dream.dream.images import check_executor, imagined_label, make_images, make_latents
 from openood_dream.dream.lines import make_lines
-from openood_dream.dream.outliers import make_outliers
+from openood_dream.dream.outliers import load_outliers, make_outliers
 from openood_dream.dream.parts import check_parts, check_steps
 from openood_dream.dream.plain import CLASSES, PER_CLASS, check_drawing, make_plain
 from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
@@ -185,6 +185,7 @@ class Dream:
         if self._there("outliers", []) is None:  # then long stages come first
             self._check_drawing()
         synthesis, outliers, source = self.settings.synthesis, self.outliers, self.source
+        load_outliers(outliers)  # a damaged file is found before anything is drawn
         _ = self.plain_samples  # first: they say whether the generator knows its classes
         residuals = partial(
             make_residuals, source=source, images=self._train, settings=synthesis, cache_dir=self.cache_dir

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -19,7 +20,7 @@ from diffusers import DiffusionPipeline
 from packaging.version import Version
 from PIL import Image
 
-from openood_dream.device import pick_device
+from openood_dream.device import enough_memory, pick_device
 from openood_dream.dream.families.base import find_family
 from openood_dream.dream.prompts import Prompt, class_prompts, plain_prompts
 from openood_dream.dream.settings import SynthesisSettings
@@ -68,9 +69,14 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
     if settings.slicing:
         pipeline.enable_attention_slicing()
+    if settings.slicing or place.type == "cuda":  # a decoder takes much memory, and one large image fills a GPU
         pipeline.vae.enable_slicing()
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(place)
+    if place.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
+        for part in (pipeline.unet, pipeline.vae):
+            part.to(memory_format=torch.channels_last)
     if settings.compile:
         pipeline.unet.compile()
     return pipeline
@@ -171,7 +177,7 @@ class Imaginer:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         text = self.family.encode(self.words if tokens is None else self.prompts, labels, tokens)
-        try:
+        with enough_memory(partial(settings.error, "batch_size"), f"{len(labels)} images of {size} pixels"):
             return pipe(
                 **text,
                 **{name: tensor.expand(len(labels), *tensor.shape[1:]) for name, tensor in self.negative.items()},
@@ -183,12 +189,6 @@ class Imaginer:
                 guidance_scale=settings.guidance,
                 output_type=output_type,
             ).images.float()
-        except torch.OutOfMemoryError:
-            raise settings.error(
-                "batch_size",
-                f"{len(labels)} images of {size} pixels do not fit into the memory of {pipe.device}; lower it, or set "
-                "dream.synthesis.slicing",
-            ) from None
 
     def latents(self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """Draws what the images of `__call__` are decoded from.

@@ -71,19 +71,11 @@ def make_plain(
 
     def make(folder: Path) -> dict[str, Any]:
         imaginer = Imaginer(load_pipeline(source, settings, device), names, settings)
-        tokens = None if anchors is None else load_anchors(anchors)
-        parts = []
-        for label in tqdm(shown, desc="imagine: plain prompts", unit="class"):
-            seeds = [image_seed(settings.seed, label * per_class + i) for i in range(per_class)]
-            for start in range(0, per_class, settings.batch_size):
-                some = seeds[start : start + settings.batch_size]
-                of = torch.full((len(some),), label)
-                parts.append(imaginer(of, None if tokens is None else tokens[of], some))
-        images = torch.cat(parts)
-        write_tensors(folder / "plain.safetensors", images=images.view(len(shown), per_class, *images.shape[1:]))
+        images = _drawn(imaginer, shown, per_class, None if anchors is None else load_anchors(anchors))
+        write_tensors(folder / "plain.safetensors", images=images)
         if judge is None or transform is None:
             return {}
-        seen = classify(judge.load(), images, transform, pick_device(device)).argmax(1)
+        seen = classify(judge.load(), images.flatten(0, 1), transform, pick_device(device)).argmax(1)
         share = (seen == torch.tensor(shown).repeat_interleave(per_class)).double().mean().item()
         return {"agreement": round(100 * share, 2), "warnings": _doubts(share, len(shown), per_class, remedy)}
 
@@ -110,6 +102,19 @@ def check_drawing(source: Source, names: Sequence[str], settings: SynthesisSetti
     few = settings.model_copy(update={"steps": min(2, settings.steps)})
     imaginer = Imaginer(load_pipeline(source, few, device), names, few)
     imaginer(torch.arange(2) % len(names), None, [image_seed(settings.seed, i) for i in range(2)])
+
+
+def _drawn(imaginer: Imaginer, shown: Sequence[int], per_class: int, tokens: torch.Tensor | None) -> torch.Tensor:
+    """Plain images (L, per_class, 3, S, S) of the classes `shown`, whose tokens are given where they are not words."""
+    settings, parts = imaginer.settings, []
+    for label in tqdm(shown, desc="imagine: plain prompts", unit="class"):
+        seeds = [image_seed(settings.seed, label * per_class + i) for i in range(per_class)]
+        for start in range(0, per_class, settings.batch_size):
+            some = seeds[start : start + settings.batch_size]
+            of = torch.full((len(some),), label)
+            parts.append(imaginer(of, None if tokens is None else tokens[of], some))
+    images = torch.cat(parts)
+    return images.view(len(shown), per_class, *images.shape[1:])
 
 
 def _doubts(share: float, classes: int, per_class: int, remedy: str) -> list[str]:

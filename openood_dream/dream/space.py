@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import trange
 
-from openood_dream.datasets.images import ImageList, loader
-from openood_dream.device import autocast, pick_device, pick_dtype
+from openood_dream.datasets.images import ImageList, loader, placed
+from openood_dream.device import autocast, enough_memory, pick_device, pick_dtype
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.settings import SpaceSettings
 from openood_dream.errors import InputError
@@ -257,8 +258,9 @@ def _write_space(
     place = pick_device(device)
     torch.manual_seed(settings.seed)
     encoder = make_encoder(settings, anchors.shape[1], train.transform.image_size)
-    batches = loader(train.augmented(), settings.batch_size, shuffle=True, workers=workers)
-    losses = train_encoder(encoder, batches, anchors, settings, place, pick_dtype(precision, place))
+    batches = placed(loader(train.augmented(), settings.batch_size, shuffle=True, workers=workers), place)
+    with enough_memory(partial(settings.error, "batch_size"), f"{settings.batch_size} images in a step"):
+        losses = train_encoder(encoder, batches, anchors, settings, place, pick_dtype(precision, place))
     seen = unit_embeddings(encoder, loader(val, BATCH, shuffle=False, workers=workers), place)
     guesses = cosine_logits(seen, anchors, settings.temperature).argmax(1)
     accuracy = 100 * (guesses == val.labels).float().mean().item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from openood_dream.datasets.images import placed
 from openood_dream.datasets.loaders import Data
+from openood_dream.device import enough_memory
 from openood_dream.errors import InputError
 from openood_dream.networks.features import outputs
 from openood_dream.postprocessors.base import Images, Pass, Postprocessor
@@ -110,7 +113,11 @@ class Passes:
         return f"image {row} of {file_name(which, self.data.dataset.name)} ({file})"
 
     def _forward(self, which: Set) -> Pass:
-        return forward_pass(self.net, self.data.loader(*which), self.device)
+        section = self.data.dataset.split("test") if which[0] == "dataset" else self.data.ood
+        assert section is not None  # noqa: S101 # nosec B101 (else there was no such set)
+        batches = self.data.loader(*which)
+        with enough_memory(partial(section.error, "batch_size"), f"{batches.batch_size} images"):
+            return forward_pass(self.net, placed(batches, self.device), self.device)
 
     def _stored(self, which: Set) -> Pass:
         if self.checkpoint is None or self.cache_dir is None:

@@ -131,7 +131,8 @@ def at_once(jobs: Sequence[Job], count: int) -> None:
 
     def run(one: Job) -> None:
         place = free.get()
-        gpu = place % torch.cuda.device_count() if torch.cuda.is_available() else None
+        chosen = one.experiment.run.device not in ("auto", "cuda")  # a GPU of a number, or none
+        gpu = None if chosen or not torch.cuda.is_available() else visible_gpu(place)
         try:
             run_logged((one.words, str(one.log)), gpu, started)
         finally:
@@ -143,6 +144,17 @@ def at_once(jobs: Sequence[Job], count: int) -> None:
         except KeyboardInterrupt:
             started.interrupt()
             raise
+
+
+def visible_gpu(place: int) -> str:
+    """The name of the GPU that a job gets, in the words of CUDA_VISIBLE_DEVICES, of those that this process may use.
+
+    Args:
+        place: the job's among those that run at a time.
+    """
+    number = place % torch.cuda.device_count()
+    given = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+    return given[number] if number < len(given) else str(number)
 
 
 class Started:
@@ -189,17 +201,17 @@ def ray_worker() -> Callable[[tuple[list[str], str]], None]:
     return run_logged
 
 
-def run_logged(job: tuple[list[str], str], gpu: int | None = None, started: Started | None = None) -> None:
+def run_logged(job: tuple[list[str], str], gpu: str | None = None, started: Started | None = None) -> None:
     """Runs `openood-dream job` in a process, with as many threads as this one has, and keeps its log.
 
     Args:
         job: the words of the command, and the path of the log.
-        gpu: the only GPU that the process sees; None leaves it all.
+        gpu: the only GPU that the process sees, in the words of CUDA_VISIBLE_DEVICES; None leaves it all.
         started: what starts the process.
     """
     words, log = job
     env = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with artifacts.locked(Path(log)), open(log, "w", encoding="utf-8") as file:
         command = [sys.executable, "-m", "openood_dream.cli", "job", *words]

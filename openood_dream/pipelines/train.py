@@ -15,10 +15,10 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openood_dream.datasets.images import ImageList, loader
+from openood_dream.datasets.images import ImageList, loader, placed
 from openood_dream.datasets.overlaps import overlaps
 from openood_dream.datasets.settings import IMAGINED, PREPROCESSORS
-from openood_dream.device import pick_dtype
+from openood_dream.device import enough_memory, pick_dtype
 from openood_dream.dream.images import imagined_label, list_label, load_latents
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers import get_sampler
@@ -286,10 +286,10 @@ def _fit(
     """Trains the network; returns the history of the epochs, and what is doubtful about the training."""
     run, data, optimizer = experiment.run, experiment.data, experiment.optimizer
     loaders = [data.loader("dataset", "train", augment=True), *([outliers.loader] if outliers.loader else [])]
-    val_loader = data.loader("dataset", "val")
+    val_loader = placed(data.loader("dataset", "val"), processes.device)
     trainer = cls(
         net,
-        *(processes.share(one, run.seed) for one in loaders),
+        *(placed(processes.share(one, run.seed), processes.device) for one in loaders),
         settings=experiment.trainer,
         optimizer=optimizer,
         precision=run.precision,
@@ -297,17 +297,20 @@ def _fit(
         **outliers.teacher_inputs,
     )
     dtype = pick_dtype(run.precision, processes.device)
-    history = fit(
-        trainer,
-        lambda net: validate(net, val_loader, processes.device, dtype),
-        experiment.run.folder,
-        epochs=optimizer.num_epochs,
-        seed=run.seed,
-        identity=identity,
-        resume=run.resume,
-        title=f"train: {experiment.method}, seed {run.seed}",
-        processes=processes,
-    )
+    split = experiment.dataset.split("train")
+    torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
+    with enough_memory(partial(split.error, "batch_size"), f"{split.batch_size} images in a step"):
+        history = fit(
+            trainer,
+            lambda net: validate(net, val_loader, processes.device, dtype),
+            experiment.run.folder,
+            epochs=optimizer.num_epochs,
+            seed=run.seed,
+            identity=identity,
+            resume=run.resume,
+            title=f"train: {experiment.method}, seed {run.seed}",
+            processes=processes,
+        )
     return history, trainer.remarks()
 
 

@@ -56,8 +56,8 @@ class Index:
         if len(rows) >= IVF_FROM:
             index = faiss.IndexIVFFlat(index, rows.shape[1], int(4 * math.sqrt(len(rows))), faiss.METRIC_L2)
             index.nprobe = math.ceil(index.nlist / 16)
-        if device.type == "cuda" and hasattr(faiss, "index_cpu_to_gpus_list"):
-            index = faiss.index_cpu_to_gpus_list(index, gpus=[device.index or 0])
+        if device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):  # else faiss knows the CPU alone
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
         index.train(rows.numpy())
         index.add(rows.numpy())
         return cls(rows, index, _off_unit(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
-from openood_dream.device import autocast, pick_dtype
+from openood_dream.device import autocast, copied, pick_dtype
 from openood_dream.errors import InputError, check_name
 from openood_dream.networks.settings import AnyNetwork, GenerativeNetwork
 from openood_dream.parallel import processes as parallel
@@ -73,6 +72,9 @@ def check_auxiliary(
     if keeps_class != cls.inliers:
         kinds = {True: "inliers", False: "outliers"}
         raise error(f"the trainer {cls.name} learns from {kinds[cls.inliers]}, the sampler finds {kinds[keeps_class]}")
+
+
+WATCHED_EVERY = 50  # steps after which it is read from the device whether they were all finite
 
 
 class Plan(NamedTuple):
@@ -225,7 +227,7 @@ class BaseTrainer:
 
     def labels(self, batch: Batch) -> torch.Tensor:
         """The labels (B,) of a batch on the device."""
-        return batch["label"].to(self.device, non_blocking=True)
+        return copied(batch["label"], self.device)
 
     def logits(self, *batches: Batch) -> torch.Tensor:
         """Logits of all the batches' images in one pass, in mixed precision, returned in float32."""
@@ -271,23 +273,25 @@ class BaseTrainer:
         self.model.train()
         self.epoch = epoch_idx
         totals: Terms = {}
-        before: Terms = {}
+        watch = Watch()
         steps = len(self.train_loader)
         bar = tqdm(self.batches(), total=steps, desc=f"epoch {epoch_idx}", unit="step", leave=False, delay=2)
         for number, batches in enumerate(bar, 1):
             terms = self.step(*batches)
-            self.check(before, number - 1)  # a step late, so that a GPU never waits for it
+            watch.see(terms)
+            if number % WATCHED_EVERY == 0:
+                self.check(watch)
             for name, term in terms.items():
                 totals[name] = totals[name] + term if name in totals else term
-            before = terms
-        self.check(before, steps)
+        self.check(watch)
         means = {name: total.item() / steps for name, total in totals.items()}
         return self.given, {"epoch_idx": epoch_idx, "loss": sum(means.values()), "terms": means}
 
-    def check(self, terms: Terms, step: int) -> None:
-        """Raises FloatingPointError unless all `terms` of a step, the one of number `step`, are finite."""
-        if terms and not math.isfinite(reduce(torch.add, terms.values()).item()):
-            parts = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
+    def check(self, watch: Watch) -> None:
+        """Raises FloatingPointError for the first step of an epoch whose terms are not all finite."""
+        if found := watch.first():
+            step, terms = found
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
             raise FloatingPointError(
                 f"epoch {self.epoch}, step {step}: the loss is not finite ({parts}); lower optimizer.lr "
                 f"({self.options.lr}), or set optimizer.clip_norm"
@@ -315,6 +319,33 @@ class BaseTrainer:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
         }
+
+
+class Watch:
+    """Watches the terms of the steps of an epoch; they are read from the device only where `first` is asked."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        # by the names of the terms, which change where outliers begin: the number of the first bad step, or 0, and its terms
+        self.seen: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def see(self, terms: Terms) -> None:
+        """Looks at the terms of a step, on their device."""
+        self.steps += 1
+        names, row = tuple(terms), torch.stack([term.float() for term in terms.values()])
+        now = torch.cat([row.new_full((1,), self.steps), row])
+        before = self.seen.get(names)
+        unseen = ~row.isfinite().all() if before is None else ~row.isfinite().all() & (before[0] == 0)
+        self.seen[names] = torch.where(unseen, now, torch.zeros_like(now) if before is None else before)
+
+    def first(self) -> tuple[int, dict[str, float]] | None:
+        """The first step whose terms were not all finite, and they; None where all were."""
+        found = []
+        for names, seen in self.seen.items():
+            step, *values = seen.tolist()
+            if step:
+                found.append((int(step), dict(zip(names, values, strict=True))))
+        return min(found, key=lambda one: one[0], default=None)
 
 
 class OutlierTrainer(BaseTrainer):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from openood_dream.device import copied
 from openood_dream.losses import compactness, dispersion, moved_prototypes
 from openood_dream.sampling.knn import boundary_points, sample_round
 from openood_dream.trainers.base import BaseTrainer, Batch, Plan, Terms, fc_layer, trainer
@@ -31,6 +34,17 @@ class Outliers(nn.Module):
         super().__init__()
         self.register_buffer("rows", torch.zeros(classes, count, width))
         self.register_buffer("turns", torch.zeros((), dtype=torch.long))
+        self._turn: int | None = None  # what `turns` is, which is not asked for of a GPU each time
+
+    def next_turn(self) -> int:
+        """The number of this turn, from 0; the next one is another."""
+        self._turn = int(self.turns) if self._turn is None else self._turn + 1
+        self.turns += 1
+        return self._turn
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._turn = None
+        super()._load_from_state_dict(*args, **options)
 
 
 class Prototypes(nn.Module):
@@ -92,7 +106,7 @@ class NPOSTrainer(BaseTrainer):
             "compactness": a.w_comp * compactness(projected, prototypes.detach(), y, a.temp),
         }
         unit = F.normalize(features, dim=1)
-        remember(self.queue, unit.detach(), y, a)
+        remember(self.queue, unit.detach(), y, batch["label"], a)
         with_outliers = self.epoch >= a.start_epoch_KNN and self.queue.full()
         self.participation.count(with_outliers)
         if with_outliers:
@@ -110,13 +124,12 @@ class NPOSTrainer(BaseTrainer):
     def outliers(self) -> torch.Tensor:
         """Outliers (n, D) of all classes that have some, those of the class whose turn it is found anew."""
         a, queue, found = self.settings.trainer_args, self.queue.rows, self.found
-        turn = int(found.turns)
+        turn = found.next_turn()
         z = queue[turn % len(queue)]
         z = z.cpu() if z.device.type == "mps" else z  # which has no float64
         edge, _ = boundary_points(z, a.K, a.select)
-        points = edge[torch.randperm(len(edge))[: a.pick_nums].to(edge.device)]
-        draws = torch.randn(a.sample_from, z.shape[1]).to(z)
+        points = edge[copied(torch.randperm(len(edge))[: a.pick_nums], edge.device)]
+        draws = copied(torch.randn(a.sample_from, z.shape[1]), z.device)
         _, vectors, _ = sample_round(z, points, a.K, a.cov_mat, draws, a.ID_points_num)
         found.rows[turn % len(queue)] = vectors.flatten(0, 1)
-        found.turns += 1
         return found.rows[: turn + 1].flatten(0, 1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openood_dream.device import autocast
+from openood_dream.device import autocast, copied, room
 from openood_dream.losses import club, distillation, gaussian_fit
 from openood_dream.networks.trial import check_backbone
 from openood_dream.parallel.processes import unwrap_model
@@ -98,6 +98,8 @@ class OALTrainer(BaseTrainer):
         pooled = F.adaptive_avg_pool2d(latents.float(), GRID).flatten(1)
         self.outliers = {"knn": embeddings.float(), "latents": pooled}
         super().__init__(net, train_loader, **options)
+        if 4 * sum(rows.nbytes for rows in self.outliers.values()) < room(self.device):
+            self.outliers = {name: rows.to(self.device) for name, rows in self.outliers.items()}
         width = fc_layer(self.net).in_features
         self.q = {name: Conditional(rows.shape[1], width) for name, rows in self.outliers.items()}
         self.fit_loss = FitLoss(self.q).to(self.device)
@@ -121,7 +123,8 @@ class OALTrainer(BaseTrainer):
             teacher_logits, teacher_features = self.teacher(x, return_feature=True)
         translated = self.translator(teacher_features.float())
         outliers = {
-            name: rows[torch.randint(len(rows), (len(y),))].to(self.device) for name, rows in self.outliers.items()
+            name: rows[copied(torch.randint(len(rows), (len(y),)), rows.device)].to(self.device)
+            for name, rows in self.outliers.items()
         }
         self.fit(outliers, features.detach())
         return {

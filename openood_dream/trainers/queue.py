@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,15 +29,17 @@ class ClassQueue(nn.Module):
         super().__init__()
         self.register_buffer("rows", torch.zeros(classes, size, width))
         self.register_buffer("taken", torch.zeros(classes, dtype=torch.long))
-        self._full = False
+        # what `taken` is, kept here too, so that a GPU need not be asked for it; None: not known
+        self._counted: np.ndarray | None = np.zeros(classes, dtype=np.int64)
 
     @torch.no_grad()
-    def push(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def push(self, features: torch.Tensor, labels: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
         """Puts features in the place of the oldest ones of their class.
 
         Args:
             features: (B, D).
             labels: (B,), the class of each.
+            known: the same labels on the CPU; without them `full` has to ask the device.
 
         Returns:
             The features (B, D) that had those places; zero where the queue was not full yet.
@@ -45,6 +50,7 @@ class ClassQueue(nn.Module):
         size = self.rows.shape[1]
         if len(labels) > size:
             raise ValueError(f"{size} features of a class for batches of {len(labels)}; raise it")
+        self._count(known)
         own = F.one_hot(labels, len(self.rows))
         place = (own.cumsum(0) * own).sum(1) - 1 + self.taken[labels]  # earlier ones of the batch come first
         old = self.rows[labels, place % size]
@@ -52,26 +58,42 @@ class ClassQueue(nn.Module):
         self.taken += own.sum(0)
         return old
 
+    def _count(self, labels: torch.Tensor | None) -> None:
+        """Counts features that are about to be pushed, by their labels (B,) on the CPU where they are known."""
+        if labels is None:
+            self._counted = None
+            return
+        if self._counted is None:
+            self._counted = self.taken.cpu().numpy().copy()
+        self._counted += np.bincount(labels.numpy(), minlength=len(self._counted))
+
     def full(self) -> bool:
         """Whether every class has as many features as it can hold."""
-        self._full = self._full or bool((self.taken >= self.rows.shape[1]).all())
-        return self._full
+        taken = self.taken.cpu().numpy() if self._counted is None else self._counted
+        return bool((taken >= self.rows.shape[1]).all())
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._counted = None
+        super()._load_from_state_dict(*args, **options)
 
 
-def remember(queue: ClassQueue, features: torch.Tensor, labels: torch.Tensor, settings: Section) -> None:
+def remember(
+    queue: ClassQueue, features: torch.Tensor, labels: torch.Tensor, known: torch.Tensor, settings: Section
+) -> None:
     """Puts features into a trainer's queue.
 
     Args:
         queue: the queue, which is changed.
         features: (B, D).
-        labels: (B,), the class of each.
+        labels: (B,), the class of each, on the device.
+        known: the same labels where they came from.
         settings: those that `sample_number`, the queue's size, comes from.
 
     Raises:
         InputError: the queue is smaller than the batch.
     """
     try:
-        queue.push(features, labels)
+        queue.push(features, labels, known.cpu())
     except ValueError as error:
         raise settings.error("sample_number", str(error)) from None
 

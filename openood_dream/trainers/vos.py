@@ -33,8 +33,8 @@ class Gaussians(ClassQueue):
         self.register_buffer("products", torch.zeros(width, width, dtype=dtype))
 
     @torch.no_grad()
-    def push(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        old = super().push(features, labels)
+    def push(self, features: torch.Tensor, labels: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
+        old = super().push(features, labels, known)
         new, gone = features.to(self.rows.dtype).to(self.sums.dtype), old.to(self.sums.dtype)
         self.sums.index_add_(0, labels, new - gone)
         self.products += new.T @ new - gone.T @ gone
@@ -83,7 +83,7 @@ class VOSTrainer(BaseTrainer):
         s, y = self.settings, self.labels(batch)
         logits, features = self.logits_and_features(self.images(batch))
         terms = {"cross-entropy": F.cross_entropy(logits, y)}
-        remember(self.queue, features.detach(), y, s)
+        remember(self.queue, features.detach(), y, batch["label"], s)
         with_outliers = self.epoch >= s.start_epoch and self.queue.full()
         self.participation.count(with_outliers)
         if with_outliers:

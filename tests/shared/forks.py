@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from helpers import without_warnings
+
 
 class Ended(NamedTuple):
     """How a command ended: its exit code or minus the signal that killed it, standard output, lines of standard error."""
@@ -53,7 +55,7 @@ class Fork:
     def wait(self) -> Ended:
         code = os.waitstatus_to_exitcode(self.ask(["wait", self.pid]))
         out, err = (file.read_text() for file in self.files)
-        return Ended(code, out, err.splitlines())
+        return Ended(code, out, without_warnings(err))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from torchvision.utils import make_grid, save_image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from openood_dream.datasets.images import ImageList, loader
-from openood_dream.device import pick_dtype
+from openood_dream.device import enough_memory, pick_dtype
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.generator.models import Denoiser, noise_schedule, small_unet, small_vae
 from openood_dream.dream.generator.training import MIRROR, Samples, Session, encode_images, train_denoiser, train_vae
@@ -315,11 +315,15 @@ def make_generator(
         "text": text.identity,
         "prompt": synthesis.prompt,
     }
-    return _build_together(training.run, inputs, cache_dir, device)
+    return _build_together(training.run, inputs, settings, cache_dir, device)
 
 
 def _build_together(
-    run: Callable[[Processes, Path], dict[str, Any]], inputs: dict[str, Any], cache_dir: str | Path, device: str
+    run: Callable[[Processes, Path], dict[str, Any]],
+    inputs: dict[str, Any],
+    settings: GeneratorTraining,
+    cache_dir: str | Path,
+    device: str,
 ) -> Artifact:
     """The artifact that all processes of a launch make together by `run(processes, folder)`."""
     with joined(device) as processes:
@@ -329,7 +333,8 @@ def _build_together(
             return run(processes, folder)
 
         if processes.is_main:
-            artifact = build(cache_dir, "generator", inputs, make)
+            with enough_memory(partial(settings.error, "batch_size"), "the images of a step (or vae_batch_size)"):
+                artifact = build(cache_dir, "generator", inputs, make)
             if artifact.reused:
                 processes.broadcast(None)
             return artifact
