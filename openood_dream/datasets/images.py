@@ -38,22 +38,26 @@ class Transform:
         image_size: pixels a side of the centre crop, S.
         normalization: whose channel means and deviations normalise images, a key of NORMALIZATION.
         interpolation: how images are resized, a name of torchvision's InterpolationMode.
-        flip: training images are mirrored left to right with probability one half.
-        crop: training images are shifted by up to 4 pixels: padded, and cropped at random.
+        flip: training images are mirrored left to right with probability one half, or in every other epoch ("alternate").
+        crop: training images are shifted by up to `shift` pixels: padded, and cropped at random.
         resized_crop: training images are random resized crops instead (OpenOOD's rule for ImageNet).
         randaugment: RandAugment's number of changes and strength, which training images get before all else.
         channels: of what networks see: 3, the colours, or 1, their luma.
+        shift: pixels that a crop shifts images by, at most.
+        border: what comes into sight then: black, or the image in a mirror.
     """
 
     pre_size: int
     image_size: int
     normalization: str = ""
     interpolation: str = "bilinear"
-    flip: bool = True
+    flip: bool | str = True
     crop: bool = True
     resized_crop: bool = False
     randaugment: tuple[int, int] | None = None
     channels: int = 3
+    shift: int = 4
+    border: str = "black"
 
     @cached_property
     def mean(self) -> Tensor:
@@ -103,6 +107,8 @@ class Transform:
         return {
             "horizontal_flip": self.flip,
             "random_crop": self.crop,
+            "shift": self.shift,
+            "border": self.border,
             "resized_crop": self.resized_crop,
             "randaugment": self.randaugment,
         }
@@ -148,6 +154,7 @@ class ImageList(Dataset):
         self.rows = opened_rows(imglist, key)
         self.labels = torch.tensor([label for _, label in self.rows])
         self.oddities = Counter[str]()  # of the images that were decoded
+        self.epoch = 0  # of the training that takes them
         self._open()
 
     def _open(self) -> None:
@@ -218,8 +225,10 @@ class ImageList(Dataset):
         if self._randaugment is not None:
             pixels = torch.stack([self._randaugment(image) for image in pixels])
         if self.augment and self.transform.crop and not self._resized_crop:
-            pixels = random_crop(pixels, padding=4)
-        if self.augment and self.transform.flip:
+            pixels = random_crop(pixels, self.transform.shift, self.transform.border)
+        if self.augment and self.transform.flip == "alternate":
+            pixels = flipped(pixels, self._first_sides[index] ^ bool(self.epoch % 2))
+        elif self.augment and self.transform.flip:
             pixels = random_flip(pixels)
         return {
             "data": self.transform.normalize(pixels),
@@ -227,6 +236,11 @@ class ImageList(Dataset):
             "index": index,
             "image_name": [self.rows[i][0] for i in index.tolist()],
         }
+
+    @cached_property
+    def _first_sides(self) -> Tensor:
+        """Which images are mirrored in even epochs (N,); always the same ones, so that a training can go on."""
+        return torch.rand(len(self), generator=torch.Generator().manual_seed(len(self))) < 0.5
 
     def raw(self, batch_size: int) -> Iterator[Tensor]:
         """All images in order, as `pixels`, in batches of `batch_size`."""
@@ -327,30 +341,44 @@ def save_image(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
 
-def random_crop(pixels: Tensor, padding: int) -> Tensor:
-    """Shifts each image by its own random number of pixels, and fills with zeros what comes into sight.
+def random_crop(pixels: Tensor, padding: int, border: str = "black") -> Tensor:
+    """Shifts each image by its own random number of pixels.
 
     Args:
         pixels: (B, C, H, W).
-        padding: the largest shift to each side.
+        padding: the largest shift to each side; less than a side where the border is a mirror.
+        border: what comes into sight: black, or mirror, the image reflected at its outermost pixels.
 
     Returns:
         (B, C, H, W).
     """
     batch, _, height, width = pixels.shape
-    padded = torch.nn.functional.pad(pixels, (padding,) * 4)
+    black = border == "black"
+    padded = torch.nn.functional.pad(pixels, (padding,) * 4) if black else pixels
     # drawn on the CPU, so that every device has the same shifts
     top, left = copied(torch.randint(0, 2 * padding + 1, (2, batch, 1)), pixels.device)
     rows, columns = (start + torch.arange(size, device=pixels.device) for start, size in ((top, height), (left, width)))
+    if not black:
+        rows, columns = (_reflected(places - padding, size) for places, size in ((rows, height), (columns, width)))
     every = torch.arange(batch, device=pixels.device).view(-1, 1, 1)
     picked = padded[every, :, rows.unsqueeze(2), columns.unsqueeze(1)]
     return picked.permute(0, 3, 1, 2)
 
 
+def _reflected(places: Tensor, size: int) -> Tensor:
+    """Places in a row of `size` pixels that stands before a mirror at either end."""
+    places = places.abs()
+    return size - 1 - (size - 1 - places).abs()
+
+
 def random_flip(pixels: Tensor) -> Tensor:
     """Each image of (B, C, H, W), mirrored left to right with probability one half."""
-    mirrored = copied(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.device)
-    return torch.where(mirrored, pixels.flip(3), pixels)
+    return flipped(pixels, torch.rand(len(pixels), 1, 1, 1) < 0.5)
+
+
+def flipped(pixels: Tensor, mirrored: Tensor) -> Tensor:
+    """The images of (B, C, H, W), mirrored left to right where `mirrored`, of B truth values, says so."""
+    return torch.where(copied(mirrored.view(-1, 1, 1, 1), pixels.device), pixels.flip(3), pixels)
 
 
 def as_is(batch: Any) -> Any:
@@ -383,7 +411,7 @@ def loader(
         num_workers=workers,
         collate_fn=as_is,
         drop_last=drop_last or alone,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0 and images.transform.flip != "alternate",  # its workers know no later epoch
     )
 
 
@@ -408,5 +436,5 @@ def placed(batches: DataLoader, device: torch.device) -> DataLoader:
         collate_fn=batches.collate_fn,
         drop_last=batches.drop_last,
         pin_memory=not images.resident,
-        persistent_workers=batches.num_workers > 0,
+        persistent_workers=batches.persistent_workers,
     )

@@ -51,17 +51,21 @@ class Data:
             interpolation=self.dataset.interpolation,
             channels=self.dataset.channels,
             flip=self.preprocessor.horizontal_flip,
+            shift=self.preprocessor.shift,
+            border=self.preprocessor.border,
             crop=self.preprocessor.random_crop,
             resized_crop="imagenet" in self.dataset.name,
             randaugment=self.preprocessor.randaugment,
         )
 
     def coloured(self) -> Data:
-        """The same data sets in colours, which an imagination needs whatever classifiers see."""
-        if self.dataset.channels == 3:
+        """The same data sets as an imagination needs them, whatever classifiers see: in colours, mirrored at random."""
+        preprocessor = self.preprocessor
+        if self.dataset.channels == 3 and preprocessor.horizontal_flip != "alternate":
             return self
         dataset = self.dataset.model_copy(update={"channels": 3})
-        return Data(dataset, self.preprocessor, self.ood, self.data_root)
+        preprocessor = preprocessor.model_copy(update={"horizontal_flip": bool(preprocessor.horizontal_flip)})
+        return Data(dataset, preprocessor, self.ood, self.data_root)
 
     def ensure(self) -> None:
         """Writes the built-in benchmark that `dataset.make` names under data_root, if it is not there yet."""

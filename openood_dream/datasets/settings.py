@@ -201,8 +201,14 @@ class PreprocessorSettings(HostSection):
     )
 
     name: Name = Field("base", description="base, dream or randaugment; in OpenOOD also its own")
-    horizontal_flip: bool = Field(True, description="whether training images are mirrored at random")
-    random_crop: bool = Field(True, description="whether training images are shifted at random, by up to 4 pixels")
+    horizontal_flip: bool | Literal["alternate"] = Field(
+        True, description="whether training images are mirrored, at random or in every other epoch"
+    )
+    random_crop: bool = Field(
+        True, description="whether training images are shifted at random, by up to `shift` pixels"
+    )
+    shift: int = Field(4, ge=1, description="pixels that random_crop shifts an image by, at most")
+    border: Literal["black", "mirror"] = Field("black", description="what comes into sight beyond an image's border")
     n: int | None = Field(None, ge=1, description="randaugment: random changes of each image")
     m: int | None = Field(None, ge=1, le=30, description="randaugment: strength of the changes")
 
@@ -239,12 +245,21 @@ class OptimizerSettings(HostSection):
     )
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the optimiser, torch's")
-    schedule: Literal["cosine", "linear", "constant", "halving"] = Field(
+    schedule: Literal["cosine", "linear", "constant", "halving", "triangle"] = Field(
         "cosine",
-        description="how the learning rate falls: step by step to 1e-6, not at all, or by half every 30 epochs",
+        description="how the learning rate moves: down to 1e-6 step by step, not at all, by half every 30 epochs, or up "
+        "from a fifth within the first quarter and down to a fifteenth",
     )
     num_epochs: int = Field(ge=1, description="training epochs")
     lr: float = Field(gt=0, description="learning rate at the start")
     momentum: float = Field(gt=0, description="Nesterov momentum of sgd; the first beta of adam and adamw")
     weight_decay: float = Field(ge=0, description="weight decay")
+    shift_factor: float = Field(1, gt=0, description="rate of biases of batch normalisation, in multiples of lr")
+    label_smoothing: float = Field(0, ge=0, lt=1, description="share of a label that all classes share (cross-entropy)")
+    lookahead: bool = Field(False, description="whether weights are drawn, every 5 steps, to their running mean")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: not clipped")
+
+    def refuse_smoothing(self) -> None:
+        """InputError where labels are to be smoothed, for trainers that have none."""
+        if self.label_smoothing:
+            raise self.error("label_smoothing", "the trainer has no labels to smooth; leave it out")

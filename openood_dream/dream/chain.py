@@ -149,7 +149,7 @@ class Dream:
             cache_dir=self.cache_dir,
             device=self.device,
             precision=self.precision,
-            flip=self.data.transform.flip,
+            flip=bool(self.data.transform.flip),
             workers=self.data.dataset.num_workers,
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from openood_dream.errors import InputError, reason, show
+from openood_dream.networks import fast  # noqa: F401  (registers it with timm)
 
 SMALL_IMAGE = 64  # up to this size a 7x7 stride-2 stem with pooling would leave too few pixels
 NO_ARGUMENTS = {
@@ -61,6 +62,20 @@ class TimmNetwork(nn.Module):
         # some families widen the pooled features once more before the classifier
         self.feature_size: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         self.fc = nn.Linear(self.feature_size, num_classes)
+
+    def adapt(self, images: torch.Tensor) -> None:
+        """Makes what a network takes from its training images before it is trained, if anything.
+
+        Args:
+            images: normalised images (N, C, S, S).
+        """
+        if self.adapts:
+            self.backbone.whiten(images)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it takes something from its training images."""
+        return isinstance(self.backbone, fast.FastVGG)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """The pooled features (B, feature_size) of normalised images (B, 3, S, S)."""

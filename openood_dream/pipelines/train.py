@@ -26,8 +26,10 @@ from openood_dream.errors import check_name, warn
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import check_network, get_network
+from openood_dream.networks.fast import WHITENED
 from openood_dream.networks.features import accuracy
 from openood_dream.networks.generative.network import Generative, pixel_probability
+from openood_dream.networks.timm_network import TimmNetwork
 from openood_dream.parallel.processes import Processes, is_main_process, joined, main_process_only
 from openood_dream.pipelines.identity import check_folder, check_record, run_record
 from openood_dream.reports.records import STARTED, TEACHER, TRAINED, read_training
@@ -165,8 +167,11 @@ def training_plan(
 
 def new_network(experiment: Experiment) -> nn.Module:
     """The network of an experiment, with its first weights, on the CPU."""
-    dataset = experiment.dataset
-    return get_network(experiment.network, **dataset.shape)
+    net = get_network(experiment.network, **experiment.dataset.shape)
+    if isinstance(net, TimmNetwork) and net.adapts and not experiment.network.pretrained:
+        images = experiment.data.images("dataset", "train")
+        net.adapt(images.__getitems__(range(min(WHITENED, len(images))))["data"])
+    return net
 
 
 def outlier_label(experiment: Experiment) -> str:

@@ -20,7 +20,7 @@ from openood_dream.errors import InputError, check_name
 from openood_dream.networks.settings import AnyNetwork, GenerativeNetwork
 from openood_dream.parallel import processes as parallel
 from openood_dream.parallel.processes import Processes, unwrap_model
-from openood_dream.trainers.optimizers import make_optimizer, make_schedule
+from openood_dream.trainers.optimizers import Lookahead, groups, make_optimizer, make_schedule
 from openood_dream.trainers.settings import Base, TrainerSettings
 
 Batch = dict[str, Any]  # "data" (B, 3, H, W), "label" (B,), and more that trainers do not read
@@ -178,6 +178,8 @@ class BaseTrainer:
         self.memory = nn.ModuleDict(self.memories()).to(self.device)
         self.model = self.processes.prepare(LossTerms(self.net, self.extra, self.terms))
         self.optimizer, self.scheduler = self.schedule()
+        steps = optimizer.num_epochs * len(train_loader)
+        self.lookahead = Lookahead(self.net, steps).to(self.device) if optimizer.lookahead else None
 
     @classmethod
     def check_plan(cls, settings: Any, plan: Plan) -> None:
@@ -210,7 +212,10 @@ class BaseTrainer:
 
     def parameters(self) -> list[Any]:
         """What the optimiser trains: parameters, or groups of them with a rate of their own."""
-        return [*self.net.parameters(), *self.extra.parameters()]
+        own = list(self.extra.parameters())
+        if self.options.shift_factor == 1:
+            return [*self.net.parameters(), *own]
+        return [*groups(self.net, self.options), *([{"params": own}] if own else [])]
 
     def loaders(self) -> list[DataLoader]:
         """The loaders that an epoch draws from."""
@@ -240,10 +245,14 @@ class BaseTrainer:
             logits, features = self.net(images, return_feature=True)
         return logits.float(), features.float()
 
+    def cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy of logits (B, C) with labels (B,), smoothed as the config says."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
+
     def terms(self, *batches: Batch) -> Terms:
         """The terms of the loss of one step, weighted, by name."""
         (batch,) = batches
-        return {"cross-entropy": F.cross_entropy(self.logits(batch), self.labels(batch))}
+        return {"cross-entropy": self.cross_entropy(self.logits(batch), self.labels(batch))}
 
     def step(self, *batches: Batch) -> Terms:
         """One step of the optimiser on the sum of the terms; returns them, detached."""
@@ -255,6 +264,8 @@ class BaseTrainer:
             nn.utils.clip_grad_norm_(trained, self.options.clip_norm)
         self.optimizer.step()
         self.scheduler.step()
+        if self.lookahead is not None:
+            self.lookahead.step()
         return {name: term.detach() for name, term in terms.items()}
 
     def train_epoch(self, epoch_idx: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -318,6 +329,7 @@ class BaseTrainer:
             "memory": self.memory,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
+            **({} if self.lookahead is None else {"lookahead": self.lookahead}),
         }
 
 

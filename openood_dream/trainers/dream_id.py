@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from openood_dream.errors import InputError
 from openood_dream.trainers.base import Batch, OutlierTrainer, Terms, trainer
@@ -31,7 +30,7 @@ class DreamIDTrainer(OutlierTrainer):
             share = round(self.settings.ratio * size)
             batch, inliers = truncated(batch, size - share), truncated(inliers, share)
         y = torch.cat([self.labels(batch), self.labels(inliers)])
-        return {"cross-entropy": F.cross_entropy(self.logits(batch, inliers), y)}
+        return {"cross-entropy": self.cross_entropy(self.logits(batch, inliers), y)}
 
 
 def truncated(batch: Batch, count: int) -> Batch:

@@ -45,4 +45,4 @@ class DreamOODTrainer(OutlierTrainer):
             extra = torch.full((len(outlier_logits),), id_logits.shape[1], device=self.device)
             id_logits = with_extra_class(id_logits)
             regularisation = F.cross_entropy(with_extra_class(outlier_logits), extra)
-        return {"cross-entropy": F.cross_entropy(id_logits, y), "outliers": beta * regularisation}
+        return {"cross-entropy": self.cross_entropy(id_logits, y), "outliers": beta * regularisation}

@@ -46,6 +46,7 @@ class FRLTrainer(BaseTrainer):
             raise InputError("network.name: the trainer frl needs a generative network: vae, glow or pixelcnnpp")
         if bool(network.frequency) != frequency:
             raise InputError(f"network.frequency: {_other_frequency(frequency)}")
+        options["optimizer"].refuse_smoothing()
         self.bits = math.log(2) * network.dimensions
         super().__init__(net, train_loader, settings=settings, **options)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from openood_dream.datasets.images import ImageList
 from openood_dream.parallel.processes import Processes
 from openood_dream.parallel.state import read_state, set_random_state, write_state
 from openood_dream.store.files import write_checkpoint
@@ -60,6 +61,9 @@ def fit(
     with processes.progress(total=epochs, initial=done, desc=title, unit="epoch") as bar:
         for epoch in range(done + 1, epochs + 1):
             processes.begin_epoch(trainer.loaders(), seed, epoch)
+            for images in (loader.dataset for loader in trainer.loaders()):
+                if isinstance(images, ImageList):
+                    images.epoch = epoch
             _, metrics = trainer.train_epoch(epoch)
             if processes.is_main:
                 row = progress.add(epoch, metrics)

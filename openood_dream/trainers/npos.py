@@ -101,7 +101,7 @@ class NPOSTrainer(BaseTrainer):
         prototypes = moved_prototypes(self.prototypes.rows, projected, y, a.proto_m)
         self.prototypes.rows = prototypes.detach()
         terms = {
-            "classifier": F.cross_entropy(fc_layer(self.net)(features.detach()), y),
+            "classifier": self.cross_entropy(fc_layer(self.net)(features.detach()), y),
             "dispersion": a.w_disp * dispersion(prototypes, a.temp),
             "compactness": a.w_comp * compactness(projected, prototypes.detach(), y, a.temp),
         }

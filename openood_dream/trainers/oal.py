@@ -15,6 +15,7 @@ from openood_dream.losses import club, distillation, gaussian_fit
 from openood_dream.networks.trial import check_backbone
 from openood_dream.parallel.processes import unwrap_model
 from openood_dream.trainers.base import BaseTrainer, Batch, Plan, Terms, fc_layer, trainer
+from openood_dream.trainers.optimizers import groups
 from openood_dream.trainers.settings import OAL
 
 HIDDEN = 256  # width of CLUB's networks
@@ -113,7 +114,7 @@ class OALTrainer(BaseTrainer):
 
     def parameters(self) -> list[Any]:
         translator = {"params": [*self.translator.parameters()], "lr": self.settings.translator_lr}
-        return [{"params": [*self.net.parameters()]}, translator]
+        return [*groups(self.net, self.options), translator]
 
     def terms(self, *batches: Batch) -> Terms:
         (batch,) = batches
@@ -128,7 +129,7 @@ class OALTrainer(BaseTrainer):
         }
         self.fit(outliers, features.detach())
         return {
-            "cross-entropy": F.cross_entropy(logits, y),
+            "cross-entropy": self.cross_entropy(logits, y),
             "logits": s.logits * distillation(logits, teacher_logits.float()),
             "features": s.features * distillation(features, translated),
             "knn": s.knn * self.bound("knn", outliers["knn"], features),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-
 from openood_dream.losses import outlier_exposure
 from openood_dream.trainers.base import Batch, OutlierTrainer, Terms, trainer
 from openood_dream.trainers.settings import OE
@@ -20,6 +18,6 @@ class OETrainer(OutlierTrainer):
         y = self.labels(batch)
         id_logits, outlier_logits = self.logits(batch, outliers).tensor_split([len(y)])
         return {
-            "cross-entropy": F.cross_entropy(id_logits, y),
+            "cross-entropy": self.cross_entropy(id_logits, y),
             "outliers": self.settings.lambda_oe * outlier_exposure(outlier_logits),
         }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -14,6 +15,8 @@ from openood_dream.datasets.settings import OptimizerSettings
 
 LEAST_RATE = 1e-6  # where a falling learning rate ends
 HALVED_EVERY = 30  # epochs
+PEAK = 0.23  # share of the steps after which a triangle falls
+AVERAGED_EVERY = 5  # steps
 
 
 def make_optimizer(parameters: list[Any], options: OptimizerSettings) -> Optimizer:
@@ -46,6 +49,11 @@ def make_schedule(optimizer: Optimizer, options: OptimizerSettings, steps: int) 
     return LambdaLR(optimizer, lambda step: share(step / steps, least))
 
 
+def triangle(progress: float, least: float) -> float:
+    """The share of the first rate after `progress` of all steps (0 to 1): from 0.2 to 1 at 0.23, then to 0.07 (Jordan)."""
+    return 0.2 + 0.8 * progress / PEAK if progress < PEAK else 1 - 0.93 * (progress - PEAK) / (1 - PEAK)
+
+
 def cosine(progress: float, least: float) -> float:
     """The share of the first rate after `progress` of all steps (0 to 1): half a cosine down to `least` (OpenOOD)."""
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -61,4 +69,67 @@ def constant(progress: float, least: float) -> float:
     return 1.0
 
 
-SCHEDULES: dict[str, Callable[[float, float], float]] = {"cosine": cosine, "linear": linear, "constant": constant}
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "constant": constant,
+    "triangle": triangle,
+}
+
+
+def groups(net: nn.Module, options: OptimizerSettings) -> list[dict[str, Any]]:
+    """A network's parameters in groups: biases of batch normalisation have `optimizer.shift_factor` times the rate.
+
+    Their weight decay is as much less, so that it is the same in a step.
+
+    Args:
+        net: the network.
+        options: the section `optimizer`.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    shifts = [layer.bias for layer in layers if layer.bias is not None]
+    known = set(map(id, shifts))
+    others = [parameter for parameter in net.parameters() if parameter.requires_grad and id(parameter) not in known]
+    factor = options.shift_factor
+    own = {"params": shifts, "lr": options.lr * factor, "weight_decay": options.weight_decay / factor}
+    return [{"params": others}, *([own] if shifts else [])]
+
+
+class Lookahead(nn.Module):
+    """Draws weights to their running mean, ever less as the training goes on (Jordan, after Zhang et al., 2019).
+
+    Args:
+        net: the network, whose parameters and statistics are averaged.
+        steps: of the whole training.
+    """
+
+    done: torch.Tensor
+
+    def __init__(self, net: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.steps, self._net = steps, [net]  # in a list, so that it is no part of this
+        self.mean = nn.ParameterList(
+            [nn.Parameter(one.detach().clone(), requires_grad=False) for one in self._tensors()]
+        )
+        self.register_buffer("done", torch.zeros((), dtype=torch.long))
+        self._done: int | None = None
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [one for one in self._net[0].state_dict().values() if one.dtype.is_floating_point]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Counts a step of the optimiser, and averages after some of them."""
+        self._done = 1 + (int(self.done) if self._done is None else self._done)
+        self.done += 1
+        if self._done % AVERAGED_EVERY and self._done != self.steps:
+            return
+        decay = 1.0 if self._done == self.steps else 0.95**AVERAGED_EVERY * (self._done / self.steps) ** 3
+        now, mean = self._tensors(), list(self.mean)
+        if decay < 1:
+            torch._foreach_lerp_(mean, now, 1 - decay)
+        torch._foreach_copy_(now, mean)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._done = None
+        super()._load_from_state_dict(*args, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from openood_dream.losses import energy_regularisation, virtual_outliers
@@ -82,7 +81,7 @@ class VOSTrainer(BaseTrainer):
         (batch,) = batches
         s, y = self.settings, self.labels(batch)
         logits, features = self.logits_and_features(self.images(batch))
-        terms = {"cross-entropy": F.cross_entropy(logits, y)}
+        terms = {"cross-entropy": self.cross_entropy(logits, y)}
         remember(self.queue, features.detach(), y, batch["label"], s)
         with_outliers = self.epoch >= s.start_epoch and self.queue.full()
         self.participation.count(with_outliers)

@@ -296,3 +296,30 @@ def test_broken_image_of_an_image_set_is_left_to_verify(tmp_path):
     (tmp_path / "zero" / "0.png").write_bytes(b"")
     with pytest.raises(InputError, match=rf"0\.png: .*openood-dream verify {tmp_path}"):
         images.read_image(tmp_path / "zero" / "0.png", "restore it")
+
+
+# --------------------------------------------------------------------------------------------------- the fast recipe
+
+
+def test_a_mirror_is_what_comes_into_sight():
+    images = torch.randint(0, 256, (60, 3, 8, 9), dtype=torch.uint8)
+    torch.manual_seed(5)
+    found = random_crop(images, 2, "mirror")
+    torch.manual_seed(5)
+    tops, lefts = torch.randint(0, 5, (2, 60, 1))[..., 0].tolist()
+    wide = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    slow = [image[:, y : y + 8, x : x + 9] for image, y, x in zip(wide, tops, lefts)]
+    assert torch.equal(found, torch.stack(slow))
+
+
+def test_alternate_flips_show_each_side_in_every_other_epoch(pictures):
+    opened = open_list(pictures, Transform(8, 8, flip="alternate", crop=False)).augmented()
+    plain = open_list(pictures, Transform(8, 8))
+    both = plain.__getitems__(range(8))["data"], plain.__getitems__(range(8))["data"].flip(3)
+    epochs = []
+    for opened.epoch in range(4):
+        seen = opened.__getitems__(range(8))["data"]
+        epochs.append([torch.equal(image, mirrored) for image, mirrored in zip(seen, both[1])])
+        assert all(torch.equal(image, one) or torch.equal(image, two) for image, one, two in zip(seen, *both))
+    assert epochs[0] == epochs[2] and epochs[1] == epochs[3] == [not mirrored for mirrored in epochs[0]]
+    assert 0 < sum(epochs[0]) < 8

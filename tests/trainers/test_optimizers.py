@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from openood_dream.datasets.settings import OptimizerSettings
-from openood_dream.trainers.optimizers import LEAST_RATE, make_optimizer, make_schedule
+from openood_dream.trainers.optimizers import LEAST_RATE, Lookahead, groups, make_optimizer, make_schedule
 
 STEPS = 20
 
@@ -64,3 +64,50 @@ def test_halving_every_30_epochs():
         optimizer.step()
         schedule.step()
     assert found[0] == found[59] == 1e-3 and found[60] == 5e-4 and found[120] == 2.5e-4
+
+
+def test_triangle():
+    options = OptimizerSettings(num_epochs=1, lr=2.0, momentum=0.9, weight_decay=0.0, schedule="triangle")
+    optimizer = make_optimizer(list(nn.Linear(2, 2).parameters()), options)
+    schedule, found = make_schedule(optimizer, options, 100), []
+    for _ in range(101):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert [found[i] for i in (0, 23, 100)] == pytest.approx([0.4, 2.0, 0.14])
+    assert (
+        max(found) == found[23] and found[:24] == sorted(found[:24]) and found[23:] == sorted(found[23:], reverse=True)
+    )
+
+
+def test_shifts_of_batch_normalisation_have_a_rate_of_their_own():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    options = OptimizerSettings(num_epochs=1, lr=0.5, momentum=0.9, weight_decay=0.02, shift_factor=10)
+    others, shifts = make_optimizer(groups(net, options), options).param_groups
+    assert (others["lr"], others["weight_decay"], shifts["lr"]) == (0.5, 0.02, 5.0)
+    assert shifts["weight_decay"] == pytest.approx(0.002) and shifts["params"] == [net[1].bias]
+    assert len(others["params"]) == 5
+
+
+def test_lookahead_is_the_slow_average():
+    torch.manual_seed(0)
+    net, steps = nn.Linear(3, 2), 23
+    ahead = Lookahead(net, steps)
+    slow, mean = net.weight.detach().clone(), net.weight.detach().clone()
+    for step in range(1, steps + 1):
+        moved = torch.randn(2, 3)
+        slow = slow + moved
+        with torch.no_grad():
+            net.weight += moved
+        if step == steps:
+            slow = mean.clone()
+        elif step % 5 == 0:
+            decay = 0.95**5 * (step / steps) ** 3
+            mean = decay * mean + (1 - decay) * slow
+            slow = mean.clone()
+        ahead.step()
+        torch.testing.assert_close(net.weight.detach(), slow)
+        if step == 12:  # goes on from a state
+            state = ahead.state_dict()
+            ahead = Lookahead(net, steps)
+            ahead.load_state_dict(state)
