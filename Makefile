@@ -2,6 +2,7 @@
 # make test         the tests; make slow: those that take minutes each
 # make lint         what ruff and mypy say
 # make bench        how fast, in ratios
+# make gpu          tests and benchmarks on a CUDA GPU, and the table of docs/gpu.md
 # make lowest       the tests with the lowest versions that setup.py allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST ?= .venv-lowest
 
-.PHONY: quickstart test test-fast slow bench lint lowest clean
+.PHONY: quickstart test test-fast slow bench gpu lint lowest clean
 
 quickstart: $(STAMP)
 	$(BIN)/openood-dream quickstart
@@ -25,6 +26,9 @@ slow: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-autosave
+
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy openood_dream

@@ -201,7 +201,7 @@ def test_drawing_with_stable_diffusion_on_a_gpu(against, benchmark, tmp_path):
         full.with_scheduler("dpmsolver++")
         return full.ours()
 
-    against(ours, reference, "the published procedure", wanted=6, rounds=2, reference_rounds=1)
+    against(ours, reference, "the published procedure", wanted=6, rounds=2, reference_rounds=1, warmup=False)
     per_second(benchmark, FULL.images)
     benchmark.extra_info |= shares(full)
 

@@ -15,7 +15,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from openood_dream import cores
 from openood_dream._version import __version__
+
+cores.settle()
 
 if TYPE_CHECKING:
     from openood_dream.dream.imaginer import Imaginer

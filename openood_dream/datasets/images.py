@@ -377,7 +377,12 @@ def random_flip(pixels: Tensor) -> Tensor:
 
 
 def flipped(pixels: Tensor, mirrored: Tensor) -> Tensor:
-    """The images of (B, C, H, W), mirrored left to right where `mirrored`, of B truth values, says so."""
+    """Mirrors some images left to right.
+
+    Args:
+        pixels: the images (B, C, H, W).
+        mirrored: which of them, (B,).
+    """
     return torch.where(copied(mirrored.view(-1, 1, 1, 1), pixels.device), pixels.flip(3), pixels)
 
 

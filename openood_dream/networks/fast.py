@@ -14,7 +14,11 @@ from timm.models import register_model
 from torch import nn
 
 WHITENED = 5000  # images that the first layer is made from
-TIMMS_OWN = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # arguments about weights, of which there are none
+TIMMS_OWN = (
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+)  # arguments about weights, of which there are none
 RIDGE = 5e-4  # on the variances of their patches
 
 
@@ -37,7 +41,12 @@ class Block(nn.Module):
 
 
 def conv(inputs: int, width: int) -> nn.Conv2d:
-    """A 3x3 convolution without bias that begins by handing its first channels on."""
+    """A 3x3 convolution without bias that begins by handing its first channels on.
+
+    Args:
+        inputs: channels of what comes in.
+        width: channels of what goes out.
+    """
     made = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
     with torch.no_grad():
         nn.init.dirac_(made.weight[:inputs])

@@ -50,7 +50,10 @@ def make_schedule(optimizer: Optimizer, options: OptimizerSettings, steps: int) 
 
 
 def triangle(progress: float, least: float) -> float:
-    """The share of the first rate after `progress` of all steps (0 to 1): from 0.2 to 1 at 0.23, then to 0.07 (Jordan)."""
+    """The share of the first rate after `progress` of all steps (0 to 1): from 0.2 to 1 at 0.23, then to 0.07 (Jordan).
+
+    It ends there, whatever `least`.
+    """
     return 0.2 + 0.8 * progress / PEAK if progress < PEAK else 1 - 0.93 * (progress - PEAK) / (1 - PEAK)
 
 
