@@ -37,3 +37,10 @@ def test_a_warning_is_printed_once_as_a_line(capsys):
 def test_the_warnings_of_others_are_left_to_python():
     with pytest.warns(RuntimeWarning, match="theirs"):
         exit_code(lambda: warnings.warn("theirs", RuntimeWarning, stacklevel=1))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_is_short_is_one_line(capsys, error):
+    assert exit_code(raising(error)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "memory" in line and "batch" in line

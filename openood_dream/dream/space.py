@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader
 from tqdm import trange
 
 from openood_dream.datasets.images import ImageList, loader, placed
-from openood_dream.device import autocast, enough_memory, pick_device, pick_dtype
+from openood_dream.device import autocast, enough_memory, pick_device
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.settings import SpaceSettings
 from openood_dream.errors import InputError
 from openood_dream.networks.features import embed
+from openood_dream.networks.precision import measured_dtype
 from openood_dream.networks.timm_network import SMALL_IMAGE, TimmNetwork, backbone_name
 from openood_dream.networks.trial import check_backbone
 from openood_dream.store.artifacts import Artifact, build
@@ -260,7 +261,9 @@ def _write_space(
     encoder = make_encoder(settings, anchors.shape[1], train.transform.image_size)
     batches = placed(loader(train.augmented(), settings.batch_size, shuffle=True, workers=workers), place)
     with enough_memory(partial(settings.error, "batch_size"), f"{settings.batch_size} images in a step"):
-        losses = train_encoder(encoder, batches, anchors, settings, place, pick_dtype(precision, place))
+        size = train.transform.image_size
+        dtype = measured_dtype(precision, encoder, image_size=size, channels=3, device=place)
+        losses = train_encoder(encoder, batches, anchors, settings, place, dtype)
     seen = unit_embeddings(encoder, loader(val, BATCH, shuffle=False, workers=workers), place)
     guesses = cosine_logits(seen, anchors, settings.temperature).argmax(1)
     accuracy = 100 * (guesses == val.labels).float().mean().item()

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from openood_dream.datasets.images import ImageList, loader, placed
 from openood_dream.datasets.overlaps import overlaps
 from openood_dream.datasets.settings import IMAGINED, PREPROCESSORS
-from openood_dream.device import enough_memory, pick_dtype
+from openood_dream.device import enough_memory
 from openood_dream.dream.images import imagined_label, list_label, load_latents
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers import get_sampler
@@ -29,6 +29,8 @@ from openood_dream.networks.factory import check_network, get_network
 from openood_dream.networks.fast import WHITENED
 from openood_dream.networks.features import accuracy
 from openood_dream.networks.generative.network import Generative, pixel_probability
+from openood_dream.networks.precision import measured_dtype
+from openood_dream.networks.precision import name as precision_name
 from openood_dream.networks.timm_network import TimmNetwork
 from openood_dream.parallel.processes import Processes, is_main_process, joined, main_process_only
 from openood_dream.pipelines.identity import check_folder, check_record, run_record
@@ -94,7 +96,7 @@ def train(experiment: Experiment) -> Path:
         if experiment.run.compile:
             net.compile()
         start = time.perf_counter()
-        history, remarks = _fit(experiment, cls, net, outliers, about["hash"], processes)
+        history, remarks, precision = _fit(experiment, cls, net, outliers, about["hash"], processes)
         if is_main_process():
             record = {
                 **about,
@@ -102,6 +104,7 @@ def train(experiment: Experiment) -> Path:
                 "warnings": [*outliers.warnings, *remarks],
                 "seconds": round(time.perf_counter() - start, 3),
                 "epochs": history,
+                "precision": precision,
                 "parameters": sum(p.numel() for p in net.parameters()),
             }
             _write_record(out, experiment, record)
@@ -287,27 +290,27 @@ def _fit(
     outliers: OutlierData,
     identity: str,
     processes: Processes,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Trains the network; returns the history of the epochs, and what is doubtful about the training."""
+) -> tuple[list[dict[str, Any]], list[str], str]:
+    """Trains the network; returns the history of the epochs, what is doubtful about the training, and its number format."""
     run, data, optimizer = experiment.run, experiment.data, experiment.optimizer
     loaders = [data.loader("dataset", "train", augment=True), *([outliers.loader] if outliers.loader else [])]
     val_loader = placed(data.loader("dataset", "val"), processes.device)
+    precision = _precision(experiment, net, processes)
     trainer = cls(
         net,
         *(placed(processes.share(one, run.seed), processes.device) for one in loaders),
         settings=experiment.trainer,
         optimizer=optimizer,
-        precision=run.precision,
+        precision=precision,
         processes=processes,
         **outliers.teacher_inputs,
     )
-    dtype = pick_dtype(run.precision, processes.device)
     split = experiment.dataset.split("train")
     torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
     with enough_memory(partial(split.error, "batch_size"), f"{split.batch_size} images in a step"):
         history = fit(
             trainer,
-            lambda net: validate(net, val_loader, processes.device, dtype),
+            lambda net: validate(net, val_loader, processes.device, getattr(torch, precision)),
             experiment.run.folder,
             epochs=optimizer.num_epochs,
             seed=run.seed,
@@ -316,7 +319,18 @@ def _fit(
             title=f"train: {experiment.method}, seed {run.seed}",
             processes=processes,
         )
-    return history, trainer.remarks()
+    return history, trainer.remarks(), precision
+
+
+def _precision(experiment: Experiment, net: nn.Module, processes: Processes) -> str:
+    """The number format of a training, which the main process chooses for all."""
+    shape, chosen = experiment.dataset.shape, ""
+    if processes.is_main:
+        size, channels = shape["image_size"], shape["channels"]
+        asked = experiment.run.precision
+        found = measured_dtype(asked, net, image_size=size, channels=channels, device=processes.device)
+        chosen = precision_name(found)
+    return processes.broadcast(chosen)
 
 
 def validate(net: nn.Module, images: DataLoader, device: torch.device, dtype: torch.dtype) -> float:

@@ -26,6 +26,7 @@ TRAINING_KEYS: Kinds = {
     "dream": (dict, NoneType),
     "outlier_data": (str, NoneType),
     "warnings": (list, NoneType),
+    "precision": (str, NoneType),
 }
 SCORING_KEYS: Kinds = {"hash": str, "inputs": dict, "trained": (dict, NoneType)}
 

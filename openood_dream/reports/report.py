@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from openood_dream.datasets.reading import read_image
-from openood_dream.device import pick_device, pick_dtype
+from openood_dream.device import pick_device
 from openood_dream.dream.plain import load_plain
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
@@ -113,7 +113,7 @@ def write(
         table=rows,
         stages=[*stages, {"name": "everything, this time", "seconds": round(seconds, 1), "hash": ""}],
         settings=finished[-1].experiment.to_dict(),
-        versions=versions(finished[0].experiment),
+        versions=versions(finished[0].experiment, finished),
         figures=figures | score_figures(first) | drawn,
         notes=[*notes, *found, *doubts(finished, dreams)],
         judged=judged,
@@ -140,8 +140,13 @@ def doubts(runs: Sequence[Run], dreams: Mapping[str, Experiment]) -> list[str]:
     return [f"Doubtful ({'; '.join(whose)}): {text}" for text, whose in found.items()]
 
 
-def versions(experiment: Experiment) -> dict[str, str]:
-    """What the figures were computed with."""
+def versions(experiment: Experiment, runs: Sequence[Run] = ()) -> dict[str, str]:
+    """What the figures were computed with.
+
+    Args:
+        experiment: says on which device.
+        runs: trainings, whose number formats are named.
+    """
     device = pick_device(experiment.run.device)
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
@@ -151,7 +156,7 @@ def versions(experiment: Experiment) -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{device} ({where})",
-        "training precision": str(pick_dtype(experiment.run.precision, device)).removeprefix("torch."),
+        "training precision": " and ".join(dict.fromkeys(run.record.get("precision") or "unknown" for run in runs)),
     }
 
 

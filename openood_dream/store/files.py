@@ -113,6 +113,11 @@ def remembered(key: Hashable, find: Callable[[], T]) -> T:
     return cast(T, memory[key])
 
 
+def cache_folder() -> Path:
+    """The folder of what is kept for this user between commands: below `$XDG_CACHE_HOME`, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "openood-dream")
+
+
 def contents(paths: Sequence[str | Path]) -> str:
     """A fingerprint of the contents of files, in order.
 
@@ -129,8 +134,7 @@ def contents(paths: Sequence[str | Path]) -> str:
 def _contents(paths: Sequence[str]) -> str:
     start = time.time_ns()
     states = [(path, *_state(path)) for path in paths]
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    kept = Path(cache, "openood-dream", "contents", fingerprint(states))
+    kept = cache_folder() / "contents" / fingerprint(states)
     with suppress(OSError):
         return kept.read_text(encoding="utf-8")
     found = hashes(paths, "reading files once")

@@ -18,7 +18,7 @@ AUXILIARY = ("oe", "dream_ood", "dream_id")
 @pytest.mark.parametrize("name", ["base", *AUXILIARY, "vos"])
 def test_steps_neither_mix_devices_nor_read(name):
     with simulated() as device:
-        loaders = [Batches(8), *([Batches(8, label=None if name == "dream_id" else -1)] if name in AUXILIARY else [])]
+        loaders = [Batches(30), *([Batches(30, label=None if name == "dream_id" else -1)] if name in AUXILIARY else [])]
         trainer = TRAINERS[name](Net().to(device), *loaders, **options(name, epochs=3))
         trainer.epoch, watch = 2, Watch()
         for batches in zip(*loaders):
