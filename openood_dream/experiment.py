@@ -65,6 +65,7 @@ class RunSettings(Section):
     executor: Literal["local", "ray"] = Field(
         "local", description="who draws images: this process, or Ray workers on many GPUs and machines"
     )
+    worker_gpus: float = Field(1, gt=0, description="Ray: GPUs of a worker; 0.5 lets two workers share one")
     root: Name | None = Field(None, description="folder that a benchmark keeps everything in")
     data_root: Name = Field("data", description="folder that a built-in benchmark is written into")
     output_dir: Name | None = Field(None, description="folder of the run; load_config appends exp_name to it")
@@ -77,6 +78,14 @@ class RunSettings(Section):
     num_gpus: int | None = Field(None, ge=0, description="OpenOOD's number of processes on a machine; 0: the CPU")
     num_machines: int | None = Field(None, ge=1, description="OpenOOD's number of machines")
     machine_rank: int | None = Field(None, ge=0, description="OpenOOD: which of the machines this is")
+
+    @field_validator("worker_gpus")
+    @classmethod
+    def _shares_or_whole(cls, gpus: float) -> float:
+        rule(
+            gpus < 1 or gpus == int(gpus), f"expected a share of one GPU, such as 0.5, or a whole number, got {gpus:g}"
+        )
+        return gpus
 
     @property
     def folder(self) -> Path:
@@ -332,6 +341,7 @@ class Experiment:
             device=run.device,
             precision=run.precision,
             executor=run.executor,
+            worker_gpus=run.worker_gpus,
             network=self.network if self.has("network") else None,
         )
 

@@ -50,6 +50,7 @@ class Dream:
         device: where to compute: auto, cpu, mps, cuda or cuda:N.
         precision: number format of trainings: auto, float32 or bfloat16.
         executor: who draws images: local, or ray.
+        worker_gpus: GPUs of a Ray worker; 0.5 lets two share one.
         network: the classifier whose checkpoint judges images where `dream.quality.checkpoint` is set.
     """
 
@@ -61,11 +62,13 @@ class Dream:
         device: str = "auto",
         precision: str = "auto",
         executor: str = "local",
+        worker_gpus: float = 1,
         network: AnyNetwork | None = None,
     ) -> None:
         self.settings, self.data, self.network = settings, data.coloured(), network
         self._seen = data  # as the classifier sees it
-        self.device, self.precision, self.executor = device, precision, executor
+        self.device, self.precision = device, precision
+        self.executor, self.worker_gpus = executor, worker_gpus
 
     # ---------------------------------------------------------------------------------------------- what is given
 
@@ -199,6 +202,7 @@ class Dream:
             keeps_class=self._keeps_class,
             device=self.device,
             executor=self.executor,
+            worker_gpus=self.worker_gpus,
             residuals=residuals if synthesis.residual else None,
         )
 

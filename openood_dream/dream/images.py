@@ -136,6 +136,7 @@ def make_images(
     keeps_class: bool,
     device: str = "auto",
     executor: str = "local",
+    worker_gpus: float = 1,
     residuals: Callable[[Imaginer], Artifact] | None = None,
 ) -> Artifact:
     """The images stage: `<class>/<id>.png`, `imglist.txt` and `images.parquet` with a row per image.
@@ -149,6 +150,7 @@ def make_images(
         keeps_class: whether the images still belong to their class (inliers); else their label is -1.
         device: the config's word for the device.
         executor: local, or ray for workers of a Ray cluster.
+        worker_gpus: GPUs of such a worker.
         residuals: makes the artifact of residuals that the images get, given what draws them; picklable for Ray. None:
             they get none.
 
@@ -159,6 +161,7 @@ def make_images(
         InputError: the embeddings do not fit the pipeline, a class has none, or a batch does not fit into memory.
     """
     check_executor(executor)
+    far = executor == "ray"
 
     def make(folder: Path) -> dict[str, Any]:
         wanted = shards(settings.per_class * len(names), settings.shard_size)
@@ -177,7 +180,9 @@ def make_images(
         if todo:
             total = sum(len(wanted[number]) for number in todo)
             with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
-                _draw(work, wanted, todo, bar, executor, device)
+                _draw(
+                    work, wanted, todo, bar, partial(ray.each, device=device, worker_gpus=worker_gpus) if far else None
+                )
         table = join_shards(folder, len(wanted))
         method = outliers.manifest["inputs"]["outliers"]["method"]
         return {"images": len(table), "generator": source.path, "description": imagined_label(method)}
@@ -186,11 +191,15 @@ def make_images(
 
 
 def _draw(
-    work: Callable[[], Shards], wanted: Sequence[range], todo: Sequence[int], bar: tqdm, executor: str, device: str
+    work: Callable[[], Shards],
+    wanted: Sequence[range],
+    todo: Sequence[int],
+    bar: tqdm,
+    each: Callable[..., Iterator[int]] | None,
 ) -> None:
-    """Draws the shards `todo` of those `wanted`, here or by Ray's workers, and moves the bar."""
-    if executor == "ray":
-        for number in ray.each(partial(drawer, work), todo, device):
+    """Draws the shards `todo` of those `wanted`, here or by workers that `each` has do them, and moves the bar."""
+    if each is not None:
+        for number in each(partial(drawer, work), todo):
             bar.update(len(wanted[number]))
     else:
         draw = drawer(work, bar)

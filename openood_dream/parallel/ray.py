@@ -65,7 +65,9 @@ def check_installed() -> None:
         raise InputError("executor: ray is not installed; pip install 'openood-dream[ray]'") from None
 
 
-def each(build: Callable[[], Work], items: Sequence[Any], device: str = "auto") -> Iterator[Any]:
+def each(
+    build: Callable[[], Work], items: Sequence[Any], device: str = "auto", worker_gpus: float = 1
+) -> Iterator[Any]:
     """Has workers do the items, on a running cluster, or on one that is started on this machine.
 
     Workers have a GPU each where the cluster has any and `device` is not cpu, else as many CPU cores as torch uses
@@ -76,6 +78,7 @@ def each(build: Callable[[], Work], items: Sequence[Any], device: str = "auto") 
         build: makes, once in every worker, the function that takes items.
         items: what is to be done.
         device: auto, cpu or cuda.
+        worker_gpus: GPUs of a worker; 0.5 lets two workers share one.
 
     Yields:
         Each item when it is done.
@@ -93,18 +96,18 @@ def each(build: Callable[[], Work], items: Sequence[Any], device: str = "auto") 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
-        yield from _each(build, items, device)
+        yield from _each(build, items, device, worker_gpus)
     finally:
         if ours:
             ray.shutdown()
 
 
-def _each(build: Callable[[], Work], items: Sequence[Any], device: str) -> Iterator[Any]:
+def _each(build: Callable[[], Work], items: Sequence[Any], device: str, worker_gpus: float) -> Iterator[Any]:
     import ray
     from ray.util import ActorPool
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    count, needs = places(device, machines, torch.get_num_threads())
+    count, needs = places(device, machines, torch.get_num_threads(), worker_gpus)
     actor = cast(Any, ray.remote)(**needs, max_restarts=-1, max_task_retries=PATIENCE)(Worker)
     given = build, os.getcwd(), __version__, needs.get("num_cpus", 1)
     pool = ActorPool([actor.remote(*given) for _ in range(min(count, len(items)))])
@@ -123,13 +126,16 @@ def _each(build: Callable[[], Work], items: Sequence[Any], device: str) -> Itera
         yield items[number]
 
 
-def places(device: str, machines: list[dict[str, float]], threads: int) -> tuple[int, dict[str, int]]:
+def places(
+    device: str, machines: list[dict[str, float]], threads: int, worker_gpus: float = 1
+) -> tuple[int, dict[str, float]]:
     """How many workers the machines of a cluster hold, and what each of them needs.
 
     Args:
         device: auto, cpu or cuda.
         machines: Ray's resources of each machine.
         threads: CPU cores of a worker without a GPU.
+        worker_gpus: GPUs of a worker that has any.
 
     Returns:
         The number of workers, and a GPU or the cores of each as Ray's options.
@@ -139,9 +145,11 @@ def places(device: str, machines: list[dict[str, float]], threads: int) -> tuple
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device: expected auto, cpu or cuda with executor ray, which picks the GPUs, got {device!r}")
-    gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+    # what a worker has of GPUs is on one machine, and a share of one is on one GPU
+    there = [int(machine.get("GPU", 0)) for machine in machines]
+    gpus = sum(one * int(1 / worker_gpus) if worker_gpus < 1 else int(one // worker_gpus) for one in there)
     if gpus and device != "cpu":
-        return gpus, {"num_gpus": 1}
+        return gpus, {"num_gpus": worker_gpus}
     if device == "cuda":
         raise InputError("device: the Ray cluster has no GPU; set device to cpu, or add machines that have one")
     count = sum(int(machine.get("CPU", 0)) // threads for machine in machines)

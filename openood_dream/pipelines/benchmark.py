@@ -163,9 +163,9 @@ def _named(folder: Path) -> tuple[str, int] | None:
 
 def _run(todo: list[Job], executor: str, workers: int | None) -> None:
     """Does the jobs; arguments are those of `benchmark`."""
-    device = todo[0].experiment.run.device
+    device, gpus = todo[0].experiment.run.device, todo[0].experiment.run.worker_gpus
     if executor == "ray":
-        for _ in ray.each(jobs.ray_worker, [(one.words, str(one.log)) for one in todo], device):
+        for _ in ray.each(jobs.ray_worker, [(one.words, str(one.log)) for one in todo], device, gpus):
             pass
         return
     count = jobs.places(device) if workers is None else workers

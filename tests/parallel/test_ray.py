@@ -104,6 +104,12 @@ def test_places(device, machines, threads, expected):
     assert workers.places(device, machines, threads) == expected
 
 
+@pytest.mark.parametrize("worker_gpus, expected", [(0.5, 6), (0.3, 9), (1, 3), (2, 1)])
+def test_places_of_workers_that_share_gpus(worker_gpus, expected):
+    machines = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}]
+    assert workers.places("auto", machines, 1, worker_gpus) == (expected, {"num_gpus": worker_gpus})
+
+
 @pytest.mark.parametrize(
     "device, threads, problem",
     [

@@ -92,8 +92,9 @@ class Done(NamedTuple):
 
 
 def without_warnings(err: str) -> list[str]:
-    """The lines of standard error but for warnings: the tiny generator does not know its classes."""
-    return [line for line in err.splitlines() if not line.startswith("openood-dream: warning: ")]
+    """The lines of standard error but for warnings (the tiny generator does not know its classes) and bars (if slow)."""
+    lines = [line for line in err.splitlines() if line.strip() and "%|" not in line]
+    return [line for line in lines if not line.startswith("openood-dream: warning: ")]
 
 
 def write(text: str, name: str = "a.yml") -> str:
