@@ -102,7 +102,7 @@ def test_boundary_crossing_of_a_class(benchmark):
     """500 embeddings walk to the boundaries of 100 classes."""
     anchors = F.normalize(torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(2)), dim=1)
     z = F.normalize(anchors[0] + embeddings(500, 1.0, seed=3), dim=1)
-    sampler = Boundary(BoundarySettings(method="boundary", step_size=0.015))
+    sampler = Boundary(BoundarySettings(method="boundary", step_size=0.03))
     found = benchmark.pedantic(sampler.sample, (z, 0, anchors, 0.1), rounds=5, warmup_rounds=1)
     benchmark.extra_info["kept"] = len(found["steps"])
 

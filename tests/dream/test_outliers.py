@@ -70,7 +70,7 @@ def world(tmp_path) -> World:
     return World(tmp_path)
 
 
-BOUNDARY = {"method": "boundary", "k": 5, "fraction": 0.4, "step_size": 0.05}
+BOUNDARY = {"method": "boundary", "k": 5, "fraction": 0.4, "step_size": 0.2}
 METHODS = [
     {},
     {"method": "inlier", "sigma": 0.02},
@@ -316,7 +316,7 @@ def test_boundary_needs_embeddings_in_their_class():
     ("outliers", "cls", "used"),
     [
         ({}, "KNNSettings", {"method": "knn", "sigma": 0.07}),
-        ({"method": "boundary", "sigma": 0.1, "k": 7}, "BoundarySettings", {"k": 7, "step_size": 0.015}),
+        ({"method": "boundary", "sigma": 0.1, "k": 7}, "BoundarySettings", {"k": 7, "step_size": 0.03}),
         ({"method": "plain", "rounds": 3}, "PlainSettings", {"method": "plain"}),
     ],
 )

@@ -17,7 +17,7 @@ class BoundarySettings(OutlierSettings):
     """`dream.outliers` with method boundary."""
 
     method: Literal["boundary"] = Field("boundary", description="the sampler")
-    step_size: float = Field(0.015, gt=0, description="boundary: step a along the sign of the gradient")
+    step_size: float = Field(0.03, gt=0, description="boundary: length of a step along the sign of the gradient")
     extra_steps: int = Field(2, ge=0, description="boundary: steps c beyond the crossing")
     max_steps: int = Field(100, ge=1, description="boundary: steps after which an embedding is given up")
     fraction: float = Field(
@@ -35,15 +35,14 @@ class Boundary(Sampler[BoundarySettings]):
         self, z: Tensor, label: int, anchors: Tensor, temperature: float, index: Index | None = None
     ) -> dict[str, Tensor]:
         s, labels = self.settings, torch.full((len(z),), label, device=z.device)
-        vectors, steps, target = cross_boundary(
-            z, labels, anchors, temperature, s.step_size, s.extra_steps, s.max_steps
-        )
+        walked = cross_boundary(z, labels, anchors, temperature, s.step_size, s.extra_steps, s.max_steps)
+        vectors, steps, target, margin = walked
         if not steps.any():
             raise ValueError(
                 f"none of {len(z)} embeddings is nearest to its own class, so that none can leave it; train the space for "
                 "longer (dream.space.epochs)"
             )
-        source = soonest(steps, s.fraction)
+        source = soonest(steps, margin, s.fraction)
         if not len(source):
             raise ValueError(
                 f"none of {len(z)} embeddings crosses the boundary within {s.max_steps} steps of {s.step_size:g}; "
