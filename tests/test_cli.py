@@ -298,6 +298,7 @@ def run_fresh(*words: object, quiet: bool) -> subprocess.CompletedProcess:
     return python(code, *map(str, words), *["--quiet"][: int(quiet)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [False, True])
 def test_bars_unless_quiet(tiny, dream, tmp_path, quiet):
     caches = ["--dream.cache_dir", tmp_path / "dream", "--root", tmp_path]

@@ -130,6 +130,7 @@ os.replace = counted
 """
 
 
+@pytest.mark.slow
 def test_killed_job_ends_as_one_that_was_not(fork, tiny, whole, tmp_path):
     root = tmp_path / "out"
     for number in (3, 8, 13):
@@ -220,6 +221,7 @@ BaseTrainer.train_epoch = held
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [[], ["--optimizer.lr", "0.01"]])
 def test_two_jobs_in_one_folder(fork, tiny, whole, tmp_path, change):
     root, waiting = tmp_path / "out", f"waiting for another run that makes {run_folder(tmp_path / 'out')}"
@@ -378,6 +380,7 @@ def fails_and_goes_on(command, words: list, disk: Path, folder: Path, finished: 
     assert not list(disk.rglob(f"{UNFINISHED}*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, size",
     [

@@ -105,6 +105,7 @@ def wait(rank: int, folder: Path) -> None:
     assert ("the main process failed" in str(caught.value)) == (rank != 0)
 
 
+@pytest.mark.slow
 def test_processes_of_a_host(tmp_path):
     spawn(tmp_path, talk, wait)
 

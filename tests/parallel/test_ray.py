@@ -52,6 +52,7 @@ def test_no_items(cluster):
     assert list(workers.each(lambda: print, [])) == []
 
 
+@pytest.mark.slow
 def test_worker_that_dies(cluster, tmp_path):
     def build():
         def work(item):
@@ -66,6 +67,7 @@ def test_worker_that_dies(cluster, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [*map(str, range(6)), "died"]
 
 
+@pytest.mark.slow
 def test_item_that_kills_every_worker(cluster, monkeypatch):
     monkeypatch.setattr(workers, "PATIENCE", 1)
     with pytest.raises(OSError, match="executor: 2 Ray workers died one after another") as caught:
@@ -84,6 +86,7 @@ def test_errors_of_workers(cluster, where):
     assert type(caught.value) is InputError and str(caught.value) == "dream.generator: no such pipeline"
 
 
+@pytest.mark.slow
 def test_folder_of_the_run(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert list(workers.each(lambda: lambda item: Path(item).touch(), ["here"])) == ["here"]

@@ -39,6 +39,7 @@ def test_all_methods_seeds_and_detectors(benchmarked):
     assert benchmarked.report == benchmarked.root / "report.html" and benchmarked.report.exists()
 
 
+@pytest.mark.slow
 def test_detectors_of_a_method(benchmarked, tiny, tmp_path):
     (tmp_path / "own.yml").write_text("benchmark: {postprocessors: [mls]}")
     (tmp_path / "both.yml").write_text(
@@ -265,6 +266,7 @@ def test_lists_are_checked_first(tiny, tmp_path, monkeypatch, key):
         benchmark([tiny.file], ["--root", str(tmp_path), f"--{key}.imglist_pth", "nowhere.txt"], ["base"], 1)
 
 
+@pytest.mark.slow
 def test_varied_key(tiny, dream, tmp_path):
     keys = ["--benchmark.vary", "optimizer.lr", "--benchmark.values", "[0.01, 0.1]", "--root", str(tmp_path)]
     report = benchmark([tiny.file], [*keys, "--dream.cache_dir", str(tiny.root / "dream")], ["base"], 1)

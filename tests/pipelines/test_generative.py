@@ -29,6 +29,7 @@ dataset: {image_size: 8, pre_size: 8}
 """
 
 
+@pytest.mark.slow
 def test_benchmark(tiny, tmp_path):
     (tmp_path / "plain.yml").write_text(PLAIN)
     (tmp_path / "methods.yml").write_text(METHODS.format(plain=json.dumps(str(tmp_path / "plain.yml"))))
@@ -45,6 +46,7 @@ def test_benchmark(tiny, tmp_path):
     assert "vae_frl" in table and "input_complexity" in table
 
 
+@pytest.mark.slow
 def test_checkpoint(tiny, tmp_path):
     experiment = tiny.config(
         *["--network.latent", "4", "--network.width", "4", "--network.channels", "1"],

@@ -25,6 +25,7 @@ def test_a_job_alone(benchmarked, tiny, tmp_path):
     assert equal(weights(folder), weights(benchmarked.root / "runs" / "base" / "s1"))
 
 
+@pytest.mark.slow
 def test_two_at_a_time_of_which_one_fails(benchmarked, tiny, tmp_path):
     blocked = tmp_path / "runs" / "base"
     blocked.mkdir(parents=True)

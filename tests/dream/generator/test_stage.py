@@ -95,6 +95,7 @@ def cache(tiny, dream, tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_size_capacity_prediction_and_samples(tiny, cache):
     layers = ["--dream.generator", OTHER, "--dream.cache_dir", str(cache), "--preprocessor.horizontal_flip", "true"]
     artifact = tiny.config(*layers).imagination.generator
