@@ -21,7 +21,8 @@ from openood_dream.networks.generative.frequency import with_high_frequency
 from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.generative.vae import VAE, prior
 from openood_dream.networks.settings import VAENetwork
-from openood_dream.postprocessors.likelihood import code_lengths, draws, log_likelihood, regret
+from openood_dream.postprocessors.likelihood import code_lengths, log_likelihood
+from openood_dream.postprocessors.regret import regret
 
 DEVICE = pick_device("auto")
 SHAPES = {"small": {"latent": 64, "width": 16}, "paper": {"latent": 200, "width": 64}}
@@ -48,7 +49,8 @@ def frl(net: Generative, x: torch.Tensor) -> torch.Tensor:
 
 def batched_regret(net: Generative, x: torch.Tensor) -> torch.Tensor:
     both = with_high_frequency(x.to(DEVICE))
-    return regret(net.model, both, draws(net.model, DEVICE), steps=100, lr=0.05)
+    noise = torch.randn(1000, net.model.latent, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    return regret(net.model, both, noise, steps=100, lr=2e-4)
 
 
 def published_regret(net: Generative, x: torch.Tensor) -> torch.Tensor:

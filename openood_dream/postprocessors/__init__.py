@@ -1,3 +1,3 @@
 """Detectors by OpenOOD's names; each module registers its own."""
 
-from openood_dream.postprocessors import features, likelihood, logits, shaped  # noqa: F401
+from openood_dream.postprocessors import features, likelihood, logits, regret, shaped  # noqa: F401

@@ -1,4 +1,4 @@
-"""Detectors of generative networks: FRL's, and the likelihood, input complexity and likelihood regret it is compared with.
+"""Detectors of generative networks: FRL's, and the likelihood and input complexity that it is compared with.
 
 Confidence is in bits an image. Scores do not depend on how images are batched: all images share their draws, from a
 fixed seed. What takes long is kept on disk, for the same images and weights.
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch.distributions import Normal, kl_divergence
 from torchvision.io import encode_png
 from tqdm import tqdm
 
@@ -26,7 +25,6 @@ from openood_dream.errors import InputError
 from openood_dream.networks.features import outputs
 from openood_dream.networks.generative.base import DensityModel
 from openood_dream.networks.generative.network import Generative
-from openood_dream.networks.generative.vae import VAE, prior
 from openood_dream.postprocessors.base import Images, Postprocessor, postprocessor
 from openood_dream.store import artifacts, files
 
@@ -56,40 +54,6 @@ def log_likelihood(net: Generative, images: torch.Tensor, device: torch.device) 
     noise = draws(model, device)
     with torch.inference_mode():
         return batched(lambda x: model.log_prob(net.with_frequency(x), noise), images, device)
-
-
-def regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
-    """How much a posterior of its own raises the bound of each image (Likelihood Regret, Eq. 6).
-
-    The encoder's mean and log variance are improved by Adam, for all images together; the gain is that of the
-    importance-weighted bound.
-
-    Args:
-        model: the VAE.
-        x: integers 0 to 255, (B, C, S, S).
-        noise: standard Gaussian draws (K, latent) of the importance-weighted bound.
-        steps: steps of Adam.
-        lr: its learning rate.
-
-    Returns:
-        Nats, (B,).
-    """
-    with torch.no_grad():
-        q = model.posterior(x)
-        before = model.importance_bound(x, q, noise)
-    numbers = [q.mean.clone().requires_grad_(), (2 * q.stddev.log()).requires_grad_()]
-    optimizer = torch.optim.Adam(numbers, lr)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        q = Normal(numbers[0], (numbers[1] / 2).exp(), validate_args=False)
-        z = q.mean + q.stddev * torch.randn(1, model.latent, generator=generator).to(x.device)
-        bound = model.likelihood(x, z) - kl_divergence(q, prior(q)).sum(1)
-        for number, gradient in zip(numbers, torch.autograd.grad(-bound.sum(), numbers)):
-            number.grad = gradient
-        optimizer.step()
-    with torch.no_grad():
-        q = Normal(numbers[0], (numbers[1] / 2).exp(), validate_args=False)
-        return model.importance_bound(x, q, noise) - before
 
 
 def draws(model: DensityModel, device: torch.device) -> torch.Tensor | None:
@@ -240,32 +204,3 @@ class FRL(InputComplexity):
                 "this one was trained without the high-frequency channel, use input_complexity"
             )
         return super().score(net, images, device)
-
-
-class RegretArguments(LikelihoodArguments):
-    """`postprocessor.postprocessor_args` of likelihood_regret."""
-
-    steps: int = Field(100, ge=1, description="steps of Adam that improve an image's posterior")
-    lr: float = Field(0.05, gt=0, description="learning rate of Adam")
-
-
-@postprocessor("likelihood_regret", RegretArguments)
-class LikelihoodRegret(LikelihoodScore):
-    """Minus the regret of the encoder's posterior against that which is best for the image.
-
-    Source: Xiao, Yan & Amit, Likelihood Regret: An Out-of-Distribution Detection Score For Variational Auto-encoder,
-    NeurIPS 2020.
-    """
-
-    def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Minus the regret of `images` under `net`, a VAE that runs on `device`, in bits (N,)."""
-        model = net.to(device).eval().model
-        if not isinstance(model, VAE):
-            raise InputError("postprocessor.name: likelihood_regret needs network.name vae, which has a posterior")
-        vae, steps, lr = model, self.args.steps, self.args.lr
-        noise = vae.draw_noise(torch.Generator().manual_seed(0)).to(device)
-        inputs = {"weights": digest(net.state_dict().values()), "steps": steps, "lr": lr}
-        make = functools.partial(
-            batched, lambda x: -regret(vae, net.with_frequency(x), noise, steps, lr), images, device
-        )
-        return self._kept("likelihood-regret", images, inputs, make)

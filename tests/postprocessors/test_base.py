@@ -11,7 +11,7 @@ from openood_dream.postprocessors.base import POSTPROCESSORS, check_fits, find_p
 from openood_dream.postprocessors.settings import PostprocessorSettings
 
 CLASSIFIERS = "ash dice ebo fdbd gen gradnorm klm knn mds mls msp nci react rmds scale she vim vra"
-GENERATIVE = "frl input_complexity likelihood likelihood_regret"
+GENERATIVE = "frl input_complexity likelihood likelihood_regret likelihood_regret_z"
 
 
 def settings(name: str, **args) -> PostprocessorSettings:

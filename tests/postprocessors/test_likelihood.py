@@ -9,12 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from small_generative import SIZES, network
-from torch.distributions import Normal
 from torch.utils.data import DataLoader
 from torchvision.io import encode_png
 
 from openood_dream.errors import InputError
-from openood_dream.networks.generative.vae import VAE
 from openood_dream.postprocessors import likelihood as scores
 from openood_dream.postprocessors.base import POSTPROCESSORS, Images
 from openood_dream.postprocessors.settings import PostprocessorSettings
@@ -95,65 +93,6 @@ def test_frl_formula(images, tmp_path):
 def test_frl_needs_the_channel(images, tmp_path):
     with pytest.raises(InputError, match="^postprocessor.name: frl .*trainer.frequency"):
         detector("frl", tmp_path).score(network("vae"), images, CPU)
-
-
-# ------------------------------------------------------------------------------------------------- likelihood regret
-
-
-@pytest.fixture
-def vae() -> VAE:
-    """A VAE whose encoder is far from the best posterior."""
-    model = network("vae").model.eval()
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def slow_regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: float) -> float:
-    """The regret of one image (1, C, S, S), written with torch's own backward."""
-    with torch.no_grad():
-        start = model.posterior(x)
-    mean = start.mean.clone().requires_grad_()
-    log_variance = (2 * start.stddev.log()).clone().requires_grad_()
-    optimizer, generator = torch.optim.Adam([mean, log_variance], lr), torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        std = (log_variance / 2).exp()
-        z = mean + std * torch.randn(1, model.latent, generator=generator)
-        divergence = 0.5 * (mean**2 + std**2 - 1 - log_variance).sum()
-        loss = divergence - model.likelihood(x, z).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        best = Normal(mean, (log_variance / 2).exp())
-        return (model.importance_bound(x, best, noise) - model.importance_bound(x, start, noise)).item()
-
-
-def test_regret_of_many_images_together(vae, images):
-    noise = torch.randn(10, vae.latent)
-    together = scores.regret(vae, images, noise, 15, 0.05)
-    for image, found in zip(images, together):
-        assert found.item() == pytest.approx(slow_regret(vae, image[None], noise, 15, 0.05), rel=0.01, abs=0.5)
-
-
-def test_regret_without_a_step(vae, images):
-    assert scores.regret(vae, images, torch.randn(10, vae.latent), 0, 0.05).abs().max() < 0.01
-
-
-def test_regret_needs_a_vae(images, tmp_path):
-    with pytest.raises(InputError, match="^postprocessor.name: likelihood_regret .*network.name vae"):
-        detector("likelihood_regret", tmp_path).score(network("glow"), images, CPU)
-
-
-def test_regrets_are_computed_once(images, tmp_path, monkeypatch):
-    net, calls = network("vae"), []
-    monkeypatch.setattr(
-        scores, "regret", lambda model, x, noise, steps, lr: calls.append(steps) or x.double().mean((1, 2, 3))
-    )
-    for steps in (2, 2, 3):
-        found = detector("likelihood_regret", tmp_path, steps=steps).score(net, images, CPU)
-    assert calls == [2, 3] and found.shape == (len(images),)
 
 
 def test_a_loaders_images_have_scores_and_no_classes(tmp_path):
