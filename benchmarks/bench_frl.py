@@ -108,3 +108,19 @@ def test_frl_against_batched_likelihood_regret(against, benchmark, size, count):
     assert scores.isfinite().all() and regrets.isfinite().all()
     if benchmark.stats is not None:
         benchmark.extra_info["images_per_second"] = count / benchmark.stats.stats.min
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_the_last_layer_by_parity(against, size):
+    """The likelihood of 40 latents, against the transposed convolution and its softmax one after the other."""
+    model = network(size).model
+    x = torch.randint(0, 256, (40, 4, 32, 32), generator=torch.Generator().manual_seed(0)).float().to(DEVICE)
+    with torch.inference_mode():
+        hidden = model.decoder(torch.randn(40, model.latent, 1, 1, device=DEVICE))
+        few = model.at_once(x.device)
+
+        def plain() -> torch.Tensor:
+            return torch.cat([model._likelihood(*part) for part in zip(x.split(few), hidden.split(few))])
+
+        found, expected = against(lambda: model._likelihood_by_parity(x, hidden), plain, "the layer, then the softmax")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-2)

@@ -86,3 +86,17 @@ def test_gradients_do_not_depend_on_at_once(model, images, monkeypatch):
 def test_samples_are_images(model):
     drawn = model.sample(4)
     assert drawn.shape == (4, 2, 8, 8) and drawn.dtype == torch.uint8 and drawn.unique().numel() > 50
+
+
+@pytest.mark.parametrize("channels, size, width, count", [(1, 8, 4, 1), (3, 8, 5, 7), (4, 16, 8, 3)])
+def test_the_last_layer_by_parity_is_the_layer(channels, size, width, count):
+    model = VAE(channels, size, latent=6, width=width).eval()
+    torch.nn.init.normal_(model.last.weight, std=0.3)
+    x, z = torch.randint(0, 256, (count, channels, size, size)).float(), torch.randn(count, 6)
+    with torch.no_grad():
+        hidden = model.decoder(z[:, :, None, None])
+        slow, fast = model._likelihood(x, hidden), model.likelihood(x, z)
+    torch.testing.assert_close(fast, slow, rtol=1e-6, atol=1e-3)
+    z.requires_grad_()
+    model.likelihood(x, z).sum().backward()  # with a gradient it is the layer itself
+    assert z.grad.abs().sum() > 0
