@@ -245,10 +245,10 @@ class OptimizerSettings(HostSection):
     )
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the optimiser, torch's")
-    schedule: Literal["cosine", "linear", "constant", "halving", "triangle"] = Field(
+    schedule: Literal["cosine", "linear", "constant", "halving", "exponential", "triangle"] = Field(
         "cosine",
-        description="how the learning rate moves: down to 1e-6 step by step, not at all, by half every 30 epochs, or up "
-        "from a fifth within the first quarter and down to a fifteenth",
+        description="how the learning rate moves: down to 1e-6 step by step, not at all, by half every 30 epochs, by 5 "
+        "millionths a step, or up from a fifth within the first quarter and down to a fifteenth",
     )
     num_epochs: int = Field(ge=1, description="training epochs")
     lr: float = Field(gt=0, description="learning rate at the start")
@@ -256,6 +256,11 @@ class OptimizerSettings(HostSection):
     weight_decay: float = Field(ge=0, description="weight decay")
     shift_factor: float = Field(1, gt=0, description="rate of biases of batch normalisation, in multiples of lr")
     label_smoothing: float = Field(0, ge=0, lt=1, description="share of a label that all classes share (cross-entropy)")
+    warm_up: float = Field(0, ge=0, description="epochs in which the rate rises from 0 to where its schedule has it")
+    second_beta: float = Field(0.999, gt=0, lt=1, description="second beta of adam and adamw")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="share of the running mean of weights that a step leaves; it is what is saved"
+    )
     lookahead: bool = Field(False, description="whether weights are drawn, every 5 steps, to their running mean")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: not clipped")
 

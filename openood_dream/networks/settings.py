@@ -64,6 +64,9 @@ class GenerativeNetwork(Section):
     image_size: int = Field(ge=8, description="pixels a side")
     channels: Literal[1, 3] = Field(3, description="3: colours, 1: grey")
     frequency: bool = Field(False, description="whether the high-frequency channel is modelled too")
+    blur: Literal["mirror", "published"] = Field(
+        "mirror", description="blur of the high-frequency channel; published: the public code's, black beyond the edges"
+    )
     normalization_type: str | None = Field(None, description="the data set's, to be undone")
     num_classes: int | None = Field(None, description="not used; classifiers need it")
     num_gpus: int | None = Field(None, description="OpenOOD's number of processes")

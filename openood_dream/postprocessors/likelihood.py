@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -104,11 +104,20 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
 
 
 class LikelihoodArguments(Section):
-    """`postprocessor.postprocessor_args` of likelihood, input_complexity and frl."""
+    """`postprocessor.postprocessor_args` of likelihood."""
 
     section = "postprocessor.postprocessor_args"
 
     cache_dir: str = Field(description="folder that keeps likelihoods, regrets and code lengths")
+
+
+class CodeArguments(LikelihoodArguments):
+    """`postprocessor.postprocessor_args` of input_complexity and frl."""
+
+    units: Literal["bits", "nats"] = Field(
+        "bits",
+        description="of the likelihood beside the code length in bits; nats: as the public code of FRL mixes them",
+    )
 
 
 class LikelihoodScore(Postprocessor):
@@ -176,9 +185,9 @@ class Likelihood(LikelihoodScore):
         return self._log_likelihood(net, images, device)
 
 
-@postprocessor("input_complexity", LikelihoodArguments)
+@postprocessor("input_complexity", CodeArguments)
 class InputComplexity(LikelihoodScore):
-    """log2 p(x) + L(x), where L is the length of the image's PNG.
+    """log2 p(x) + L(x), where L is the length of the image's PNG in bits; with units nats, ln p(x) + L(x).
 
     Source: Serra et al., Input Complexity and Out-of-distribution Detection with Likelihood-based Generative Models,
     ICLR 2020.
@@ -186,12 +195,13 @@ class InputComplexity(LikelihoodScore):
 
     def score(self, net: Generative, images: torch.Tensor, device: torch.device) -> torch.Tensor:
         """log2 p of `images` under `net`, which runs on `device`, plus their code lengths, (N,)."""
-        return self._log_likelihood(net, images, device) + self._code_lengths(images)
+        unit = math.log(2) if self.args.units == "nats" else 1.0
+        return unit * self._log_likelihood(net, images, device) + self._code_lengths(images)
 
 
-@postprocessor("frl", LikelihoodArguments)
+@postprocessor("frl", CodeArguments)
 class FRL(InputComplexity):
-    """log2 p(x, x_H) + L(x), where x_H is the high-frequency channel.
+    """log2 p(x, x_H) + L(x), where x_H is the high-frequency channel; with units nats, ln p(x, x_H) + L(x).
 
     Source: Cai & Li, Out-of-distribution Detection via Frequency-regularized Generative Models, WACV 2023, Sec. 3.3.
     """

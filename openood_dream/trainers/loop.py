@@ -76,7 +76,7 @@ def fit(
     if processes.is_main:
         for old in out.glob("last_epoch*.ckpt"):
             old.unlink()
-        save_weights(trainer.net, out / f"last_epoch{epochs}_acc{progress.history[-1]['val_acc'] / 100:.4f}.ckpt")
+        save_weights(trainer.result, out / f"last_epoch{epochs}_acc{progress.history[-1]['val_acc'] / 100:.4f}.ckpt")
     return processes.broadcast(progress.history)
 
 
@@ -89,12 +89,12 @@ class _Progress:
 
     def add(self, epoch: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """The history's row of an epoch; keeps the weights if they are the best so far."""
-        accuracy = self.validate(self.trainer.net)
+        accuracy = self.validate(self.trainer.result)
         row = {"epoch": epoch, "loss": metrics["loss"], "terms": metrics["terms"], "val_acc": 100 * accuracy}
         self.history.append(row)
         if accuracy >= self.best:
             self.best = accuracy
-            save_weights(self.trainer.net, self.out / "best.ckpt")
+            save_weights(self.trainer.result, self.out / "best.ckpt")
         return row
 
     def write(self, epoch: int, processes: Processes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from openood_dream.datasets.settings import OptimizerSettings
 
 LEAST_RATE = 1e-6  # where a falling learning rate ends
 HALVED_EVERY = 30  # epochs
+FALL = 0.999995  # of an exponential schedule, a step (PixelCNN++)
 PEAK = 0.23  # share of the steps after which a triangle falls
 AVERAGED_EVERY = 5  # steps
 
@@ -31,7 +33,7 @@ def make_optimizer(parameters: list[Any], options: OptimizerSettings) -> Optimiz
             parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, nesterov=True
         )
     cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name]
-    return cls(parameters, options.lr, betas=(options.momentum, 0.999), weight_decay=options.weight_decay)
+    return cls(parameters, options.lr, betas=(options.momentum, options.second_beta), weight_decay=options.weight_decay)
 
 
 def make_schedule(optimizer: Optimizer, options: OptimizerSettings, steps: int) -> LambdaLR:
@@ -42,11 +44,18 @@ def make_schedule(optimizer: Optimizer, options: OptimizerSettings, steps: int) 
         options: the section `optimizer`.
         steps: of the whole training.
     """
-    if options.schedule == "halving":
-        epoch = steps // options.num_epochs  # steps of one
-        return LambdaLR(optimizer, lambda step: 0.5 ** (step // (HALVED_EVERY * epoch)))
-    share, least = SCHEDULES[options.schedule], LEAST_RATE / options.lr
-    return LambdaLR(optimizer, lambda step: share(step / steps, least))
+    epoch = steps / options.num_epochs  # steps of one
+    rise = options.warm_up * epoch
+    least = LEAST_RATE / options.lr
+
+    def share(step: int) -> float:
+        if options.schedule == "halving":
+            return 0.5 ** (step // (HALVED_EVERY * round(epoch)))
+        if options.schedule == "exponential":
+            return FALL**step
+        return SCHEDULES[options.schedule](step / steps, least)
+
+    return LambdaLR(optimizer, lambda step: share(step) * (min(1.0, (step + 1) / rise) if rise else 1.0))
 
 
 def triangle(progress: float, least: float) -> float:
@@ -136,3 +145,26 @@ class Lookahead(nn.Module):
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         self._done = None
         super()._load_from_state_dict(*args, **options)
+
+
+class Average(nn.Module):
+    """The running mean of a network's weights, which is what is validated and saved in their place.
+
+    Args:
+        net: the network.
+        share: of the mean that a step leaves.
+    """
+
+    def __init__(self, net: nn.Module, share: float) -> None:
+        super().__init__()
+        self.share, self._net = share, [net]  # in a list, so that it is no part of this
+        self.mean = copy.deepcopy(net).requires_grad_(False)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Follows a step of the optimiser; statistics are the network's own."""
+        own: list[torch.Tensor] = list(self._net[0].parameters())
+        mean: list[torch.Tensor] = list(self.mean.parameters())
+        torch._foreach_lerp_(mean, own, 1 - self.share)
+        for buffer, now in zip(self.mean.buffers(), self._net[0].buffers(), strict=True):
+            buffer.copy_(now)

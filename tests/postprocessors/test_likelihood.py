@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_frl_formula(images, tmp_path):
     net = network("pixelcnnpp", frequency=True)
     expected = scores.log_likelihood(net, images, CPU) + scores.code_lengths(images)
     assert torch.allclose(detector("frl", tmp_path).score(net, images, CPU), expected)
+
+
+@pytest.mark.parametrize("name", ["frl", "input_complexity"])
+def test_nats_beside_bits_as_the_public_code_has_them(images, tmp_path, name):
+    net = network("vae", frequency=name == "frl")
+    bits = scores.log_likelihood(net, images, CPU)
+    found = detector(name, tmp_path, units="nats").score(net, images, CPU)
+    assert torch.allclose(found, bits * math.log(2) + scores.code_lengths(images))
+    assert torch.allclose(detector(name, tmp_path).score(net, images, CPU), bits + scores.code_lengths(images))
 
 
 def test_frl_needs_the_channel(images, tmp_path):

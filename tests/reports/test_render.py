@@ -112,7 +112,7 @@ def test_published_rows_say_so(tmp_path):
     write_run(tmp_path, dataset__name="cifar10")
     found = table(collect([tmp_path]), published=True)
     for fmt in ("md", "tex", "terminal"):
-        assert render(found, fmt).count("(published)") == found.published.sum() == 3
+        assert render(found, fmt).count("(published)") == found.published.sum() == 4
 
 
 def test_unknown_format_lists_the_known_ones(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from openood_dream.datasets.settings import OptimizerSettings
-from openood_dream.trainers.optimizers import LEAST_RATE, Lookahead, groups, make_optimizer, make_schedule
+from openood_dream.trainers.optimizers import LEAST_RATE, Average, Lookahead, groups, make_optimizer, make_schedule
 
 STEPS = 20
 
@@ -111,3 +111,42 @@ def test_lookahead_is_the_slow_average():
             state = ahead.state_dict()
             ahead = Lookahead(net, steps)
             ahead.load_state_dict(state)
+
+
+def test_warm_up_and_exponential():
+    options = OptimizerSettings(
+        num_epochs=4,
+        lr=0.5,
+        momentum=0.95,
+        second_beta=0.9995,
+        weight_decay=0.0,
+        schedule="exponential",
+        warm_up=2,
+        name="adam",
+    )
+    optimizer = make_optimizer(list(nn.Linear(2, 2).parameters()), options)
+    assert optimizer.param_groups[0]["betas"] == (0.95, 0.9995)
+    schedule, found = make_schedule(optimizer, options, 40), []
+    for _ in range(40):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    slow = [0.5 * 0.999995**step * min(1, (step + 1) / 20) for step in range(40)]
+    assert found == pytest.approx(slow, rel=1e-9)
+
+
+def test_the_running_mean_is_what_counts():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    average, slow = Average(net, 0.9), net[0].weight.detach().clone()
+    for _ in range(7):
+        with torch.no_grad():
+            net[0].weight += torch.randn(2, 3)
+            net[1].running_mean += 1
+        average.step()
+        slow = 0.9 * slow + 0.1 * net[0].weight.detach()
+    torch.testing.assert_close(average.mean[0].weight, slow)
+    assert torch.equal(average.mean[1].running_mean, net[1].running_mean)
+    other = Average(net, 0.9)
+    other.load_state_dict(average.state_dict())
+    assert torch.equal(other.mean[0].weight, average.mean[0].weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -15,15 +16,33 @@ def grey(pixels: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bchw,c->bhw", pixels.float(), torch.tensor(LUMA, device=pixels.device)).unsqueeze(1)
 
 
-def high_frequency(pixels: torch.Tensor) -> torch.Tensor:
-    """x_H = (grey - GaussianBlur5x5(grey) + 1) / 2 of images in [0, 1], here from and to integers 0 to 255 (B, 1, S, S).
+def high_frequency(pixels: torch.Tensor, blur: str = "mirror") -> torch.Tensor:
+    """x_H = (grey - GaussianBlur5x5(grey) + 1) / 2 of images in [0, 1], here from and to integers 0 to 255.
 
-    The blur has sigma 1.1 and mirrors the image at its edges, where zeros would draw a frame.
+    Args:
+        pixels: integers 0 to 255, (B, C, S, S).
+        blur: mirror: sigma 1.1, and the image reflected at its edges; published: [1 4 6 4 1] / 16 along rows and columns,
+            and black beyond the edges, which draws a bright frame into every channel.
+
+    Returns:
+        uint8 (B, 1, S, S).
     """
     y = grey(pixels)
-    return ((y - gaussian_blur(y, [5, 5]) + 255) / 2).round().to(torch.uint8)
+    blurred = gaussian_blur(y, [5, 5]) if blur == "mirror" else _published(y)
+    return ((y - blurred + 255) / 2).round().to(torch.uint8)
 
 
-def with_high_frequency(pixels: torch.Tensor) -> torch.Tensor:
-    """(x, x_H): uint8 images (B, C, S, S) with the high-frequency channel as the last one."""
-    return torch.cat([pixels, high_frequency(pixels)], dim=1)
+def _published(y: torch.Tensor) -> torch.Tensor:
+    """The blur of the public code, of (B, 1, S, S)."""
+    kernel = torch.tensor([1.0, 4, 6, 4, 1], device=y.device) / 16
+    return F.conv2d(y, torch.outer(kernel, kernel)[None, None], padding=2)
+
+
+def with_high_frequency(pixels: torch.Tensor, blur: str = "mirror") -> torch.Tensor:
+    """(x, x_H): images with the high-frequency channel as the last one.
+
+    Args:
+        pixels: uint8 (B, C, S, S).
+        blur: as of `high_frequency`.
+    """
+    return torch.cat([pixels, high_frequency(pixels, blur)], dim=1)

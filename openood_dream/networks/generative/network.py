@@ -76,7 +76,7 @@ class Generative(nn.Module):
 
     def with_frequency(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, channels, S, S) with the high-frequency channel, where the model was trained with it."""
-        return with_high_frequency(images) if self.frequency else images
+        return with_high_frequency(images, self.settings.blur) if self.frequency else images
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """The bound on log p that training raises, in nats (B,), of normalised images (B, 3, S, S)."""

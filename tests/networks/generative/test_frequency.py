@@ -41,3 +41,15 @@ def test_it_is_the_last_channel():
         assert torch.equal(both[:, :channels], image) and torch.equal(both[:, channels:], high_frequency(image))
     grey = image[:, :1]
     assert torch.equal(high_frequency(grey), high_frequency(grey.expand(-1, 3, -1, -1)))
+
+
+def test_the_published_blur():
+    images = np.random.default_rng().integers(0, 256, (4, 3, 12, 12))
+    found = high_frequency(torch.from_numpy(images).to(torch.uint8), "published")
+    weights = np.array([1, 4, 6, 4, 1]) / 16
+    for channel, image in zip(found, images):
+        grey = (0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]) / 255
+        blurred = correlate1d(correlate1d(grey, weights, axis=0, mode="constant"), weights, axis=1, mode="constant")
+        assert np.abs(channel[0].numpy() - 255 * (grey - blurred + 1) / 2).max() <= 0.501
+    bright = torch.full((1, 3, 12, 12), 255, dtype=torch.uint8)
+    assert high_frequency(bright, "published")[0, 0, 0, 5] > 150 > high_frequency(bright)[0, 0, 0, 5]  # the frame
