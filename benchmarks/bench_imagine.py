@@ -31,7 +31,8 @@ from openood_dream.dream.imaginer import SCHEDULERS, Imaginer
 from openood_dream.dream.settings import AnchorSettings, GeneratorTraining, SynthesisSettings
 from openood_dream.dream.source import Source, make_text_encoder, text_inputs, word_tokenizer
 from openood_dream.store.artifacts import Artifact
-from openood_dream.store.files import write_index, write_table, write_tensors
+from openood_dream.store.tables import write_table
+from openood_dream.store.tensors import write_index, write_tensors
 
 NAMES = ["zero", "one", "two", "three", "four", "five"]
 TEMPLATE = "A high-quality image of the {}"

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from openood_dream.datasets.imglist import read_imglist, write_imglist
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import MANIFEST, complete
-from openood_dream.store.files import hashes, read_table, remove_unfinished, write_table
+from openood_dream.store.files import hashes, remove_unfinished
+from openood_dream.store.tables import read_table, write_table
 
 
 def shards(total: int, size: int) -> list[range]:

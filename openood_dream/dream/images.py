@@ -29,15 +29,8 @@ from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
 from openood_dream.parallel import ray
 from openood_dream.store.artifacts import MANIFEST, Artifact, build, complete
-from openood_dream.store.files import (
-    Rows,
-    read_rows,
-    read_table,
-    read_tensors,
-    write_index,
-    write_table,
-    write_tensors,
-)
+from openood_dream.store.tables import read_table, write_table
+from openood_dream.store.tensors import Rows, read_rows, read_tensors, write_index, write_tensors
 
 WRITERS = 4  # threads that encode and write images while the next ones are drawn
 

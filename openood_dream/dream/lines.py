@@ -16,7 +16,7 @@ from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, write_tensors
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 STEPS = 9  # embeddings along a line, both ends included
 

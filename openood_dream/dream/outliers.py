@@ -19,7 +19,8 @@ from openood_dream.dream.space import load_space
 from openood_dream.errors import InputError
 from openood_dream.sampling.knn import Index, check_rows, knn_distance
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import Rows, read_rows, read_table, read_tensors, write_index, write_table, write_tensors
+from openood_dream.store.tables import read_table, write_table
+from openood_dream.store.tensors import Rows, read_rows, read_tensors, write_index, write_tensors
 
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 COLUMNS = ("steps", "target", "seed", "draw")  # which of them an embedding has depends on the sampler

@@ -26,7 +26,7 @@ from openood_dream.networks.features import embed
 from openood_dream.networks.timm_network import SMALL_IMAGE, TimmNetwork, backbone_name
 from openood_dream.networks.trial import check_backbone
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, write_tensors
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 BATCH = 256  # images per batch where nothing is trained
 

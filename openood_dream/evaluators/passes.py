@@ -16,6 +16,7 @@ from openood_dream.errors import InputError
 from openood_dream.networks.features import outputs
 from openood_dream.postprocessors.base import Images, Pass, Postprocessor
 from openood_dream.store import artifacts, files
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 Set = tuple[str, ...]  # a data set by the keys of its section: ("dataset", "test"), ("ood_dataset", "nearood", "tin")
 TEST: Set = ("dataset", "test")
@@ -139,10 +140,10 @@ def stored_pass(cache_dir: Path, inputs: Mapping[str, Any], forward: Callable[[]
     def make(folder: Path) -> None:
         made = forward()
         tensors = {"logits": made.logits, "features": made.features, "labels": made.labels}
-        files.write_tensors(folder / "pass.safetensors", **tensors)
+        write_tensors(folder / "pass.safetensors", **tensors)
 
     artifact = artifacts.build(cache_dir, "pass", dict(inputs), make)
-    return Pass(**files.read_tensors(artifact.path / "pass.safetensors"))
+    return Pass(**read_tensors(artifact.path / "pass.safetensors"))
 
 
 def passes_dir(checkpoint: Path, out: Path) -> Path:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from openood_dream.errors import InputError
 from openood_dream.parallel.processes import Processes
-from openood_dream.store import files
+from openood_dream.store import tensors
 
 REMEDY = "delete it to start anew"
 
@@ -67,7 +67,7 @@ def write_state(path: Path, processes: Processes, parts: Mapping[str, Any], batc
         own["batches"] = batches.state_dict()
     everyone = processes.gather(own)
     if processes.is_main:
-        files.write_checkpoint(path, {**parts, "random": everyone})
+        tensors.write_checkpoint(path, {**parts, "random": everyone})
 
 
 def read_state(path: Path, processes: Processes) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ def read_state(path: Path, processes: Processes) -> dict[str, Any] | None:
         InputError: the file is damaged, or was written by another number of processes.
     """
     try:
-        state = files.read_checkpoint(path, REMEDY)
+        state = tensors.read_checkpoint(path, REMEDY)
     except FileNotFoundError:
         return None
     before = len(state["random"])

@@ -30,7 +30,8 @@ from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, sha256, write_tensors, write_text
+from openood_dream.store.files import sha256, write_text
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
 PLAIN_PER_CLASS = 50

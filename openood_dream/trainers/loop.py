@@ -10,7 +10,7 @@ from torch import nn
 
 from openood_dream.parallel.processes import Processes
 from openood_dream.parallel.state import read_state, set_random_state, write_state
-from openood_dream.store.files import write_checkpoint
+from openood_dream.store.tensors import write_checkpoint
 from openood_dream.trainers.base import BaseTrainer
 
 TRAINING = "training.ckpt"  # what an interrupted training goes on from

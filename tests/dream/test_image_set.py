@@ -25,7 +25,7 @@ from openood_dream.dream.image_set import (
 )
 from openood_dream.dream.images import Shards
 from openood_dream.store.artifacts import complete
-from openood_dream.store.files import write_table
+from openood_dream.store.tables import write_table
 
 MANY = ("--dream.synthesis.per_class", "100", "--dream.synthesis.shard_size", "4", "--dream.synthesis.batch_size", "2")
 
