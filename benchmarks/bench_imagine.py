@@ -147,7 +147,7 @@ def job(folder: Path, make, size: Size) -> Job:
     upstream = Artifact(folder / "outliers", {}, False)
     write_tensors(upstream.path / "all.safetensors", **{"embeddings.0": anchors[classes] + 0.02 * noise})
     write_index(upstream.path, "embeddings", [upstream.path / "all.safetensors"])
-    write_table(upstream.path / "outliers.parquet", pd.DataFrame({"class": classes, "distance": 1.0}))
+    write_table(upstream.path / "outliers.parquet", pd.DataFrame({"class": classes, "boundary": 0, "distance": 1.0}))
     (folder / "images").mkdir()
     work = Shards(source, upstream, NAMES, settings, folder / "images")
     work.rows = np.arange(size.images)

@@ -124,4 +124,4 @@ def check_distinct(anchors: torch.Tensor, names: Sequence[str]) -> None:
 
 def load_anchors(artifact: Artifact) -> torch.Tensor:
     """The anchors (C, m) of an anchors artifact."""
-    return read_tensors(artifact.path / "anchors.safetensors")["anchors"]
+    return read_tensors(artifact.path / "anchors.safetensors", anchors=2)["anchors"]

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,10 @@ from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
 from openood_dream.parallel import ray
 from openood_dream.store.artifacts import MANIFEST, Artifact, build, complete
-from openood_dream.store.tables import read_table, write_table
+from openood_dream.store.tables import INTEGERS, read_table, write_table
 from openood_dream.store.tensors import Rows, read_rows, read_tensors, write_index, write_tensors
 
+LATENTS = dict.fromkeys(("class", "embedding", "seed"), INTEGERS)  # columns of latents.parquet
 WRITERS = 4  # threads that encode and write images while the next ones are drawn
 
 
@@ -111,7 +113,7 @@ def list_label(imglist: Path) -> str:
     Args:
         imglist: the list; that of an image set, or of what a filter left of one, lies beside a manifest.
     """
-    manifest = complete(imglist.parent)
+    manifest = complete(imglist.parent, {"description": (str, NoneType)})
     return (manifest or {}).get("description") or imglist.stem
 
 
@@ -375,7 +377,7 @@ def make_latents(
 
 def load_latents(artifact: Artifact) -> tuple[pd.DataFrame, Rows]:
     """The table (class, embedding and seed of each) and the latents (M, c, h, w) of an artifact."""
-    return read_table(artifact.path / "latents.parquet"), read_rows(artifact.path, "latents")
+    return read_table(artifact.path / "latents.parquet", LATENTS), read_rows(artifact.path, "latents")
 
 
 def make_plain(
@@ -432,4 +434,4 @@ def make_plain(
 
 def load_plain(artifact: Artifact) -> torch.Tensor:
     """The images (L, per_class, 3, S, S) uint8 of an artifact, by class."""
-    return read_tensors(artifact.path / "plain.safetensors")["images"]
+    return read_tensors(artifact.path / "plain.safetensors", images=5)["images"]

@@ -111,5 +111,5 @@ def _row(imaginer: Imaginer, label: int, plain: torch.Tensor | None, line: torch
 
 def load_lines(artifact: Artifact) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens (L, STEPS, m) and images (L, noises, 1 + STEPS, 3, S, S) uint8 of an artifact."""
-    found = read_tensors(artifact.path / "line.safetensors")
+    found = read_tensors(artifact.path / "line.safetensors", tokens=3, images=6)
     return found["tokens"], found["images"]

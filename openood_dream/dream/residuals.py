@@ -67,7 +67,7 @@ def make_residuals(
 
 def load_residuals(artifact: Artifact) -> torch.Tensor:
     """The residuals (R, 3, S, S) of an artifact, int16."""
-    return read_tensors(artifact.path / "residuals.safetensors")["residuals"]
+    return read_tensors(artifact.path / "residuals.safetensors", residuals=4)["residuals"]
 
 
 def residuals_of(residuals: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

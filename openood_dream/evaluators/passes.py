@@ -143,7 +143,8 @@ def stored_pass(cache_dir: Path, inputs: Mapping[str, Any], forward: Callable[[]
         write_tensors(folder / "pass.safetensors", **tensors)
 
     artifact = artifacts.build(cache_dir, "pass", dict(inputs), make)
-    return Pass(**read_tensors(artifact.path / "pass.safetensors"))
+    found = read_tensors(artifact.path / "pass.safetensors", logits=2, features=2, labels=1)
+    return Pass(found["logits"], found["features"], found["labels"])
 
 
 def passes_dir(checkpoint: Path, out: Path) -> Path:

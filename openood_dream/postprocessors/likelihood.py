@@ -196,7 +196,7 @@ class LikelihoodScore(Postprocessor):
 
         inputs = {"images": digest([images]), "shape": list(images.shape), **inputs}
         artifact = artifacts.build(self.args.cache_dir, stage, inputs, write)
-        return tensors.read_tensors(artifact.path / "bits.safetensors")["bits"]
+        return tensors.read_tensors(artifact.path / "bits.safetensors", bits=1)["bits"]
 
 
 @postprocessor("likelihood", LikelihoodArguments)

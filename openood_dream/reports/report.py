@@ -269,7 +269,7 @@ def sampled(first: Mapping[str, Run]) -> tuple[dict[str, bytes], list[str]]:
         network = run.experiment.network
         if not isinstance(network, GenerativeNetwork):
             continue
-        images = read_tensors(draw(run, network).path / "samples.safetensors")["images"]
+        images = read_tensors(draw(run, network).path / "samples.safetensors", images=4)["images"]
         colours, high = images[:, : network.channels], images[:, network.channels :]
         for label, part in ((method, colours), (f"{method}: high frequencies", high)):
             if part.shape[1]:

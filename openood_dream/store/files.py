@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ from tqdm import tqdm
 from openood_dream.errors import InputError, show
 
 T = TypeVar("T")
+Kinds = Mapping[str, type | tuple[type, ...]]  # what the values of some keys may be
 
 UNFINISHED = ".part-"  # how the names of temporary files begin
 AGAIN = "delete its folder and run again"
+JSON_BYTES = 32 << 20  # a record of ours has less; one of this size needs a gigabyte in memory
 
 
 # ---------------------------------------------------------------------------------------------------- fingerprints
@@ -228,9 +231,57 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_record(
-    path: Path, kinds: Mapping[str, type | tuple[type, ...]] | None = None, remedy: str = AGAIN
-) -> dict[str, Any]:
+def check_file(path: str | Path, remedy: str = AGAIN, most: int | None = None) -> int:
+    """Checks a file before it is read: a pipe would be waited for, and a file of any size would fill the memory.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is not fit to be read.
+        most: bytes that it may have; None for as many as it likes.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        InputError: it is no regular file, larger, or cannot be looked at.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(2, os.strerror(2), os.fspath(path)) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); {remedy}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: expected a regular file; {remedy}")
+    if most is not None and found.st_size > most:
+        raise InputError(f"{path}: expected at most {most >> 20} MB, got {found.st_size >> 20} MB; {remedy}")
+    return found.st_size
+
+
+def read_text(path: str | Path, remedy: str = AGAIN, most: int = JSON_BYTES) -> str:
+    """A file's text, UTF-8.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged.
+        most: bytes that it may have.
+
+    Raises:
+        InputError: it is no regular file, larger, no UTF-8, or cannot be read.
+        FileNotFoundError: it is not there.
+    """
+    check_file(path, remedy, most)
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"{path}: expected UTF-8 text, got byte 0x{byte:02x}; {remedy}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+
+
+def read_record(path: Path, kinds: Kinds | None = None, remedy: str = AGAIN) -> dict[str, Any]:
     """The JSON mapping that a finished part of a run left.
 
     Args:
@@ -240,9 +291,12 @@ def read_record(
 
     Raises:
         InputError: the file is damaged; the message names it and the first key that is wrong.
+        FileNotFoundError: it is not there.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path, remedy))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable JSON ({error}); {remedy}") from None
     if not isinstance(record, dict):

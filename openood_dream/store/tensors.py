@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
+import os
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from openood_dream.errors import InputError
-from openood_dream.store.files import AGAIN, replacing, write_json
+from openood_dream.errors import InputError, show
+from openood_dream.store.files import AGAIN, check_file, read_record, replacing, write_json
 
 
 def write_tensors(path: Path, **tensors: Tensor) -> None:
@@ -39,15 +40,41 @@ def reading_tensors(path: Path, remedy: str = AGAIN) -> Iterator[None]:
         remedy: what to do about it.
     """
     try:
+        check_file(path, remedy)
         yield
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); {remedy}") from None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file, memory-mapped; a damaged file is an InputError that names it."""
+def read_tensors(path: Path, **dimensions: int) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file, memory-mapped.
+
+    Args:
+        path: the file.
+        dimensions: the names of tensors that it must hold, and how many dimensions each has.
+
+    Raises:
+        InputError: the file is damaged, or lacks such a tensor; the message names it.
+    """
     with reading_tensors(path):
-        return load_file(path)
+        found = load_file(path)
+    for name, wanted in dimensions.items():
+        if name not in found:
+            raise InputError(f"{path}: holds no tensor {name!r} but {', '.join(sorted(found)) or 'none'}; {AGAIN}")
+        if found[name].ndim != wanted:
+            shape = tuple(found[name].shape)
+            raise InputError(f"{path}: {name}: expected {wanted} dimensions, got the shape {shape}; {AGAIN}")
+    return found
+
+
+def load_into(module: nn.Module, path: Path) -> None:
+    """Loads a module's weights from a safetensors file of its own; InputError where they are another module's."""
+    state = read_tensors(path)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        what = " ".join(str(error).splitlines()[1:2]).strip()
+        raise InputError(f"{path}: not the weights of this {type(module).__name__} ({what}); {AGAIN}") from None
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -74,17 +101,30 @@ def read_checkpoint(path: str | Path, remedy: str = "delete it and run again") -
         InputError: it is no such file, or holds no mapping.
         FileNotFoundError: it is not there.
     """
+    _check_packed(path, remedy)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error that follows says it better
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # torch reports a damaged file through many exception types
         raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: expected tensors by name, got a {type(state).__name__}; {remedy}")
     return state
+
+
+def _check_packed(path: str | Path, remedy: str) -> None:
+    """InputError where a file of torch.save, which packs nothing, would become larger in memory than it is."""
+    size = check_file(path, remedy)
+    try:
+        with zipfile.ZipFile(path) as file:
+            unpacked = sum(part.file_size for part in file.infolist())
+    except Exception:  # of another form, or damaged, which torch finds out
+        return
+    if unpacked > size:
+        raise InputError(f"{path}: {size} bytes that become {unpacked}, which torch.save does not write; {remedy}")
 
 
 class Rows:
@@ -153,14 +193,22 @@ def read_rows(folder: Path, name: str) -> Rows:
     """
     path = _index_file(folder, name)
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = [folder / places[f"{name}.{number}"] for number in range(len(places))]
-        parts = [_map_tensor(file, f"{name}.{number}") for number, file in enumerate(files)]
-        return Rows(parts)
-    except InputError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        places = read_record(path, {"weight_map": dict})["weight_map"]
+    except OSError as error:
         raise InputError(f"{path}: not a readable index of tensors ({error}); {AGAIN}") from None
+    parts: list[Tensor] = []
+    for number in range(len(places)):
+        key = f"{name}.{number}"
+        place = places.get(key)
+        if not isinstance(place, str) or os.path.isabs(place) or ".." in place.split("/"):
+            raise InputError(f"{path}: weight_map: {key}: expected a file below its folder, got {show(place)}; {AGAIN}")
+        part = _map_tensor(folder / place, key)
+        if not part.ndim or parts and (part.shape[1:], part.dtype) != (parts[0].shape[1:], parts[0].dtype):
+            raise InputError(f"{folder / place}: {key}: no rows like those of {name}.0; {AGAIN}")
+        parts.append(part)
+    if not parts:
+        raise InputError(f"{path}: weight_map: expected files, got none; {AGAIN}")
+    return Rows(parts)
 
 
 def _map_tensor(path: Path, name: str) -> Tensor:
