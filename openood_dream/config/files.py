@@ -22,14 +22,14 @@ class BoundedLoader(yaml.SafeLoader):
 
     def __init__(self, stream: str) -> None:
         if len(stream) > CHARACTERS:
-            raise _flaw_at(f"more than {CHARACTERS} characters", yaml.Mark("", 0, 0, 0, None, None))
+            raise _flaw_at(f"more than {CHARACTERS} characters", yaml.Mark("", 0, 0, 0, None, 0))
         super().__init__(stream)
         self._open: list[str | None] = []  # the anchors of the nodes around the one that is read
         self._size = 0  # of what was read
         self._sizes: dict[str, int] = {}  # of what stands behind each anchor
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """PyYAML's hook for each node as it is read."""
+        """PyYAML's hook for each node as it is read, below `parent` at `index`."""
         event = self.peek_event()
         alias = isinstance(event, yaml.AliasEvent)
         if alias and event.anchor in self._open:
@@ -66,7 +66,7 @@ class _Loader(BoundedLoader):
         return value
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """PyYAML's hook for each node as it is read."""
+        """PyYAML's hook for each node as it is read, below `parent` at `index`."""
         node = super().compose_node(parent, index)
         if isinstance(node, yaml.ScalarNode):
             _check_text(node)

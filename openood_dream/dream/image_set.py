@@ -161,7 +161,8 @@ def _altered(folder: Path, table: pd.DataFrame, parts: Sequence[range]) -> tuple
     digests = [next(found) if there else OSError(0, "behind a link") for there in inside]
     for number, rows in enumerate(parts):
         path = shard_table(folder, number)
-        for file, expected, digest in zip(table["file"][rows], table["sha256"][rows], digests[rows.start : rows.stop]):
+        shard = table.iloc[rows.start : rows.stop].reset_index(drop=True)
+        for file, expected, digest in zip(shard["file"], shard["sha256"], digests[rows.start : rows.stop]):
             if digest == expected:
                 continue
             what = (digest.strerror or "unreadable").lower() if isinstance(digest, OSError) else "altered"
@@ -170,7 +171,7 @@ def _altered(folder: Path, table: pd.DataFrame, parts: Sequence[range]) -> tuple
         own = None
         with suppress(InputError):
             own = read_table(path, IMAGES) if _inside(folder, path) else None
-        if own is None or not own.equals(table.iloc[rows.start : rows.stop].reset_index(drop=True)):
+        if own is None or not own.equals(shard):
             problems[path.relative_to(folder).as_posix()] = "not the rows of images.parquet"
             tables.add(path)
     return problems, tables

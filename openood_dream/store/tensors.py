@@ -68,7 +68,15 @@ def read_tensors(path: Path, **dimensions: int) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    """Loads a module's weights from a safetensors file of its own; InputError where they are another module's."""
+    """Loads a module's weights.
+
+    Args:
+        module: the module.
+        path: a safetensors file of its own weights.
+
+    Raises:
+        InputError: they are another module's.
+    """
     state = read_tensors(path)
     try:
         module.load_state_dict(state)

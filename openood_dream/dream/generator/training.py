@@ -196,8 +196,7 @@ def fit(
     processes, device = session.processes, session.device
     nets.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     trained = processes.prepare(nets)
-    stepper, done = Stepper(nets, plan), 0
-    tail: list[torch.Tensor] = []  # the shown losses of the last tenth
+    stepper, done, tail = Stepper(nets, plan), 0, list[torch.Tensor]()  # tail: the shown losses of the last tenth
     file = session.folder / f"{name.partition(' ')[0]}.state"
     if (state := read_state(file, processes, {"done": int, "tail": torch.Tensor})) is not None:
         with restoring(file):
