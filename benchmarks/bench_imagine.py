@@ -31,7 +31,8 @@ from openood_dream.dream.imaginer import SCHEDULERS, Imaginer
 from openood_dream.dream.settings import AnchorSettings, GeneratorTraining, SynthesisSettings
 from openood_dream.dream.source import Source, make_text_encoder, text_inputs, word_tokenizer
 from openood_dream.store.artifacts import Artifact
-from openood_dream.store.files import write_index, write_table, write_tensors
+from openood_dream.store.tables import write_table
+from openood_dream.store.tensors import write_index, write_tensors
 
 NAMES = ["zero", "one", "two", "three", "four", "five"]
 TEMPLATE = "A high-quality image of the {}"
@@ -146,7 +147,7 @@ def job(folder: Path, make, size: Size) -> Job:
     upstream = Artifact(folder / "outliers", {}, False)
     write_tensors(upstream.path / "all.safetensors", **{"embeddings.0": anchors[classes] + 0.02 * noise})
     write_index(upstream.path, "embeddings", [upstream.path / "all.safetensors"])
-    write_table(upstream.path / "outliers.parquet", pd.DataFrame({"class": classes, "distance": 1.0}))
+    write_table(upstream.path / "outliers.parquet", pd.DataFrame({"class": classes, "boundary": 0, "distance": 1.0}))
     (folder / "images").mkdir()
     work = Shards(source, upstream, NAMES, settings, folder / "images")
     work.rows = np.arange(size.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 import warnings
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ class InputError(ValueError):
     """Bad input; the message is one line that names file, key and value, and says what was expected."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(printable(message))
 
 
 class InputWarning(UserWarning):
@@ -26,7 +27,16 @@ def warn(text: str) -> None:
     Args:
         text: the number, what is doubtful about it, and what to do.
     """
-    warnings.warn(InputWarning(" ".join(text.splitlines())), stacklevel=3)
+    warnings.warn(InputWarning(printable(text)), stacklevel=3)
+
+
+# what moves a terminal's cursor, colours it or turns its text around, and what else ends a line
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text in one line, as it can be shown anywhere: white space as spaces, control characters as their escapes."""
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], " ".join(text.splitlines()).replace("\t", " "))
 
 
 def check_name(key: str, name: Any, names: Iterable[str], where: str = "") -> None:

@@ -12,41 +12,68 @@ import yaml
 
 from openood_dream.config.paths import expanded
 from openood_dream.errors import InputError, nearest, show
+from openood_dream.store.files import read_text
+
+CHARACTERS, VALUES, DEPTH = 2_000_000, 200_000, 100  # that a file may have; one of all ImageNet's classes has a tenth
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 and OpenOOD do, and refuses what would be lost in silence."""
+class BoundedLoader(yaml.SafeLoader):
+    """SafeLoader that refuses what takes a few lines to write and all memory to read: deep nesting, loops, and aliases
+    of aliases, each of which counts as what it stands for."""
+
+    def __init__(self, stream: str) -> None:
+        if len(stream) > CHARACTERS:
+            raise _flaw_at(f"more than {CHARACTERS} characters", yaml.Mark("", 0, 0, 0, None, 0))
+        super().__init__(stream)
+        self._open: list[str | None] = []  # the anchors of the nodes around the one that is read
+        self._size = 0  # of what was read
+        self._sizes: dict[str, int] = {}  # of what stands behind each anchor
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """PyYAML's hook for each node as it is read, below `parent` at `index`."""
+        event = self.peek_event()
+        alias = isinstance(event, yaml.AliasEvent)
+        if alias and event.anchor in self._open:
+            raise _flaw_at("an alias to the very value that it stands in", event.start_mark)
+        if len(self._open) == DEPTH:
+            raise _flaw_at(f"nested too deeply, more than {DEPTH} levels", event.start_mark)
+        before = self._size
+        self._size += self._sizes.get(event.anchor, 1) if alias else 1 + len(getattr(event, "value", "")) // 64
+        if self._size > VALUES:
+            raise _flaw_at(f"more than {VALUES} values, what aliases stand for counted each time", event.start_mark)
+        self._open.append(None if alias else event.anchor)
+        try:
+            node = super().compose_node(parent, index)
+        finally:
+            self._open.pop()
+        if event.anchor and not alias:
+            self._sizes[event.anchor] = self._size - before
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            value = super().construct_object(node, deep)
+            return super().construct_object(node, deep)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):  # from int(), date(), ...
             raise _flaw(f"not a valid {node.tag.rpartition(':')[2]}: {show(node.value)}", node) from None
+
+
+class _Loader(BoundedLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 and OpenOOD do, and refuses what would be lost in silence."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
         if isinstance(value, int) and abs(value) >= 2**63:
             raise _flaw("a whole number of more than 64 bits", node)
         return value
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """PyYAML's hook for each node as it is read: an alias may not lead into the value that it stands in."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            if event.anchor in self._open:
-                raise _flaw_at("an alias to the very value that it stands in", event.start_mark)
-        anchor = self.peek_event().anchor if not self.check_event(yaml.AliasEvent) else None
-        self._open.append(anchor)
-        try:
-            node = super().compose_node(parent, index)
-        finally:
-            self._open.pop()
-        if isinstance(node, yaml.ScalarNode) and re.search("[\ud800-\udfff]", node.value):
-            raise _flaw("an escape that stands for no character", node)
+        """PyYAML's hook for each node as it is read, below `parent` at `index`."""
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode):
+            _check_text(node)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             _check_keys(node)
         return node
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._open: list[str | None] = []  # the anchors of the nodes around the one that is read
 
 
 _Loader.add_implicit_resolver(
@@ -60,6 +87,14 @@ def _flaw(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 def _flaw_at(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+def _check_text(node: yaml.ScalarNode) -> None:
+    """Raises YAMLError for characters that nobody means: halves of some, and those that steer a terminal."""
+    if re.search("[\ud800-\udfff]", node.value):
+        raise _flaw("an escape that stands for no character", node)
+    if found := re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", node.value):
+        raise _flaw(f"the control character #x{ord(found[0]):02x} in text; leave it out", node)
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
@@ -99,10 +134,8 @@ def reason(error: yaml.YAMLError, text: str) -> tuple[int, int, str]:
 def read(file: str) -> dict[str, Any]:
     """The mapping of settings in a YAML file; InputError names file, line and column of what is wrong."""
     try:
-        text = Path(file).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: expected UTF-8 text, got byte 0x{error.object[error.start]:02x}") from None
-    except OSError as error:
+        text = read_text(file, "expected a config in YAML", 4 * CHARACTERS)
+    except FileNotFoundError as error:
         raise InputError(f"{file}: {error.strerror}") from None
     try:
         data = parse(text)

@@ -16,7 +16,7 @@ from openood_dream.dream.settings import AnchorSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, write_tensors
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 
 def token_anchors(table: torch.Tensor, token_ids: Sequence[Sequence[int]], multi_token: str = "mean") -> torch.Tensor:
@@ -124,4 +124,4 @@ def check_distinct(anchors: torch.Tensor, names: Sequence[str]) -> None:
 
 def load_anchors(artifact: Artifact) -> torch.Tensor:
     """The anchors (C, m) of an anchors artifact."""
-    return read_tensors(artifact.path / "anchors.safetensors")["anchors"]
+    return read_tensors(artifact.path / "anchors.safetensors", anchors=2)["anchors"]

@@ -7,17 +7,29 @@ shards are there, `images.parquet` and `imglist.txt`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
+from openood_dream.config.tree import lookup
 from openood_dream.datasets.imglist import read_imglist, write_imglist
-from openood_dream.errors import InputError
-from openood_dream.store.artifacts import MANIFEST, complete
-from openood_dream.store.files import hashes, read_table, remove_unfinished, write_table
+from openood_dream.errors import InputError, show
+from openood_dream.store.artifacts import MANIFEST, complete, completed
+from openood_dream.store.files import hashes, remove_unfinished
+from openood_dream.store.tables import INTEGERS, NUMBERS, TEXTS, read_table, write_table
+
+IMAGES = {  # columns of images.parquet, and of a shard's table
+    "file": TEXTS,
+    "label": INTEGERS,
+    "sha256": TEXTS,
+    "class": INTEGERS,
+    "embedding": INTEGERS,
+    "seed": INTEGERS,
+    "distance": NUMBERS,
+}
 
 
 def shards(total: int, size: int) -> list[range]:
@@ -75,7 +87,7 @@ def write_image(path: Path, content: bytes) -> None:
 
 def read_images(folder: Path) -> pd.DataFrame:
     """The table of a finished image set; InputError where it is missing or damaged."""
-    return read_table(folder / "images.parquet", f"openood-dream verify {folder} says how to repair it")
+    return read_table(folder / "images.parquet", IMAGES, f"openood-dream verify {folder} says how to repair it")
 
 
 def join_shards(folder: Path, count: int) -> pd.DataFrame:
@@ -93,7 +105,7 @@ def join_shards(folder: Path, count: int) -> pd.DataFrame:
     """
     remove_unfinished(folder / "shards")
     numbers = tqdm(range(count), desc="imagine: joining tables", unit="shard", delay=1)
-    tables = [read_table(shard_table(folder, number), "delete it and run again") for number in numbers]
+    tables = [read_table(shard_table(folder, number), IMAGES, "delete it and run again") for number in numbers]
     table = pd.concat(tables, ignore_index=True)
     write_table(folder / "images.parquet", table)
     write_imglist(folder / "imglist.txt", zip(table["file"], table["label"], strict=True))
@@ -103,6 +115,8 @@ def join_shards(folder: Path, count: int) -> pd.DataFrame:
 def verify(folder: Path) -> tuple[int, dict[str, str], list[Path]]:
     """Compares a finished image set with its table: the images' sha256, what is missing, and what is not listed.
 
+    Nothing outside the folder is read: a link in it is a problem.
+
     Args:
         folder: the set's folder.
 
@@ -111,44 +125,73 @@ def verify(folder: Path) -> tuple[int, dict[str, str], list[Path]]:
         the shards of these images again, and nothing else.
 
     Raises:
-        InputError: the folder is no finished image set, or its table cannot be read.
+        InputError: the folder is no finished image set, or its manifest or its table is damaged.
     """
-    manifest = complete(folder)
-    if manifest is None or manifest.get("stage") != "images":
-        raise InputError(f"{folder}: no finished image set; expected a folder images-* that imagine has finished")
     remedy = f"delete {folder / MANIFEST} and run the same imagine again, which joins the shards' tables anew"
-    table = read_table(folder / "images.parquet", remedy)
-    problems, delete = _altered(folder, table, manifest["inputs"]["synthesis"]["shard_size"])
-    for file in _unlisted(folder, set(table["file"])):
-        problems[file] = "not in images.parquet"
+    if (complete(folder, remedy=remedy) or {}).get("stage") != "images":
+        raise InputError(f"{folder}: no finished image set; expected a folder images-* that imagine has finished")
+    manifest = completed(folder, remedy=remedy) or {}
+    table = read_table(folder / "images.parquet", IMAGES, remedy)
+    size = lookup(manifest, ("inputs", "synthesis", "shard_size"))
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"{folder / MANIFEST}: inputs: not those of an image set; {remedy}")
+    parts = shards(len(table), size)
+    problems, delete = _altered(folder, table, parts)
+    own = {MANIFEST, "images.parquet", "imglist.txt", *table["file"]}
+    own |= {shard_table(folder, number).relative_to(folder).as_posix() for number in range(len(parts))}
+    for file in _strangers(folder, own):
+        problems[file] = "a link" if (folder / file).is_symlink() else "not in images.parquet"
         delete.add(folder / file)
     rows = None
     with suppress(InputError):
         rows = read_imglist(folder / "imglist.txt")
     if rows != list(zip(table["file"], table["label"])):
         problems["imglist.txt"] = "not the files and labels of images.parquet"
+    if manifest.get("images") != len(table):
+        problems[MANIFEST] = f"{show(manifest.get('images'))} images, not the {len(table)} of images.parquet"
     return len(table), problems, [folder / MANIFEST, *sorted(delete)]
 
 
-def _altered(folder: Path, table: pd.DataFrame, shard_size: int) -> tuple[dict[str, str], set[Path]]:
-    """The images that are not what the table says, file -> problem, and the tables of their shards."""
+def _altered(folder: Path, table: pd.DataFrame, parts: Sequence[range]) -> tuple[dict[str, str], set[Path]]:
+    """What of the shards is not what the set's table says, file -> problem, and the tables of these shards."""
     problems, tables = {}, set()
-    found = hashes([folder / file for file in table["file"]], "verify: reading images")
-    for file, expected, digest in zip(table["file"], table["sha256"], found, strict=True):
-        if digest == expected:
-            continue
-        shard = int(Path(file).stem) // shard_size
-        what = (digest.strerror or "unreadable").lower() if isinstance(digest, OSError) else "altered"
-        problems[file] = f"{what} (shard {shard})"
-        tables.add(shard_table(folder, shard))
+    files = [folder / file for file in table["file"]]
+    inside = [_inside(folder, file) for file in files]
+    found = iter(hashes([file for file, there in zip(files, inside) if there], "verify: reading images"))
+    digests = [next(found) if there else OSError(0, "behind a link") for there in inside]
+    for number, rows in enumerate(parts):
+        path = shard_table(folder, number)
+        shard = table.iloc[rows.start : rows.stop].reset_index(drop=True)
+        for file, expected, digest in zip(shard["file"], shard["sha256"], digests[rows.start : rows.stop]):
+            if digest == expected:
+                continue
+            what = (digest.strerror or "unreadable").lower() if isinstance(digest, OSError) else "altered"
+            problems[file] = f"{what} (shard {number})"
+            tables.add(path)
+        own = None
+        with suppress(InputError):
+            own = read_table(path, IMAGES) if _inside(folder, path) else None
+        if own is None or not own.equals(shard):
+            problems[path.relative_to(folder).as_posix()] = "not the rows of images.parquet"
+            tables.add(path)
     return problems, tables
 
 
-def _unlisted(folder: Path, listed: set[str]) -> list[str]:
-    """The files in the folders of the classes that are not `listed`."""
+def _inside(folder: Path, file: Path) -> bool:
+    """Whether a file lies in a folder, without links on the way and at the end."""
+    if not file.is_relative_to(folder):
+        return False
+    return os.path.realpath(file) == os.path.join(os.path.realpath(folder), file.relative_to(folder))
+
+
+def _strangers(folder: Path, own: Collection[str]) -> list[str]:
+    """The files, and links of any kind, in a set's folder that are not its `own`."""
     found = []
-    for place, _, names in os.walk(folder):
-        part = Path(place).relative_to(folder)
-        if part.parts and part.parts[0] != "shards":
-            found += sorted(file for name in names if (file := f"{part.as_posix()}/{name}") not in listed)
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in sorted([*names, *links]):
+            path = Path(place, name)
+            file = path.relative_to(folder).as_posix()
+            if file not in own or path.is_symlink():
+                found.append(file)
     return found

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,10 @@ from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
 from openood_dream.parallel import ray
 from openood_dream.store.artifacts import MANIFEST, Artifact, build, complete
-from openood_dream.store.files import (
-    Rows,
-    read_rows,
-    read_table,
-    write_index,
-    write_table,
-    write_tensors,
-)
+from openood_dream.store.tables import INTEGERS, read_table, write_table
+from openood_dream.store.tensors import Rows, read_rows, write_index, write_tensors
 
+LATENTS = dict.fromkeys(("class", "embedding", "seed"), INTEGERS)  # columns of latents.parquet
 WRITERS = 4  # threads that encode and write images while the next ones are drawn
 
 
@@ -116,7 +112,7 @@ def list_label(imglist: Path) -> str:
     Args:
         imglist: the list; that of an image set, or of what a filter left of one, lies beside a manifest.
     """
-    manifest = complete(imglist.parent)
+    manifest = complete(imglist.parent, {"description": (str, NoneType)})
     return (manifest or {}).get("description") or imglist.stem
 
 
@@ -389,4 +385,4 @@ def make_latents(
 
 def load_latents(artifact: Artifact) -> tuple[pd.DataFrame, Rows]:
     """The table (class, embedding and seed of each) and the latents (M, c, h, w) of an artifact."""
-    return read_table(artifact.path / "latents.parquet"), read_rows(artifact.path, "latents")
+    return read_table(artifact.path / "latents.parquet", LATENTS), read_rows(artifact.path, "latents")

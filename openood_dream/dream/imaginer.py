@@ -26,7 +26,7 @@ from openood_dream.dream.prompts import Prompt, class_prompts, plain_prompts
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError, warn
-from openood_dream.store.files import Rows
+from openood_dream.store.tensors import Rows
 
 # diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"

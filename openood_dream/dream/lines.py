@@ -16,7 +16,7 @@ from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, write_tensors
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 STEPS = 9  # embeddings along a line, both ends included
 
@@ -111,5 +111,5 @@ def _row(imaginer: Imaginer, label: int, plain: torch.Tensor | None, line: torch
 
 def load_lines(artifact: Artifact) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens (L, STEPS, m) and images (L, noises, 1 + STEPS, 3, S, S) uint8 of an artifact."""
-    found = read_tensors(artifact.path / "line.safetensors")
+    found = read_tensors(artifact.path / "line.safetensors", tokens=3, images=6)
     return found["tokens"], found["images"]

@@ -19,9 +19,12 @@ from openood_dream.dream.space import load_space
 from openood_dream.errors import InputError
 from openood_dream.sampling.knn import Index, check_rows, knn_distance
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import Rows, read_rows, read_table, read_tensors, write_index, write_table, write_tensors
+from openood_dream.store.files import AGAIN
+from openood_dream.store.tables import INTEGERS, NUMBERS, read_table, write_table
+from openood_dream.store.tensors import Rows, read_rows, read_tensors, write_index, write_tensors
 
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
+OUTLIERS = {"class": INTEGERS, "boundary": INTEGERS, "distance": NUMBERS}  # columns of outliers.parquet
 COLUMNS = ("steps", "target", "seed", "draw")  # which of them an embedding has depends on the sampler
 
 
@@ -110,7 +113,11 @@ class _Sampling:
 
 def load_outliers(artifact: Artifact) -> tuple[pd.DataFrame, Rows]:
     """The table of an outliers artifact and its embeddings (M, m), of which only what is used is read into memory."""
-    return read_table(artifact.path / "outliers.parquet"), read_rows(artifact.path, "embeddings")
+    path, embeddings = artifact.path / "outliers.parquet", read_rows(artifact.path, "embeddings")
+    table = read_table(path, OUTLIERS)
+    if len(table) != len(embeddings):
+        raise InputError(f"{path}: {len(table)} rows for {len(embeddings)} embeddings; {AGAIN}")
+    return table, embeddings
 
 
 def quantiles(values: np.ndarray) -> dict[str, float]:
@@ -153,7 +160,7 @@ def _join(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Writes the tables and the index of the classes' embeddings; returns what the manifest says of each class."""
     frames, crossings, classes = [], [], []
     for label, name in enumerate(names):
-        found = read_tensors(_part(folder, label))
+        found = read_tensors(_part(folder, label), boundary=1, distance=1, id_distance=1, rows=1)
         frames.append(_table(label, found))
         about: dict[str, Any] = {"name": name, "embeddings": len(found["boundary"])}
         if "sigma" in found:

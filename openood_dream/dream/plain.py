@@ -19,7 +19,7 @@ from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.networks.features import classify
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, write_tensors
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 PER_CLASS, CLASSES = 50, 10  # images of a class, and classes, that show what a generator knows
 DEVIATIONS = 2  # of chance above which a share of images is more than that
@@ -84,7 +84,7 @@ def make_plain(
 
 def load_plain(artifact: Artifact) -> torch.Tensor:
     """The images (L, per_class, 3, S, S) uint8 of an artifact, by class."""
-    return read_tensors(artifact.path / "plain.safetensors")["images"]
+    return read_tensors(artifact.path / "plain.safetensors", images=5)["images"]
 
 
 def check_drawing(source: Source, names: Sequence[str], settings: SynthesisSettings, device: str) -> None:

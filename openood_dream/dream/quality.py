@@ -33,7 +33,8 @@ from openood_dream.networks.features import embed
 from openood_dream.networks.settings import AnyNetwork
 from openood_dream.sampling.knn import knn_distance
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import sha256, write_table
+from openood_dream.store.files import sha256
+from openood_dream.store.tables import write_table
 
 # ---------------------------------------------------------------------------------------------------------- the judge
 

@@ -14,7 +14,7 @@ from openood_dream.dream.imaginer import Imaginer
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, write_tensors
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 RESIDUALS, RESIDUAL_BYTES = 1024, 1 << 28  # how many there are at most
 
@@ -67,7 +67,7 @@ def make_residuals(
 
 def load_residuals(artifact: Artifact) -> torch.Tensor:
     """The residuals (R, 3, S, S) of an artifact, int16."""
-    return read_tensors(artifact.path / "residuals.safetensors")["residuals"]
+    return read_tensors(artifact.path / "residuals.safetensors", residuals=4)["residuals"]
 
 
 def residuals_of(residuals: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

@@ -26,7 +26,8 @@ from openood_dream.dream.prompts import fitted_pair
 from openood_dream.dream.settings import GeneratorTraining
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import MANIFEST, build
-from openood_dream.store.files import contents, fingerprint, reading_tensors
+from openood_dream.store.files import contents, fingerprint
+from openood_dream.store.tensors import reading_tensors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

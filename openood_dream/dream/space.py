@@ -28,7 +28,7 @@ from openood_dream.networks.precision import measured_dtype
 from openood_dream.networks.timm_network import SMALL_IMAGE, TimmNetwork, backbone_name
 from openood_dream.networks.trial import check_backbone
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, write_tensors
+from openood_dream.store.tensors import load_into, read_tensors, write_tensors
 
 BATCH = 256  # images per batch where nothing is trained
 
@@ -291,7 +291,7 @@ def _doubts(accuracy: float, labels: Tensor, settings: SpaceSettings) -> list[st
 
 def load_space(artifact: Artifact) -> dict[str, Tensor]:
     """`embeddings` (N, m), `labels` (N,) and `rows` (N,) in the training list, of a space artifact."""
-    return read_tensors(artifact.path / "embeddings.safetensors")
+    return read_tensors(artifact.path / "embeddings.safetensors", embeddings=2, labels=1)
 
 
 def load_encoder(artifact: Artifact, settings: SpaceSettings, dim: int, image_size: int) -> Encoder:
@@ -304,5 +304,5 @@ def load_encoder(artifact: Artifact, settings: SpaceSettings, dim: int, image_si
         image_size: pixels a side of its images.
     """
     encoder = make_encoder(settings, dim, image_size)
-    encoder.load_state_dict(read_tensors(artifact.path / "encoder.safetensors"))
+    load_into(encoder, artifact.path / "encoder.safetensors")
     return encoder.eval()

@@ -19,6 +19,7 @@ from openood_dream.errors import InputError
 from openood_dream.networks.features import outputs
 from openood_dream.postprocessors.base import Images, Pass, Postprocessor
 from openood_dream.store import artifacts, files
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 Set = tuple[str, ...]  # a data set by the keys of its section: ("dataset", "test"), ("ood_dataset", "nearood", "tin")
 TEST: Set = ("dataset", "test")
@@ -150,11 +151,12 @@ def stored_pass(
     def make(folder: Path) -> dict[str, Any]:
         made = forward()
         tensors = {"logits": made.logits, "features": made.features, "labels": made.labels}
-        files.write_tensors(folder / "pass.safetensors", **tensors)
+        write_tensors(folder / "pass.safetensors", **tensors)
         return {"warnings": doubts()}
 
     artifact = artifacts.build(cache_dir, "pass", dict(inputs), make)
-    return Pass(**files.read_tensors(artifact.path / "pass.safetensors"))
+    found = read_tensors(artifact.path / "pass.safetensors", logits=2, features=2, labels=1)
+    return Pass(found["logits"], found["features"], found["labels"])
 
 
 def passes_dir(checkpoint: Path, out: Path) -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openood_dream.errors import InputError
-from openood_dream.store import files
+from openood_dream.store import tensors
 
 State = dict[str, Tensor]
 
@@ -87,9 +87,9 @@ def _content(checkpoint: Path, key: str) -> Mapping[str, Any]:
         with open(checkpoint, "rb") as file:
             head = file.read(9)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27:  # the length of a header in JSON
-            return files.read_tensors(checkpoint)
+            return tensors.read_tensors(checkpoint)
         with torch.serialization.safe_globals(HARMLESS):
-            return files.read_checkpoint(checkpoint, f"{_foreign(checkpoint)}{REMEDY}")
+            return tensors.read_checkpoint(checkpoint, f"{_foreign(checkpoint)}{REMEDY}")
     except FileNotFoundError:
         raise InputError(f"{checkpoint}: no such checkpoint ({key}); train first or check the path") from None
     except OSError as error:

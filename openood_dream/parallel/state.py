@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, out_of_memory, reason, show
 from openood_dream.parallel.processes import Processes
-from openood_dream.store import files
+from openood_dream.store import tensors
+from openood_dream.store.files import Kinds
 
 REMEDY = "delete it to start anew"
 
@@ -44,6 +46,8 @@ class Batches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to the place of a `state_dict`, which leaves torch's random numbers as they were there."""
         torch.set_rng_state(state["start"])
+        if not 0 <= state["taken"] <= len(self.loader):
+            raise ValueError(f"{state['taken']} batches taken of {len(self.loader)}")
         for _ in range(state["taken"]):
             next(self)
 
@@ -67,15 +71,16 @@ def write_state(path: Path, processes: Processes, parts: Mapping[str, Any], batc
         own["batches"] = batches.state_dict()
     everyone = processes.gather(own)
     if processes.is_main:
-        files.write_checkpoint(path, {**parts, "random": everyone})
+        tensors.write_checkpoint(path, {**parts, "random": everyone})
 
 
-def read_state(path: Path, processes: Processes) -> dict[str, Any] | None:
+def read_state(path: Path, processes: Processes, kinds: Kinds | None = None) -> dict[str, Any] | None:
     """Reads what `write_state` wrote, for a training by as many processes.
 
     Args:
         path: the file.
         processes: those that train.
+        kinds: for each part that is read, what it may be.
 
     Returns:
         The parts, tensors on the CPU, and "random" for `set_random_state`; None where there is no file.
@@ -84,13 +89,31 @@ def read_state(path: Path, processes: Processes) -> dict[str, Any] | None:
         InputError: the file is damaged, or was written by another number of processes.
     """
     try:
-        state = files.read_checkpoint(path, REMEDY)
+        state = tensors.read_checkpoint(path, REMEDY)
     except FileNotFoundError:
         return None
+    for key, kind in {"random": list, **(kinds or {})}.items():
+        if not isinstance(state.get(key), kind):
+            raise InputError(f"{path}: {key}: not what this program writes, {show(state.get(key))}; {REMEDY}")
     before = len(state["random"])
     if before != processes.count:
         raise InputError(f"{path}: begun by {before} processes, this are {processes.count}; start as many, or {REMEDY}")
     return state
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Makes an InputError, which names the file, of what fails in the block because a state does not fit the training.
+
+    Args:
+        path: the file that the state was read from.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
+        raise InputError(f"{path}: not the state of this training ({reason(error)}); {REMEDY}") from None
 
 
 def set_random_state(state: Mapping[str, Any], processes: Processes, batches: Batches | None = None) -> None:

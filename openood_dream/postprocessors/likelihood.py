@@ -26,7 +26,7 @@ from openood_dream.networks.features import outputs
 from openood_dream.networks.generative.base import DensityModel
 from openood_dream.networks.generative.network import Generative
 from openood_dream.postprocessors.base import Images, Postprocessor, postprocessor
-from openood_dream.store import artifacts, files
+from openood_dream.store import artifacts, tensors
 
 BATCH = 128
 COMPRESSION = 9
@@ -165,11 +165,11 @@ class LikelihoodScore(Postprocessor):
         """The numbers (N,) that `make` computes of uint8 images: computed once for the same images and inputs."""
 
         def write(folder: Path) -> None:
-            files.write_tensors(folder / "bits.safetensors", bits=make())
+            tensors.write_tensors(folder / "bits.safetensors", bits=make())
 
         inputs = {"images": digest([images]), "shape": list(images.shape), **inputs}
         artifact = artifacts.build(self.args.cache_dir, stage, inputs, write)
-        return files.read_tensors(artifact.path / "bits.safetensors")["bits"]
+        return tensors.read_tensors(artifact.path / "bits.safetensors", bits=1)["bits"]
 
 
 @postprocessor("likelihood", LikelihoodArguments)

@@ -10,16 +10,17 @@ from typing import Any
 
 import yaml
 
-from openood_dream.errors import InputError
-from openood_dream.store.files import read_record
+from openood_dream.config.files import BoundedLoader
+from openood_dream.errors import InputError, reason, show
+from openood_dream.store.files import Kinds, read_record, read_text
 
 CONFIG = "config.yml"  # the settings of a training or an evaluation
 TRAINED = "train.json"  # the record of a finished training
 STARTED = "training.json"  # the same of one that is not finished
 SCORED = "evaluate.json"  # the record of a finished evaluation
 TEACHER = "teacher-"  # how the folders of networks begin that are trained for the imagination, and are no runs
+REMEDY = "restore it, or delete its folder and run again"
 
-Kinds = dict[str, type | tuple[type, ...]]
 TRAINING_KEYS: Kinds = {
     "hash": str,
     "inputs": (dict, NoneType),
@@ -31,7 +32,7 @@ TRAINING_KEYS: Kinds = {
 SCORING_KEYS: Kinds = {"hash": str, "inputs": dict, "trained": (dict, NoneType)}
 
 
-class _ConfigLoader(yaml.SafeLoader):
+class _ConfigLoader(BoundedLoader):
     """Reads OpenOOD's config.yml, whose Config objects are dumped with Python tags, as plain dicts; runs nothing."""
 
 
@@ -44,11 +45,12 @@ _ConfigLoader.add_multi_constructor(
 def read_config(path: Path) -> dict[str, Any]:
     """The settings that a run's folder keeps, ours or OpenOOD's; InputError where they cannot be read."""
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_ConfigLoader)  # noqa: S506 # nosec B506 (it is a SafeLoader)
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: expected a run's config in YAML: {error}") from error
+        text = read_text(path, REMEDY)
+        config = yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 # nosec B506 (it is a SafeLoader)
+    except (OSError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: expected a run's config in YAML ({reason(error)}); {REMEDY}") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a run's config, got {type(config).__name__}")
+        raise InputError(f"{path}: expected a run's config, got {show(config)}; {REMEDY}")
     return config
 
 

@@ -32,7 +32,8 @@ from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table
 from openood_dream.reports.variants import VARIANT, variants
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import read_tensors, sha256, write_tensors, write_text
+from openood_dream.store.files import sha256, write_text
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
 COLUMNS = 12  # thumbnails in a row
@@ -291,7 +292,7 @@ def sampled(first: Mapping[str, Run]) -> tuple[dict[str, bytes], list[str]]:
         network = run.experiment.network
         if not isinstance(network, GenerativeNetwork):
             continue
-        images = read_tensors(draw(run, network).path / "samples.safetensors")["images"]
+        images = read_tensors(draw(run, network).path / "samples.safetensors", images=4)["images"]
         colours, high = images[:, : network.channels], images[:, network.channels :]
         for label, part in ((method, colours), (f"{method}: high frequencies", high)):
             if part.shape[1]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,10 @@ from openood_dream.reports.records import (
     read_training,
     run_folders,
 )
-from openood_dream.store.files import fingerprint, sha256
+from openood_dream.store.arrays import read_arrays
+from openood_dream.store.files import check_file, fingerprint, sha256
 
+MOST_CSV = 16 << 20  # bytes of an ood.csv, to which OpenOOD appends
 # Keys of a training's config that have no say in its numbers: where things lie, and how they are computed.
 NEUTRAL = {"imglist_pth", "data_dir", "num_workers", "num_gpus", "cache_dir", "checkpoint", "val", "test"}
 # The keys of a run's config that tell it from others; the column is the key's first word.
@@ -79,11 +80,8 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         InputError: the file is damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["pred"], file["conf"], file["label"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: expected scores with pred, conf and label ({error}); score the run again") from None
+    found = read_arrays(path, "score the run again", pred="iu", conf="iuf", label="iu")
+    return found["pred"], found["conf"], found["label"]
 
 
 def _warn_of_unscored(folders: Iterable[Path], scored: Collection[str | None]) -> None:
@@ -245,6 +243,7 @@ def _training_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _read_csv(path: Path, rows: Sequence[str]) -> dict[str, dict[str, float]]:
     """The last row of each data set in ood.csv or its like: {dataset: {column: percent}}; `rows` must be there."""
+    check_file(path, "score the run again", MOST_CSV)
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)

@@ -16,15 +16,18 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from openood_dream._version import __version__
-from openood_dream.errors import InputError, warn
-from openood_dream.store.files import fingerprint, remove_unfinished, writable, write_json
+from openood_dream.errors import InputError, show, warn
+from openood_dream.store.files import Kinds, fingerprint, read_record, remove_unfinished, writable, write_json
 
 MANIFEST = "manifest.json"
+KEYS: Kinds = {"stage": str, "hash": str, "inputs": dict, "seconds": (int, float), "warnings": (list, NoneType)}
+ANEW = "delete the folder and run again"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Artifact:
     @property
     def warnings(self) -> list[str]:
         """What is doubtful about it, each in one line; see errors.warn."""
-        return self.manifest.get("warnings", [])
+        return self.manifest.get("warnings") or []
 
     @property
     def stage(self) -> str:
@@ -57,19 +60,47 @@ class Artifact:
         return self.manifest["stage"]
 
 
-def complete(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete folder, or None for a folder that is missing or was interrupted."""
+def complete(folder: Path, kinds: Kinds | None = None, remedy: str = ANEW) -> dict[str, Any] | None:
+    """The manifest of a complete folder, or None for a folder that is missing or was interrupted.
+
+    Args:
+        folder: the folder.
+        kinds: for each key of the manifest that is read, what its value may be; NoneType allows that it is missing.
+        remedy: what to do where it is damaged.
+
+    Raises:
+        InputError: the manifest is damaged.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError(f"expected a mapping, got a {type(manifest).__name__}")
-        return manifest
-    except (FileNotFoundError, NotADirectoryError):
+        return read_record(folder / MANIFEST, kinds, remedy)
+    except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / MANIFEST}: not a readable manifest ({error}); delete the folder and run again"
-        ) from None
+
+
+def completed(folder: Path, wanted: str | None = None, remedy: str = ANEW) -> dict[str, Any] | None:
+    """The manifest of a complete artifact, or None for one that is missing or was interrupted.
+
+    Args:
+        folder: the artifact's.
+        wanted: the hash that it must have; None for that of its inputs alone.
+        remedy: what to do where it is damaged.
+
+    Raises:
+        InputError: the manifest is damaged, or its inputs are not those of its hash.
+    """
+    manifest = complete(folder, KEYS, remedy)
+    if manifest is None:
+        return None
+    try:
+        same = fingerprint(manifest["inputs"]) == manifest["hash"] == (wanted or manifest["hash"])
+    except (ValueError, RecursionError):  # NaN, which no inputs have
+        same = False
+    if not same:
+        raise InputError(f"{folder / MANIFEST}: inputs: not those of its hash; {remedy}")
+    for text in manifest.get("warnings") or []:
+        if not isinstance(text, str):
+            raise InputError(f"{folder / MANIFEST}: warnings: expected texts, got {show(text)}; {remedy}")
+    return manifest
 
 
 class Missing(Exception):
@@ -121,13 +152,14 @@ def build(
         Missing: within `reusing_only`, it is not complete.
     """
     folder = folder_of(cache_dir, stage, inputs)
-    manifest = complete(folder)
+    wanted = fingerprint(inputs)
+    manifest = completed(folder, wanted)
     if manifest is not None:
         return _warned(Artifact(folder, manifest, reused=True))
     if _reusing.get():
         raise Missing(stage)
     with folder_if_used(folder.parent), locked(folder):
-        manifest = complete(folder)  # another process may have finished it while this one waited
+        manifest = completed(folder, wanted)  # another process may have finished it while this one waited
         if manifest is not None:
             return _warned(Artifact(folder, manifest, reused=True))
         start = time.perf_counter()
@@ -137,7 +169,7 @@ def build(
             manifest = {
                 **extra,
                 "stage": stage,
-                "hash": fingerprint(inputs),
+                "hash": wanted,
                 "inputs": inputs,
                 "seconds": round(time.perf_counter() - start, 3),
                 "code": __version__,

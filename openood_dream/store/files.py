@@ -1,14 +1,13 @@
-"""Files that are written whole or not at all: text, JSON, tensors, tables; and fingerprints of what they hold."""
+"""Files that are written whole or not at all: text and JSON; and fingerprints of what they hold."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
+import stat
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,19 +15,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import pandas as pd
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from openood_dream.errors import InputError, show
 
 T = TypeVar("T")
+Kinds = Mapping[str, type | tuple[type, ...]]  # what the values of some keys may be
 
 UNFINISHED = ".part-"  # how the names of temporary files begin
 AGAIN = "delete its folder and run again"
+JSON_BYTES = 32 << 20  # a record of ours has less; one of this size needs a gigabyte in memory
 
 
 # ---------------------------------------------------------------------------------------------------- fingerprints
@@ -239,9 +235,57 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_record(
-    path: Path, kinds: Mapping[str, type | tuple[type, ...]] | None = None, remedy: str = AGAIN
-) -> dict[str, Any]:
+def check_file(path: str | Path, remedy: str = AGAIN, most: int | None = None) -> int:
+    """Checks a file before it is read: a pipe would be waited for, and a file of any size would fill the memory.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is not fit to be read.
+        most: bytes that it may have; None for as many as it likes.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        InputError: it is no regular file, larger, or cannot be looked at.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(2, os.strerror(2), os.fspath(path)) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); {remedy}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: expected a regular file; {remedy}")
+    if most is not None and found.st_size > most:
+        raise InputError(f"{path}: expected at most {most >> 20} MB, got {found.st_size >> 20} MB; {remedy}")
+    return found.st_size
+
+
+def read_text(path: str | Path, remedy: str = AGAIN, most: int = JSON_BYTES) -> str:
+    """A file's text, UTF-8.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged.
+        most: bytes that it may have.
+
+    Raises:
+        InputError: it is no regular file, larger, no UTF-8, or cannot be read.
+        FileNotFoundError: it is not there.
+    """
+    check_file(path, remedy, most)
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"{path}: expected UTF-8 text, got byte 0x{byte:02x}; {remedy}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+
+
+def read_record(path: Path, kinds: Kinds | None = None, remedy: str = AGAIN) -> dict[str, Any]:
     """The JSON mapping that a finished part of a run left.
 
     Args:
@@ -251,9 +295,12 @@ def read_record(
 
     Raises:
         InputError: the file is damaged; the message names it and the first key that is wrong.
+        FileNotFoundError: it is not there.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path, remedy))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable JSON ({error}); {remedy}") from None
     if not isinstance(record, dict):
@@ -262,187 +309,3 @@ def read_record(
         if not isinstance(record.get(key), kind):
             raise InputError(f"{path}: {key}: not what this program writes, {show(record.get(key))}; {remedy}")
     return record
-
-
-# ----------------------------------------------------------------------------------------------------------- tensors
-
-
-def write_tensors(path: Path, **tensors: Tensor) -> None:
-    """Writes named tensors as safetensors, whole or not at all.
-
-    Args:
-        path: the file.
-        tensors: any shapes, number formats and devices; views are fine.
-    """
-    with replacing(path) as work:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, work)
-
-
-@contextmanager
-def reading_tensors(path: Path, remedy: str = AGAIN) -> Iterator[None]:
-    """Makes an InputError, which names the file, of what fails in the block because a safetensors file is damaged.
-
-    Args:
-        path: the file that the block reads.
-        remedy: what to do about it.
-    """
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); {remedy}") from None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file, memory-mapped; a damaged file is an InputError that names it."""
-    with reading_tensors(path):
-        return load_file(path)
-
-
-def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes what `read_checkpoint` reads, whole or not at all.
-
-    Args:
-        path: the file.
-        state: tensors, numbers, text, and lists and dicts of them.
-    """
-    content = io.BytesIO()  # torch's own files end in errors that do not say why where a disk is full
-    torch.save(state, content)
-    with replacing(path) as work:
-        work.write_bytes(content.getbuffer())
-
-
-def read_checkpoint(path: str | Path, remedy: str = "delete it and run again") -> dict[str, Any]:
-    """A file of torch.save, read with weights_only, so that it can run no code; tensors come to the CPU.
-
-    Args:
-        path: the file.
-        remedy: what to do where it is damaged.
-
-    Raises:
-        InputError: it is no such file, or holds no mapping.
-        FileNotFoundError: it is not there.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error that follows says it better
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch reports a damaged file through many exception types
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}") from None
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: expected tensors by name, got a {type(state).__name__}; {remedy}")
-    return state
-
-
-class Rows:
-    """A tensor that lies in several files, row after row, memory-mapped: only rows that are asked for are read.
-
-    Args:
-        parts: its parts, each (n, ...) with n >= 0.
-    """
-
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        self._parts = parts
-        self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
-        self.shape = torch.Size([int(self._ends[-1]), *parts[0].shape[1:]])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        """The rows (B, ...) at the positions `index` (B,), 0 to len - 1."""
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise IndexError(f"rows {int(index.min())} to {int(index.max())} of {len(self)}")
-        which = torch.searchsorted(self._ends, index, right=True)
-        rows = torch.empty(len(index), *self.shape[1:], dtype=self._parts[0].dtype)
-        for number in which.unique().tolist():
-            part, here = self._parts[number], which == number
-            rows[here] = part[index[here] - self._ends[number] + len(part)]
-        return rows
-
-    def all(self) -> Tensor:
-        """All rows, in memory."""
-        return torch.cat(list(self._parts))
-
-
-def _index_file(folder: Path, name: str) -> Path:
-    """Where the index of a tensor in several files lies."""
-    return folder / f"{name}.safetensors.index.json"
-
-
-def write_index(folder: Path, name: str, parts: Sequence[Path]) -> None:
-    """Writes the index of a tensor whose rows lie in several safetensors files, in the form of the Hugging Face hub.
-
-    Args:
-        folder: where the index is written.
-        name: of the tensor; the file number i of `parts` holds its rows as `<name>.<i>`.
-        parts: the files, below `folder`; they stay where they are.
-
-    Raises:
-        InputError: a file is damaged, or holds no tensor of that name.
-    """
-    size, places = 0, {}
-    for number, part in enumerate(parts):
-        size += _map_tensor(part, f"{name}.{number}").nbytes
-        places[f"{name}.{number}"] = part.relative_to(folder).as_posix()
-    write_json(_index_file(folder, name), {"metadata": {"total_size": size}, "weight_map": places})
-
-
-def read_rows(folder: Path, name: str) -> Rows:
-    """The rows of a tensor in several files, in the order of the files.
-
-    Args:
-        folder: where `write_index` wrote its index.
-        name: of the tensor.
-
-    Raises:
-        InputError: the index or a file is damaged.
-    """
-    path = _index_file(folder, name)
-    try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = [folder / places[f"{name}.{number}"] for number in range(len(places))]
-        parts = [_map_tensor(file, f"{name}.{number}") for number, file in enumerate(files)]
-        return Rows(parts)
-    except InputError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path}: not a readable index of tensors ({error}); {AGAIN}") from None
-
-
-def _map_tensor(path: Path, name: str) -> Tensor:
-    """A tensor of a safetensors file, of which nothing but its header is read yet."""
-    with reading_tensors(path), safe_open(path, "pt") as file:
-        return file.get_tensor(name)
-
-
-# ------------------------------------------------------------------------------------------------------------ tables
-
-
-def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Writes a table as parquet, whole or not at all.
-
-    Args:
-        path: the file.
-        frame: the table; its index is not kept.
-    """
-    with replacing(path) as work:
-        frame.to_parquet(work, index=False)
-
-
-def read_table(path: Path, remedy: str = AGAIN) -> pd.DataFrame:
-    """Reads a parquet table.
-
-    Args:
-        path: the file.
-        remedy: what to do where it is missing or damaged.
-
-    Raises:
-        InputError: it is missing or damaged; names it and the remedy.
-    """
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: not a readable table ({reason}); {remedy}") from None

@@ -10,12 +10,14 @@ from torch import nn
 
 from openood_dream.datasets.images import ImageList
 from openood_dream.parallel.processes import Processes
-from openood_dream.parallel.state import read_state, set_random_state, write_state
-from openood_dream.store.files import write_checkpoint
+from openood_dream.parallel.state import read_state, restoring, set_random_state, write_state
+from openood_dream.store.files import Kinds
+from openood_dream.store.tensors import write_checkpoint
 from openood_dream.trainers.base import BaseTrainer
 
 TRAINING = "training.ckpt"  # what an interrupted training goes on from
 
+STATE: Kinds = {"identity": str, "epoch": int, "best": float, "history": list, "trainer": dict}  # parts of it
 History = list[dict[str, Any]]  # of each epoch "epoch", "loss", "terms" and "val_acc"
 
 
@@ -109,12 +111,13 @@ class _Progress:
 
     def read(self, processes: Processes) -> int:
         """Goes on from training.ckpt if it is of this training; returns how many epochs are done."""
-        state = read_state(self.out / TRAINING, processes)
+        state = read_state(self.out / TRAINING, processes, STATE)
         if state is None or state["identity"] != self.identity:
             return 0
-        self.trainer.load_state_dict(state["trainer"])
-        self.best, self.history = state["best"], state["history"]
-        set_random_state(state, processes)
+        with restoring(self.out / TRAINING):
+            self.trainer.load_state_dict(state["trainer"])
+            self.best, self.history = state["best"], state["history"]
+            set_random_state(state, processes)
         return state["epoch"]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from helpers import write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from openood_dream.config.files import layers, parse, read, shipped_configs
 from openood_dream.errors import InputError
+from openood_dream.reports.records import read_config
 
 
 def error(name: str) -> str:
@@ -81,9 +85,11 @@ def test_folder_in_the_place_of_a_file(name):
         ("a: 2024-99-01", "a.yml:1:4: "),
         ("a: !!python/name:os.system x", "a.yml:1:4: could not determine a constructor"),
         ("a: 99999999999999999999", "a.yml:1:4: "),
+        ('a: "x\\e[31m"', "a.yml:1:4: the control character #x1b"),
+        ('"a\\x9b": 1', "a.yml:1:1: the control character #x9b"),
         ("- a", "a.yml: expected a mapping"),
         ("# nothing", "a.yml: expected a mapping"),
-        ("a: " + "[" * 5000, "a.yml: nested too deeply"),
+        ("a: " + "[" * 5000, "a.yml:1:103: nested too deeply"),
         ("include: b.yml", "a.yml: include: expected a list"),
         ("include: [1]", "a.yml: include: expected a list"),
         ("include: [nowhere.yml]", "a.yml: include: nowhere.yml: no such file"),
@@ -101,5 +107,86 @@ def test_cycle_of_includes():
 
 def test_no_text_file():
     Path("a.yml").write_bytes(b"a: \xff")
-    with pytest.raises(InputError, match=r"^a\.yml: expected UTF-8 text, got byte 0xff$"):
+    with pytest.raises(InputError, match=r"^a\.yml: expected UTF-8 text, got byte 0xff; "):
         read("a.yml")
+
+
+# Each takes some lines to write, and gigabytes to hold.
+BOMBS = {
+    "mappings": "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}\n" for i in range(1, 40)),
+    "lists": "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+    "merges": "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40)),
+    "texts": f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 1000)}]\n",
+    "commas": "a: [" + "1," * 500_000 + "]\n",
+    "characters": "a: " + "x" * 3_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(set(BOMBS) - {"commas"}) + [pytest.param("commas", marks=pytest.mark.slow)])
+def test_bombs(kind):
+    assert error(write(BOMBS[kind])).startswith("a.yml:")
+    with pytest.raises(InputError, match=r"^a\.yml: expected a run's config in YAML"):
+        read_config(Path("a.yml"))
+
+
+def test_many_classes_are_no_bomb():
+    names = "".join(f"- a class of a long name, {number}\n" for number in range(1000))
+    assert len(read(write(f"a: &a\n{names}b: *a\nc: *a\n"))["c"]) == 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x [*x]", "a: 2024-99-01", "[" * 5000, "a: !!int x", "a: !!python/object/new:x 1", "- 1", "", "\x07"]
+)
+def test_config_of_a_run(text):
+    with pytest.raises(InputError, match=r"^a\.yml: expected a run's config.*; restore it"):
+        read_config(Path(write(text)))
+
+
+@pytest.mark.parametrize("reader", [read, lambda file: read_config(Path(file))])
+def test_pipe_is_not_waited_for(reader):
+    os.mkfifo("a.yml")
+    with pytest.raises(InputError, match=r"^a\.yml: expected a regular file"):
+        reader("a.yml")
+
+
+LINES = st.lists(
+    st.sampled_from(
+        [
+            "a: ",
+            "- ",
+            "&x ",
+            "*x",
+            "{",
+            "}",
+            "[",
+            "]",
+            "<<: ",
+            "\n",
+            "  ",
+            "1",
+            "!!int ",
+            "!!set ",
+            "!!python/object/new:a ",
+            "? ",
+            "|",
+            '"',
+            "\\e",
+            "2024-99-01",
+            "@{a}",
+            "1e99",
+            "é",
+        ]
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(parts=LINES)
+def test_fuzz(parts):
+    file = write("".join(parts))
+    for reader in (read, lambda file: read_config(Path(file))):
+        try:
+            assert isinstance(reader(file), dict)
+        except InputError as error:
+            assert str(error).startswith("a.yml:")

@@ -24,8 +24,9 @@ from openood_dream.dream.image_set import (
     write_image,
 )
 from openood_dream.dream.images import Shards
+from openood_dream.store import files as store
 from openood_dream.store.artifacts import complete
-from openood_dream.store.files import write_table
+from openood_dream.store.tables import write_table
 
 MANY = ("--dream.synthesis.per_class", "100", "--dream.synthesis.shard_size", "4", "--dream.synthesis.batch_size", "2")
 
@@ -60,11 +61,12 @@ def test_shards_hold_every_image_once_in_order(total, size):
 
 def test_shards_join_in_order_whoever_wrote_them_first(tmp_path):
     wanted = shards(5, 2)
+    more = {"sha256": "", "class": 0, "embedding": 0, "distance": 1.0}
     for number in (2, 0):
-        rows = [{"file": f"a b/{i}.png", "label": -1, "seed": i} for i in wanted[number]]
+        rows = [{"file": f"a b/{i}.png", "label": -1, "seed": i, **more} for i in wanted[number]]
         write_table(shard_table(tmp_path, number), pd.DataFrame(rows))
     assert missing_shards(tmp_path, wanted) == [1]
-    rows = [{"file": f"c/{i}.png", "label": 3, "seed": i} for i in wanted[1]]
+    rows = [{"file": f"c/{i}.png", "label": 3, "seed": i, **more} for i in wanted[1]]
     write_table(shard_table(tmp_path, 1), pd.DataFrame(rows))
     assert missing_shards(tmp_path, wanted) == []
     table = join_shards(tmp_path, 3)
@@ -237,6 +239,59 @@ def test_changed_list(command, image_set):
     (image_set / "imglist.txt").write_text("zero/0000000.png 0\n")
     done = command("verify", image_set)
     assert done.code == 1 and "imglist.txt: not the files and labels of images.parquet" in done.out
+
+
+def move_away(folder: Path, name: str) -> None:
+    """Moves a part of a set elsewhere and leaves a link."""
+    (folder / name).rename(folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
+
+
+# What somebody may do to a set, and the file that is named.
+MEDDLING = {
+    "beside the folders": (lambda folder: (folder / "more.txt").touch(), "more.txt"),
+    "among the shards": (lambda folder: (folder / "shards" / "000099.parquet").touch(), "shards/000099.parquet"),
+    "hidden": (
+        lambda folder: (folder / ".x" / "y").mkdir(parents=True) or (folder / ".x" / "y" / "z").touch(),
+        ".x/y/z",
+    ),
+    "a linked folder": (lambda folder: move_away(folder, "zero"), "zero"),
+    "a linked image": (lambda folder: move_away(folder, "zero/0000000.png"), "zero/0000000.png"),
+    "another folder": (lambda folder: (folder / "etc").symlink_to("/etc"), "etc"),
+    "a shard's table": (
+        lambda folder: shutil.copy(shard_table(folder, 0), shard_table(folder, 1)),
+        "shards/000001.parquet",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MEDDLING)
+def test_meddling_of_any_kind(command, tiny, dream, image_set, kind):
+    meddle, file = MEDDLING[kind]
+    meddle(image_set)
+    done = command("verify", image_set)
+    assert done.code == 1 and [line for line in done.out.splitlines() if line.startswith(f"{file}: ")], done
+    subprocess.run(["sh", "-c", done.out.splitlines()[-1]], check=True)
+    tiny.config("--dream.cache_dir", str(image_set.parent)).imagination.images  # noqa: B018
+    assert digests(image_set) == digests(dream.images.path) and command("verify", image_set).code == 0
+
+
+def test_changed_settings(command, image_set):
+    manifest = image_set / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"per_class": 4', '"per_class": 5'))
+    done = command("verify", image_set)
+    assert done.code == 2 and f"{manifest}: inputs: not those of its hash" in done.err[0]
+
+
+@pytest.mark.parametrize("file", ["../../secret.png", "/etc/passwd"])
+def test_nothing_outside_is_read(command, image_set, monkeypatch, file):
+    table = read_images(image_set)
+    table.loc[0, "file"] = file
+    write_table(image_set / "images.parquet", table)
+    read = []
+    monkeypatch.setattr(store, "sha256", lambda path: read.append(str(path)) or "")
+    assert command("verify", image_set).code == 1
+    assert len(read) == len(table) - 1 and not [path for path in read if path.endswith(file)]
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])

@@ -24,7 +24,7 @@ from openood_dream.errors import InputError
 from openood_dream.experiment import load_config
 from openood_dream.sampling.knn import knn_distance
 from openood_dream.store.artifacts import MANIFEST, Artifact, build
-from openood_dream.store.files import write_tensors
+from openood_dream.store.tensors import write_tensors
 
 NAMES = ["cat", "dog", "emu"]
 SMALL = {"k": 5, "sigma": 0.15, "select": 10, "n_boundary": 6, "n_draws": 20, "keep": 2, "rounds": 3}

@@ -23,7 +23,8 @@ from openood_dream.errors import InputError
 from openood_dream.networks.factory import get_network
 from openood_dream.reports.quality import quality_table
 from openood_dream.store.artifacts import Artifact
-from openood_dream.store.files import sha256, write_checkpoint
+from openood_dream.store.files import sha256
+from openood_dream.store.tensors import write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from PIL import Image
 from openood_dream.dream.image_set import read_images
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.residuals import load_residuals, make_residuals, residuals_of
-from openood_dream.store.files import read_tensors
+from openood_dream.store.tensors import read_tensors
 
 
 def test_residuals_are_what_the_autoencoder_loses(dream, tiny):

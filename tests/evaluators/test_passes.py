@@ -16,7 +16,7 @@ from openood_dream.errors import InputError, InputWarning
 from openood_dream.evaluators import passes as module
 from openood_dream.evaluators.passes import TEST, file_name, forward_pass, passes_dir
 from openood_dream.postprocessors.base import Postprocessor
-from openood_dream.store import files
+from openood_dream.store import tensors
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def kept(net, tmp_path) -> dict[str, Path]:
     """A checkpoint of the network, and where its passes are kept."""
-    files.write_checkpoint(tmp_path / "best.ckpt", net.state_dict())
+    tensors.write_checkpoint(tmp_path / "best.ckpt", net.state_dict())
     return {"checkpoint": tmp_path / "best.ckpt", "cache_dir": tmp_path / "passes"}
 
 

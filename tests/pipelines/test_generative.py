@@ -11,7 +11,7 @@ from openood_dream.errors import InputError
 from openood_dream.networks.generative.network import Generative
 from openood_dream.pipelines.benchmark import benchmark
 from openood_dream.pipelines.test import test as score
-from openood_dream.store import files
+from openood_dream.store import tensors
 
 METHODS = """
 benchmark:
@@ -54,7 +54,7 @@ def test_checkpoint(tiny, tmp_path):
         *["--output_dir", str(tmp_path), "--exp_name", "scored", "--network.checkpoint", str(tmp_path / "a.ckpt")],
         layers=["networks/vae_small.yml", "postprocessors/frl.yml"],
     )
-    files.write_checkpoint(tmp_path / "a.ckpt", Generative(experiment.network).state_dict())
+    tensors.write_checkpoint(tmp_path / "a.ckpt", Generative(experiment.network).state_dict())
     out = score(experiment)
     assert (out / "ood.csv").exists() and (tmp_path / "likelihoods").is_dir()
     with pytest.raises(InputError, match=r"a\.ckpt: .*high-frequency channel"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from finished_runs import write_run
@@ -52,3 +54,11 @@ def test_a_damaged_record_is_named(tmp_path, command, name, text):
 def test_networks_of_the_imagination_are_no_runs(tmp_path):
     paths = [tmp_path / name / "train.json" for name in ("s0", "teacher-0123")]
     assert records.run_folders(paths) == [tmp_path / "s0"]
+
+
+def test_leaderboard_starts_without_torch(tmp_path):
+    write_run(tmp_path)
+    code = "import sys; from openood_dream import cli; cli.app(standalone_mode=False); print('torch' in sys.modules)"
+    words = [sys.executable, "-c", code, "leaderboard", str(tmp_path), "--format", "csv"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -21,7 +21,8 @@ from openood_dream.reports import report
 from openood_dream.reports.report import Run
 from openood_dream.reports.runs import collect
 from openood_dream.reports.table import table
-from openood_dream.store.files import read_tensors, write_checkpoint, write_json
+from openood_dream.store.files import write_json
+from openood_dream.store.tensors import read_tensors, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from openood_dream.device import autocast
 from openood_dream.dream.generator.models import Autoencoding, Denoiser, noise_schedule, snr_weights
 from openood_dream.dream.settings import GeneratorTraining
 from openood_dream.parallel.processes import Processes
-from openood_dream.parallel.state import Batches, read_state, set_random_state, write_state
+from openood_dream.parallel.state import Batches, read_state, restoring, set_random_state, write_state
 
 KL_WEIGHT = 1e-4  # keeps the latents near a unit Gaussian without blurring the images
 MIRROR = RandomHorizontalFlip(1.0)
@@ -196,13 +196,13 @@ def fit(
     processes, device = session.processes, session.device
     nets.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     trained = processes.prepare(nets)
-    stepper, done = Stepper(nets, plan), 0
-    tail: list[torch.Tensor] = []  # the shown losses of the last tenth
+    stepper, done, tail = Stepper(nets, plan), 0, list[torch.Tensor]()  # tail: the shown losses of the last tenth
     file = session.folder / f"{name.partition(' ')[0]}.state"
-    if (state := read_state(file, processes)) is not None:
-        stepper.load_state_dict(state)
-        done, tail = state["done"], list(state["tail"].to(device))
-        set_random_state(state, processes, batches)
+    if (state := read_state(file, processes, {"done": int, "tail": torch.Tensor})) is not None:
+        with restoring(file):
+            stepper.load_state_dict(state)
+            done, tail = state["done"], list(state["tail"].to(device))
+            set_random_state(state, processes, batches)
     finite = torch.tensor(True, device=device)  # read now and then, so that no step waits for the device
     with processes.progress(total=plan.steps, initial=done, desc=f"generator: training the {name}", unit="step") as bar:
         while done < plan.steps:
