@@ -157,7 +157,7 @@ def make_images(
         InputError: the embeddings do not fit the pipeline, a class has none, or a batch does not fit into memory.
     """
     check_executor(executor)
-    far = executor == "ray"
+    each = partial(ray.each, device=device, worker_gpus=worker_gpus) if executor == "ray" else None
 
     def make(folder: Path) -> dict[str, Any]:
         wanted = shards(settings.per_class * len(names), settings.shard_size)
@@ -176,9 +176,7 @@ def make_images(
         if todo:
             total = sum(len(wanted[number]) for number in todo)
             with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
-                _draw(
-                    work, wanted, todo, bar, partial(ray.each, device=device, worker_gpus=worker_gpus) if far else None
-                )
+                _draw(work, wanted, todo, bar, each)
         table = join_shards(folder, len(wanted))
         method = outliers.manifest["inputs"]["outliers"]["method"]
         return {"images": len(table), "generator": source.path, "description": imagined_label(method)}
