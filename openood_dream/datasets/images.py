@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -260,17 +259,6 @@ class _Decoded:
             self._pixels[i] = decode(i)
             self._there[i] = True
         return self._pixels[index]
-
-
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Writes an image of a benchmark that is made here, and the folders above it.
-
-    Args:
-        path: the file; its ending says the format.
-        pixels: uint8 (H, W, 3).
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
 
 def random_crop(pixels: Tensor, padding: int) -> Tensor:
