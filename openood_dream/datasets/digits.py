@@ -8,11 +8,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits, load_sample_image
 
-from openood_dream.datasets.images import save_image
-from openood_dream.datasets.imglist import write_imglist
-from openood_dream.errors import InputError
-from openood_dream.store.artifacts import MANIFEST, complete, exclusive
-from openood_dream.store.files import remove_unfinished, write_json
+from openood_dream.datasets.made import finish, is_made, write_images
+from openood_dream.store.artifacts import exclusive
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five")  # ID; six to nine are near-OOD
 SHIFTED = ("test_rotated", "test_blurred", "test_noisy", "test_contrast")  # covariate-shifted ID test digits
@@ -23,7 +20,9 @@ Images = list[tuple[np.ndarray, int]]  # uint8 (32, 32, 3) and the label of each
 
 
 def make_digits(root: str | Path, seed: int = 0) -> None:
-    """Writes the digits benchmark in OpenOOD's layout, once; the same files for the same seed.
+    """Writes the digits benchmark in OpenOOD's layout; the same files for the same seed.
+
+    What is there already stays; an image that is missing or damaged is made again.
 
     ID digits zero to five (train 70 %, val 10 %, test 20 %), near-OOD six to nine, far-OOD patches of flower.jpg and
     noise, auxiliary outliers for OE of china.jpg patches and blends of two ID training digits, OOD validation ID
@@ -39,33 +38,18 @@ def make_digits(root: str | Path, seed: int = 0) -> None:
         InputError: `root` holds the digits of another seed.
     """
     root = Path(root)
-    lists = root / "benchmark_imglist" / "digits"
-    if _is_made(lists, seed):
+    if is_made(root, "digits", seed):
         return
     with exclusive(root):
-        if _is_made(lists, seed):  # by another process, while this one waited
+        if is_made(root, "digits", seed):  # by another process, while this one waited
             return
-        sets = _sets(seed)
-        for name in DIGIT_SETS:
-            rows = []
-            for number, (image, label) in enumerate(sets[name]):
-                folder = DIGIT_NAMES[label] if label >= 0 else "ood"
-                file = f"digits/{name}/{folder}/{number:04d}.png"
-                save_image(root / "images_classic" / file, image)
-                rows.append((file, label))
-            write_imglist(lists / f"{name}.txt", rows)
-        remove_unfinished(lists)
-        counts = {name: len(rows) for name, rows in sets.items()}
-        write_json(lists / MANIFEST, {"seed": seed, "images": counts})
-
-
-def _is_made(lists: Path, seed: int) -> bool:
-    """Whether the lists are complete; InputError where they are those of another seed."""
-    manifest = complete(lists)
-    if manifest is not None and manifest["seed"] != seed:
-        root = lists.parent.parent
-        raise InputError(f"{root}: holds the digits of seed {manifest['seed']}, not {seed}; choose another data_root")
-    return manifest is not None
+        lists, sizes = {}, dict[str, int]()
+        for name, images in _sets(seed).items():
+            folders = [DIGIT_NAMES[label] if label >= 0 else "ood" for _, label in images]
+            files = [f"digits/{name}/{folder}/{number:04d}.png" for number, folder in enumerate(folders)]
+            sizes |= write_images(root, zip(files, (image for image, _ in images)))
+            lists[name] = [(file, label) for file, (_, label) in zip(files, images)]
+        finish(root, "digits", lists, sizes, seed=seed, images={name: len(rows) for name, rows in lists.items()})
 
 
 def _sets(seed: int) -> dict[str, Images]:

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -328,17 +327,6 @@ class _Resident:
     def take(self, index: Tensor, decode: Callable[[int], Tensor]) -> Tensor:
         """The images at positions `index` (B,)."""
         return self._pixels[copied(index, self._pixels.device)]
-
-
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Writes an image of a benchmark that is made here, and the folders above it.
-
-    Args:
-        path: the file; its ending says the format.
-        pixels: uint8 (H, W, 3).
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
 
 def random_crop(pixels: Tensor, padding: int, border: str = "black") -> Tensor:

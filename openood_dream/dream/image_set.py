@@ -7,9 +7,10 @@ shards are there, `images.parquet` and `imglist.txt`.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from openood_dream.config.tree import lookup
 from openood_dream.datasets.imglist import read_imglist, write_imglist
 from openood_dream.errors import InputError, show
 from openood_dream.store.artifacts import MANIFEST, complete, completed
-from openood_dream.store.files import hashes, remove_unfinished
+from openood_dream.store.files import hashes, remove_unfinished, sync_folder
 from openood_dream.store.tables import INTEGERS, NUMBERS, TEXTS, read_table, write_table
 
 IMAGES = {  # columns of images.parquet, and of a shard's table
@@ -83,6 +84,20 @@ def write_image(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_shard(folder: Path, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the table of a shard whose images are all written, once their names are on the disk too.
+
+    Args:
+        folder: the set's folder.
+        number: the shard's number.
+        rows: a row for each image, with IMAGES among its keys.
+    """
+    for place in {(folder / row["file"]).parent for row in rows}:
+        sync_folder(place)
+    sync_folder(folder)
+    write_table(shard_table(folder, number), pd.DataFrame(rows))
 
 
 def read_images(folder: Path) -> pd.DataFrame:

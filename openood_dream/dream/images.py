@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from openood_dream._version import __version__
-from openood_dream.dream.image_set import join_shards, missing_shards, shard_table, shards, write_image
+from openood_dream.dream.image_set import join_shards, missing_shards, shards, write_image, write_shard
 from openood_dream.dream.imaginer import Imaginer, check_anchors, image_seed, load_pipeline, png
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.residuals import load_residuals, residuals_of
@@ -282,7 +282,7 @@ class Shards:
                 written.append(pool.submit(self.write, i, int(row), label, seed, image))
             if bar is not None:
                 bar.update(len(batch))
-        write_table(shard_table(self.folder, number), pd.DataFrame([row.result() for row in written]))
+        write_shard(self.folder, number, [row.result() for row in written])
 
     def inputs(self, images: range) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Class labels (B,), class tokens (B, m) and noise seeds of some images of the set, by their numbers."""

@@ -23,7 +23,16 @@ from filelock import FileLock, Timeout
 
 from openood_dream._version import __version__
 from openood_dream.errors import InputError, show, warn
-from openood_dream.store.files import Kinds, fingerprint, read_record, remove_unfinished, writable, write_json
+from openood_dream.store.files import (
+    Kinds,
+    fingerprint,
+    read_record,
+    remove_unfinished,
+    settle,
+    sync_folder,
+    writable,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
 KEYS: Kinds = {"stage": str, "hash": str, "inputs": dict, "seconds": (int, float), "warnings": (list, NoneType)}
@@ -166,6 +175,8 @@ def build(
         with writing_in(folder):
             extra = make(folder) or {}
             remove_unfinished(folder)
+            settle(folder)
+            sync_folder(folder.parent)
             manifest = {
                 **extra,
                 "stage": stage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -177,8 +178,40 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(work, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(work, path)
+        sync_folder(path.parent)
     finally:
         work.unlink(missing_ok=True)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Brings the names in a folder to the disk; contents of files are brought there file by file."""
+    if os.name == "nt":  # where folders cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that do it by themselves
+            raise
+    finally:
+        os.close(handle)
+
+
+def settle(folder: Path) -> None:
+    """Makes what any library wrote below a folder as good as what `replacing` writes: on the disk, with the rights that
+    the umask gives, where some libraries make files that nobody else may read. Links are not followed."""
+    rights = 0o666 & ~_umask()
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            found = os.lstat(path)
+            if not stat.S_ISREG(found.st_mode):
+                continue
+            if stat.S_IMODE(found.st_mode) == 0o600 != rights and found.st_uid == os.geteuid():
+                os.chmod(path, rights)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(place)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -258,6 +291,8 @@ def check_file(path: str | Path, remedy: str = AGAIN, most: int | None = None) -
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); {remedy}") from None
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path}: expected a regular file; {remedy}")
+    if not os.access(path, os.R_OK):  # some libraries say of such a file that it is not there
+        raise InputError(f"{path}: cannot be read ({os.strerror(errno.EACCES)}); make it readable, or {remedy}")
     if most is not None and found.st_size > most:
         raise InputError(f"{path}: expected at most {most >> 20} MB, got {found.st_size >> 20} MB; {remedy}")
     return found.st_size

@@ -11,10 +11,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from openood_dream.errors import InputError
 from openood_dream.store import artifacts
 from openood_dream.store.files import fingerprint, write_text
+from openood_dream.store.tensors import read_tensors, write_tensors
 
 
 def test_made_once_then_reused(tmp_path):
@@ -190,3 +192,53 @@ def test_exclusive_folder_is_removed_only_if_unused(tmp_path):
     with artifacts.exclusive(tmp_path / "a" / "run") as _:
         (tmp_path / "a" / "run" / "result").touch()
     assert os.listdir(tmp_path / "a" / "run") == ["result"]
+
+
+# --------------------------------------------------------------------------------------------- power failures, rights
+
+
+def test_all_is_on_the_disk_before_the_manifest(tmp_path, monkeypatch):
+    synced: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def named(work: Path, path: Path) -> None:
+        synced.append(str(path))
+        replace(work, path)
+
+    def make(folder: Path) -> None:  # as libraries write, which bring nothing to the disk
+        (folder / "unet" / "deep").mkdir(parents=True)
+        (folder / "unet" / "deep" / "weights").write_text("1")
+        (folder / "text").write_text("1")
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", named)
+    folder = artifacts.build(tmp_path, "generator", {}, make).path
+    done = synced.index(str(folder / "manifest.json"))
+    before, after = synced[:done], synced[done + 1 :]
+    files = [folder / "unet/deep/weights", folder / "text", folder / "unet/deep", folder / "unet", folder, tmp_path]
+    assert set(map(str, files)) <= set(before) and str(folder) in after
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_umask_decides_who_may_read_what_libraries_wrote(tmp_path, mask, mode):
+    def make(folder: Path) -> None:
+        (folder / "weights").touch(0o600)
+
+    before = os.umask(mask)
+    try:
+        folder = artifacts.build(tmp_path, "generator", {}, make).path
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode}
+
+
+def test_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
+    write_tensors(tmp_path / "a.safetensors", a=torch.ones(1))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not str(path).endswith("a.safetensors"))
+    with pytest.raises(InputError, match=r"a\.safetensors: cannot be read \(Permission denied\)"):
+        read_tensors(tmp_path / "a.safetensors")

@@ -31,7 +31,7 @@ from openood_dream.dream.source import Source, make_text_encoder, text_inputs
 from openood_dream.dream.space import load_encoder, unit_embeddings
 from openood_dream.parallel.processes import Processes, joined
 from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import replacing
+from openood_dream.store.files import replacing, settle
 
 SAMPLES_PER_CLASS, SAMPLED_CLASSES = 8, 10  # of the grid of validation samples
 BATCH = 256  # images that are encoded or embedded at once
@@ -230,6 +230,7 @@ class Training:
             pipeline = assemble(vae.eval(), nets.eval(), tokenizer, settings)
             write_samples(folder / "samples.png", pipeline, self.names, self.synthesis)
             pipeline.to("cpu").save_pretrained(folder)
+            settle(folder)  # before the states go that it could be made of again
             for file in folder.glob("*.state"):
                 file.unlink()
         return {"autoencoder_error": error, "diffusion_loss": loss, "processes": processes.count}
