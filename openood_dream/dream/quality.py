@@ -133,6 +133,8 @@ class _Bench:
     def verdicts(self, batches: DataLoader, desc: str) -> tuple[Tensor, Tensor]:
         """Probabilities (N, C) and unit features (N, D) of a loader's images, on the CPU."""
         logits, features = embed(self.net, batches, self.device, desc=f"quality: {desc}")
+        if not (torch.isfinite(logits).all() and torch.isfinite(features).all()):
+            raise FloatingPointError(f"quality: what the judge sees in {desc} is not finite; check its weights")
         return logits.softmax(1), features
 
 

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from openood_dream.dream.quality import doubts
+from openood_dream.dream.quality import _Bench, doubts
+from openood_dream.dream.samplers import SAMPLERS
 from openood_dream.dream.settings import FilterSettings
 from openood_dream.dream.space import _doubts
-from openood_dream.errors import InputWarning
+from openood_dream.errors import InputError, InputWarning
 from openood_dream.experiment import Dream
 
 NAMES = ["cat", "dog"]
@@ -63,3 +64,26 @@ def test_what_is_doubtful_goes_with_what_is_made_of_it(tiny, dream, tmp_path):
     with pytest.warns(InputWarning, match="no more than chance"):
         assert tiny.config(*words).imagination.space.reused
     assert np.isfinite(imagination.space.manifest["val_accuracy"])
+
+
+def test_outliers_that_are_no_numbers(tiny, dream, monkeypatch):
+    sample = SAMPLERS["knn"].sample
+
+    def broken(self, *given, **more):
+        found = sample(self, *given, **more)
+        found["distance"][0] = torch.nan
+        return found
+
+    monkeypatch.setattr(SAMPLERS["knn"], "sample", broken)
+    with pytest.raises(InputError, match=r"dream\.outliers: class 'zero': distance .*not finite"):
+        tiny.config("--dream.outliers.seed", "77").imagination.outliers  # noqa: B018
+
+
+def test_a_judge_that_sees_no_numbers(tiny):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 6), torch.nan), x.flatten(1)
+
+    data = tiny.config().data
+    with pytest.raises(FloatingPointError, match="not finite"):
+        _Bench(Broken(), torch.device("cpu")).verdicts(data.loader("dataset", "val"), "val")
