@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -15,23 +16,44 @@ from openood_dream.errors import InputError, InputWarning, out_of_memory, reason
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 
 
+# what asks a command to stop: Ctrl-C, a batch system or a shutdown, a terminal that goes away
+ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+PARENT = "OPENOOD_DREAM_PARENT"  # environment variable: the number of the process that a job must not outlive
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block the first SIGINT raises KeyboardInterrupt, and the second one ends the process at once."""
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else they are ignored, as by nohup
-    if ours:
-        signal.signal(signal.SIGINT, interrupted)
+    """Within the block the first signal that asks to stop raises KeyboardInterrupt, and the second one ends the process
+    at once."""
+    numbers = ASKING if os.environ.get("WORLD_SIZE", "1") == "1" else ASKING[:1]  # a launcher that ends its processes
+    before = {number: signal.getsignal(number) for number in numbers}  # may find them waiting for each other
+    ours = [number for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)]
+    for number in ours:  # others are ignored, as by nohup
+        signal.signal(number, interrupted)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, before[number])
 
 
 def interrupted(*_: object) -> None:
     """The first interruption lets a run clean up and say how to go on, the second one stops it at once."""
-    signal.signal(signal.SIGINT, stopped)
+    for number in ASKING:
+        if signal.getsignal(number) is interrupted:
+            signal.signal(number, stopped)
     raise KeyboardInterrupt
+
+
+def end_with_parent() -> None:
+    """Has Linux interrupt this process when the one ends that PARENT names, however it ends; without it, nothing."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it ended before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stopped(*_: object) -> None:
@@ -70,6 +92,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
     """
     try:
         with interruptible(), warnings_in_a_line():
+            end_with_parent()
             code = command() or 0
         if code == INTERRUPTED:  # what typer makes of an interruption, without a word
             fail("interrupted; run the same command again to go on where it stopped")

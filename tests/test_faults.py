@@ -303,18 +303,25 @@ def test_interruptions(fork, tiny, dream, whole, tmp_path, stage, times):
 
 
 @pytest.mark.slow
-def test_interrupted_benchmark_interrupts_its_jobs(fork, tiny, tmp_path):
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "twice"])
+def test_jobs_end_with_their_benchmark(fork, tiny, tmp_path, how):
     words = ["benchmark", "--config", tiny.file, "--methods", "base", "--jobs", "2", "--root", tmp_path / "out"]
     long = ["--optimizer.num_epochs", "10000"]
     process = fork(*words, *long)
     folders = [tmp_path / "out" / "runs" / "base" / seed for seed in ("s0", "s1")]
     process.until(lambda: all((folder / loop.TRAINING).exists() for folder in folders))
-    process.signal(signal.SIGINT)
+    for _ in range(2 if how == "twice" else 1):
+        process.signal(getattr(signal, how, signal.SIGINT))
     ended = process.wait()
-    assert (ended.code, ended.err) == (130, [HINT])
-    for seed in (0, 1):
-        assert (tmp_path / "out" / "logs" / f"base-s{seed}.log").read_text().splitlines()[-1] == HINT
-    assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+    if how == "SIGKILL":
+        assert ended.code == -signal.SIGKILL
+    else:
+        assert ended.code == 130 and (how == "twice" or ended.err == [HINT])
+    running = ["pgrep", "-f", str(tmp_path / "out")]
+    process.until(lambda: not subprocess.run(running, capture_output=True, text=True, check=False).stdout, 30)
+    if how != "twice":
+        for seed in (0, 1):
+            assert (tmp_path / "out" / "logs" / f"base-s{seed}.log").read_text().splitlines()[-1] == HINT
 
 
 # ----------------------------------------------------------------------------------------------------------- full disks

@@ -37,7 +37,7 @@ def is_made(root: Path, name: str, seed: int) -> bool:
     if manifest["seed"] != seed:
         raise InputError(f"{root}: holds the {name} of seed {manifest['seed']}, not {seed}; choose another data_root")
     try:
-        there = all(os.stat(root / IMAGES / file).st_size == size for file, size in manifest["bytes"].items())
+        there = all(os.stat(f"{root}/{IMAGES}/{file}").st_size == size for file, size in manifest["bytes"].items())
         return there and all((lists / f"{one}.txt").stat().st_size for one in manifest["lists"])
     except OSError:
         return False

@@ -103,7 +103,9 @@ class _Sampling:
         found = self.sampler.sample(z, label, self.anchors, self.temperature, self.index)
         bad = [name for name, column in found.items() if not torch.isfinite(column).all()]
         if bad:
-            raise ValueError(f"{bad[0]} that are not finite numbers; the sampler's settings are out of reach of numbers")
+            raise ValueError(
+                f"{bad[0]} that are not finite numbers; the sampler's settings are out of reach of numbers"
+            )
         embeddings, boundary = found.pop("embeddings"), rows[found.pop("boundary").cpu()]
         return found | {
             # a name of its own in each file, as the index of a tensor in several files wants it

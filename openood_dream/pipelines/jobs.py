@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from openood_dream.device import pick_device
-from openood_dream.ending import BAD_INPUT, FAILURE
+from openood_dream.ending import BAD_INPUT, FAILURE, PARENT
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.pipelines.test import check_scoring, score_run
@@ -204,6 +204,9 @@ def ray_worker() -> Callable[[tuple[list[str], str]], None]:
 def run_logged(job: tuple[list[str], str], gpu: str | None = None, started: Started | None = None) -> None:
     """Runs `openood-dream job` in a process, with as many threads as this one has, and keeps its log.
 
+    It ends with this process, however that ends, and has a session of its own, so that an interruption at the terminal
+    comes to it once, from here.
+
     Args:
         job: the words of the command, and the path of the log.
         gpu: the only GPU that the process sees, in the words of CUDA_VISIBLE_DEVICES; None leaves it all.
@@ -212,10 +215,13 @@ def run_logged(job: tuple[list[str], str], gpu: str | None = None, started: Star
     words, log = job
     env = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    env |= {PARENT: str(os.getpid())}
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with artifacts.locked(Path(log)), open(log, "w", encoding="utf-8") as file:
         command = [sys.executable, "-m", "openood_dream.cli", "job", *words]
-        process = (started or Started())(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+        process = (started or Started())(
+            command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
         if process is not None:
             _ended(Path(log), process.wait())
 
