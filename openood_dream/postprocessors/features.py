@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
 import torch
 from pydantic import Field
-from pytorch_ood.detector import NCI, ViM
+from pytorch_ood.detector import NCI
+from scipy.special import logsumexp
 from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
@@ -60,8 +61,9 @@ class KNN(Postprocessor):
 
 
 def unit(features: torch.Tensor) -> np.ndarray:
-    """Features (N, D) of length 1, plus OpenOOD's 1e-10."""
-    return (features / features.norm(dim=1, keepdim=True)).numpy() + np.float32(1e-10)
+    """Features (N, D) of length 1, plus OpenOOD's 1e-10; NumPy's norm, whose last digits are not torch's."""
+    rows = features.numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True) + np.float32(1e-10)
 
 
 class VIMArguments(Section):
@@ -91,15 +93,96 @@ class VIM(Postprocessor):
         Raises:
             InputError: the principal space is to have all dimensions of the features.
         """
-        head, train, dim = classifier(head), split("train"), self.args.dim
-        if dim >= train.features.shape[1]:
-            text = f"expected less than the {train.features.shape[1]} features of the network, got {dim}"
-            raise self.args.error("dim", text)
-        self.detector = ViM(None, dim, head.weight, head.bias).fit_features(train.features, train.labels)
+        train = split("train").features.numpy()
+        check_dim(self.args, train.shape[1])
+        self.weight, self.bias = weight_and_bias(head)
+        self.rest = Rest(train, self.weight, self.bias, self.args.dim)
+        largest = (train @ self.weight.T + self.bias).max(1)
+        self.alpha = largest.mean() / self.rest.length(train).mean()
 
     def confidence(self, images: Pass) -> torch.Tensor:
         """log sum_c exp(f_c) - alpha |residual|, (N,), of a pass over images."""
-        return -self.detector.predict_features(images.features)
+        features = images.features.numpy()
+        energy = logsumexp(features @ self.weight.T + self.bias, axis=1)
+        return torch.from_numpy(energy - self.rest.length(features) * self.alpha)
+
+
+class ResidualArguments(Section):
+    """`postprocessor.postprocessor_args` of residual."""
+
+    section = "postprocessor.postprocessor_args"
+
+    dim: int = Field(256, ge=0, description="dimensions of the principal space")
+
+
+@postprocessor("residual", ResidualArguments)
+class Residual(Postprocessor):
+    """Minus the residual outside the principal space of the validation features, to which OpenOOD fits it.
+
+    Source: Wang et al., ViM: Out-Of-Distribution with Virtual-logit Matching, CVPR 2022, Sec. 4.1.
+    """
+
+    def fit(self, split: Callable[[str], Pass], head: nn.Linear | None) -> None:
+        """Finds the principal space.
+
+        Args:
+            split: gives the pass over "val".
+            head: the network's classifier.
+
+        Raises:
+            InputError: the principal space is to have all dimensions of the features.
+        """
+        features = split("val").features.numpy()
+        check_dim(self.args, features.shape[1])
+        self.rest = Rest(features, *weight_and_bias(head), self.args.dim)
+
+    def confidence(self, images: Pass) -> torch.Tensor:
+        """-|residual|, (N,), of a pass over images."""
+        return -torch.from_numpy(self.rest.length(images.features.numpy()))
+
+
+class Rest:
+    """What is left of features outside their principal space, around the point where all logits are 0.
+
+    As OpenOOD computes it, in float32 and by a solver for matrices of any kind: where features depend on each other its
+    vectors are not orthogonal, and scores differ by percents from those of a solver for symmetric ones.
+
+    Args:
+        features: (N, D).
+        weight: of the classifier, (C, D).
+        bias: of the classifier, (C,).
+        dim: dimensions of the principal space.
+    """
+
+    def __init__(self, features: np.ndarray, weight: np.ndarray, bias: np.ndarray, dim: int) -> None:
+        self.origin = -np.linalg.pinv(weight) @ bias
+        covariance = EmpiricalCovariance(assume_centered=True).fit(features - self.origin).covariance_
+        values, vectors = np.linalg.eig(covariance)
+        self.vectors = np.ascontiguousarray(vectors[:, np.argsort(-values)[dim:]])
+
+    def length(self, features: np.ndarray) -> np.ndarray:
+        """The length of the residual of features (N, D), (N,)."""
+        return np.linalg.norm((features - self.origin) @ self.vectors, axis=1)
+
+
+def check_dim(args: Any, width: int) -> None:
+    """Checks that a principal space leaves dimensions of the features.
+
+    Args:
+        args: hyperparameters with `dim`.
+        width: the features' dimensions.
+
+    Raises:
+        InputError: it leaves none.
+    """
+    if args.dim >= width:
+        raise args.error("dim", f"expected less than the {width} features of the network, got {args.dim}")
+
+
+def weight_and_bias(head: nn.Linear | None) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (C, D) and bias (C,) of a network's classifier; ValueError where it has none."""
+    layer = classifier(head)
+    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
 
 
 @postprocessor("mds")
@@ -121,8 +204,10 @@ class MDS(Postprocessor):
         """
         train, classes = split("train"), classifier(head).out_features
         check_classes(self.name, train.labels.bincount(minlength=classes), "no training image")
-        self.means = torch.stack([train.features[train.labels == label].mean(0) for label in range(classes)])
-        self.precision = precision(train.features - self.means[train.labels])
+        by_class = [train.features[train.labels == label] for label in range(classes)]
+        self.means = torch.stack([features.mean(0) for features in by_class])
+        # class after class, as in OpenOOD: the inverse turns the rounding of another order into other scores
+        self.precision = precision(torch.cat([features - mean for features, mean in zip(by_class, self.means)]))
 
     def confidence(self, images: Pass) -> torch.Tensor:
         """-min_c (z - mean_c)' P (z - mean_c), (N,), of a pass over images."""
@@ -170,7 +255,7 @@ def mahalanobis(centred: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     Returns:
         x' P x of each row, (N,).
     """
-    return ((centred @ inverse) * centred).sum(1)
+    return torch.cat([(part @ inverse @ part.T).diag() for part in centred.split(128)])
 
 
 class SHEArguments(Section):
@@ -278,9 +363,12 @@ class FDBD(Postprocessor):
             split: gives the pass over "train".
             head: the network's classifier.
         """
-        weight = classifier(head).weight.detach().double()
-        self.gaps = (weight[:, None] - weight).norm(dim=2).fill_diagonal_(1)
-        self.centre = split("train").features.mean(0) * self.args.distance_as_normalizer
+        weight = weight_and_bias(head)[0]
+        gaps = np.stack([np.linalg.norm(weight - row, axis=1) for row in weight]).astype(np.float64)
+        np.fill_diagonal(gaps, 1)
+        self.gaps = torch.from_numpy(gaps)
+        mean = torch.from_numpy(split("train").features.numpy().mean(0))  # NumPy's sum, in whose order torch's is not
+        self.centre = mean * self.args.distance_as_normalizer
 
     def confidence(self, images: Pass) -> torch.Tensor:
         """sum_c (f_max - f_c) / |w_max - w_c| / |z - centre|, (N,), of a pass over images."""
