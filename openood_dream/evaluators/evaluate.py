@@ -13,7 +13,7 @@ import yaml
 
 from openood_dream.config.schema import Section
 from openood_dream.datasets.loaders import Data
-from openood_dream.errors import InputError, show
+from openood_dream.errors import InputError, show, warn
 from openood_dream.evaluators.metrics import Scores, accuracy_rows, compute_metrics, metric_rows, together, write_rows
 from openood_dream.evaluators.passes import TEST, Passes, Set
 from openood_dream.postprocessors.base import Postprocessor, find_postprocessor
@@ -150,7 +150,8 @@ def fitted(cls: type[Postprocessor], args: Section, passes: Passes) -> Postproce
 def best_on_validation(cls: type[Postprocessor], settings: PostprocessorSettings, passes: Passes) -> Postprocessor:
     """The detector with the hyperparameters of the best AUROC on ID validation against OOD validation images.
 
-    Of equally good ones it is the last in OpenOOD's order, in which the first hyperparameter varies fastest.
+    Of equally good ones it is the last in OpenOOD's order, in which the first hyperparameter varies fastest. Values that
+    the network or its images cannot have, such as more neighbours than training images, are left out with a warning.
 
     Args:
         cls: its class.
@@ -158,26 +159,35 @@ def best_on_validation(cls: type[Postprocessor], settings: PostprocessorSettings
         passes: the network's passes.
 
     Raises:
-        InputError: a list of values is missing, or a value impossible.
+        InputError: a list of values is missing, a value impossible, or no value fits the network and its images.
     """
     lists = [_values(settings, name) for name in cls.sweep]
     combinations = [dict(zip(reversed(cls.sweep), values)) for values in itertools.product(*reversed(lists))]
-    best, best_auroc = None, -1.0
-    for args in [
-        cls.arguments(settings, **given) for given in combinations
-    ]:  # all are checked before the first is tried
-        detector = fitted(cls, args, passes)
+    every = [cls.arguments(settings, **given) for given in combinations]  # all are checked before the first is tried
+    best, best_auroc, refused = None, -1.0, None
+    for given, args in zip(combinations, every):
+        try:
+            detector = fitted(cls, args, passes)
+        except InputError as error:
+            refused = error
+            values = ", ".join(f"{name} {value}" for name, value in given.items())
+            warn(f"{cls.name}: the search leaves out {values}, which does not fit ({error})")
+            continue
         both = together(score_set(detector, passes, which) for which in (("dataset", "val"), ("ood_dataset", "val")))
         auroc = compute_metrics(both.conf, both.label, both.pred)[1]
         if auroc >= best_auroc:
             best, best_auroc = detector, auroc
-    assert best is not None  # noqa: S101 # nosec B101 (an AUROC is never negative)
+    if best is None:
+        assert refused is not None  # noqa: S101 # nosec B101 (an AUROC is never negative)
+        raise refused
     return best
 
 
 def _values(settings: PostprocessorSettings, name: str) -> list:
-    """The values to search of a hyperparameter."""
-    values = (settings.postprocessor_sweep or {}).get(f"{name}_list")
+    """The values to search of a hyperparameter, whose key OpenOOD's odin.yml writes without `_list`."""
+    sweep = settings.postprocessor_sweep or {}
+    key = name if name in sweep and f"{name}_list" not in sweep else f"{name}_list"
+    values = sweep.get(key)
     if not isinstance(values, list) or not values:
-        raise settings.error(f"postprocessor_sweep.{name}_list", f"expected a list of values, got {show(values)}")
+        raise settings.error(f"postprocessor_sweep.{key}", f"expected a list of values, got {show(values)}")
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -87,9 +88,9 @@ class Passes:
         if cls.runs_network:
             if which not in self._loaders:
                 self._loaders[which] = self.data.loader(*which)
-            return Images(self.net, self._loaders[which], self.device)
+            return Images(self.net, self._loaders[which], self.device, self.data.dataset.name)
         if which not in self._made:
-            self._made[which] = self._stored(which)
+            self._made[which] = dataclasses.replace(self._stored(which), batch=self.data.split(*which).batch_size)
         found = self._made[which]
         if found.broken is not None:
             image = self.image(which, found.broken)

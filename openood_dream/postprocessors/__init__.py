@@ -1,3 +1,13 @@
 """Detectors by OpenOOD's names; each module registers its own."""
 
-from openood_dream.postprocessors import features, likelihood, logits, regret, shaped  # noqa: F401
+from openood_dream.postprocessors import (  # noqa: F401
+    features,
+    likelihood,
+    logits,
+    neighbours,
+    openmax,
+    perturbed,
+    principal,
+    regret,
+    shaped,
+)

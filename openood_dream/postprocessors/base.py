@@ -30,11 +30,13 @@ class Pass:
         logits: (N, C).
         features: (N, D), what the classifier sees.
         labels: (N,).
+        batch: images per batch by the set's own section, for what goes by whole batches; None where it does not say it.
     """
 
     logits: torch.Tensor
     features: torch.Tensor
     labels: torch.Tensor
+    batch: int | None = None
 
     @cached_property
     def broken(self) -> int | None:
@@ -51,11 +53,13 @@ class Images:
         net: the network.
         loader: its images, in the order of their list.
         device: where the network is to run.
+        dataset: `dataset.name`, the name of the ID data.
     """
 
     net: nn.Module
     loader: DataLoader
     device: torch.device
+    dataset: str = ""
 
     @property
     def labels(self) -> torch.Tensor:

@@ -5,101 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import faiss
 import numpy as np
 import torch
 from pydantic import Field
-from pytorch_ood.detector import NCI, ViM
+from pytorch_ood.detector import NCI
 from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
 from openood_dream.config.schema import Section
 from openood_dream.errors import InputError
 from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
-
-
-class KNNArguments(Section):
-    """`postprocessor.postprocessor_args` of knn."""
-
-    section = "postprocessor.postprocessor_args"
-
-    K: int = Field(50, ge=1, description="which of the nearest training features counts")
-
-
-@postprocessor("knn", KNNArguments)
-class KNN(Postprocessor):
-    """Minus the squared distance to the K-th nearest normalised training feature.
-
-    With faiss, as in OpenOOD: in tight clusters its rounding decides the order.
-
-    Source: Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022.
-    """
-
-    sweep = ("K",)
-
-    def fit(self, split: Callable[[str], Pass], head: nn.Linear | None) -> None:
-        """Keeps the training features.
-
-        Args:
-            split: gives the pass over "train".
-            head: not used.
-
-        Raises:
-            InputError: there are fewer than K training images.
-        """
-        bank = unit(split("train").features)
-        if self.args.K > len(bank):
-            raise self.args.error("K", f"expected 1 to {len(bank)} (training images), got {self.args.K}")
-        self.index = faiss.IndexFlatL2(bank.shape[1])
-        self.index.add(bank)
-
-    def confidence(self, images: Pass) -> torch.Tensor:
-        """Minus the K-th smallest |z - z_i|^2, (N,), of a pass over images."""
-        distances, _ = self.index.search(unit(images.features), self.args.K)
-        return -torch.from_numpy(distances[:, -1])
-
-
-def unit(features: torch.Tensor) -> np.ndarray:
-    """Features (N, D) of length 1, plus OpenOOD's 1e-10."""
-    return (features / features.norm(dim=1, keepdim=True)).numpy() + np.float32(1e-10)
-
-
-class VIMArguments(Section):
-    """`postprocessor.postprocessor_args` of vim."""
-
-    section = "postprocessor.postprocessor_args"
-
-    dim: int = Field(256, ge=0, description="dimensions of the principal space")
-
-
-@postprocessor("vim", VIMArguments)
-class VIM(Postprocessor):
-    """Energy minus the virtual logit: the residual outside the principal space of the training features.
-
-    Source: Wang et al., ViM: Out-Of-Distribution with Virtual-logit Matching, CVPR 2022, Eq. 6.
-    """
-
-    sweep = ("dim",)
-
-    def fit(self, split: Callable[[str], Pass], head: nn.Linear | None) -> None:
-        """Finds the principal space of the training features.
-
-        Args:
-            split: gives the pass over "train".
-            head: the network's classifier.
-
-        Raises:
-            InputError: the principal space is to have all dimensions of the features.
-        """
-        head, train, dim = classifier(head), split("train"), self.args.dim
-        if dim >= train.features.shape[1]:
-            text = f"expected less than the {train.features.shape[1]} features of the network, got {dim}"
-            raise self.args.error("dim", text)
-        self.detector = ViM(None, dim, head.weight, head.bias).fit_features(train.features, train.labels)
-
-    def confidence(self, images: Pass) -> torch.Tensor:
-        """log sum_c exp(f_c) - alpha |residual|, (N,), of a pass over images."""
-        return -self.detector.predict_features(images.features)
 
 
 @postprocessor("mds")
@@ -121,8 +36,10 @@ class MDS(Postprocessor):
         """
         train, classes = split("train"), classifier(head).out_features
         check_classes(self.name, train.labels.bincount(minlength=classes), "no training image")
-        self.means = torch.stack([train.features[train.labels == label].mean(0) for label in range(classes)])
-        self.precision = precision(train.features - self.means[train.labels])
+        by_class = [train.features[train.labels == label] for label in range(classes)]
+        self.means = torch.stack([features.mean(0) for features in by_class])
+        # class after class, as in OpenOOD: the inverse turns the rounding of another order into other scores
+        self.precision = precision(torch.cat([features - mean for features, mean in zip(by_class, self.means)]))
 
     def confidence(self, images: Pass) -> torch.Tensor:
         """-min_c (z - mean_c)' P (z - mean_c), (N,), of a pass over images."""
@@ -170,7 +87,7 @@ def mahalanobis(centred: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     Returns:
         x' P x of each row, (N,).
     """
-    return ((centred @ inverse) * centred).sum(1)
+    return torch.cat([(part @ inverse @ part.T).diag() for part in centred.split(128)])
 
 
 class SHEArguments(Section):
@@ -217,6 +134,12 @@ def classifier(head: nn.Linear | None) -> nn.Linear:
     if head is None:
         raise ValueError("the network has no linear classifier (get_fc_layer)")
     return head
+
+
+def weight_and_bias(head: nn.Linear | None) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (C, D) and bias (C,) of a network's classifier; ValueError where it has none."""
+    layer = classifier(head)
+    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
 
 
 def check_classes(detector: str, counts: torch.Tensor, none: str) -> None:
@@ -278,9 +201,12 @@ class FDBD(Postprocessor):
             split: gives the pass over "train".
             head: the network's classifier.
         """
-        weight = classifier(head).weight.detach().double()
-        self.gaps = (weight[:, None] - weight).norm(dim=2).fill_diagonal_(1)
-        self.centre = split("train").features.mean(0) * self.args.distance_as_normalizer
+        weight = weight_and_bias(head)[0]
+        gaps = np.stack([np.linalg.norm(weight - row, axis=1) for row in weight]).astype(np.float64)
+        np.fill_diagonal(gaps, 1)
+        self.gaps = torch.from_numpy(gaps)
+        mean = torch.from_numpy(split("train").features.numpy().mean(0))  # NumPy's sum, in whose order torch's is not
+        self.centre = mean * self.args.distance_as_normalizer
 
     def confidence(self, images: Pass) -> torch.Tensor:
         """sum_c (f_max - f_c) / |w_max - w_c| / |z - centre|, (N,), of a pass over images."""

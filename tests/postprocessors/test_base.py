@@ -10,7 +10,10 @@ from openood_dream.errors import InputError
 from openood_dream.postprocessors.base import POSTPROCESSORS, check_fits, find_postprocessor
 from openood_dream.postprocessors.settings import PostprocessorSettings
 
-CLASSIFIERS = "ash dice ebo fdbd gen gradnorm klm knn mds mls msp nci react rmds scale she vim vra"
+CLASSIFIERS = (
+    "ash dice ebo fdbd gen gradnorm klm knn mds mls msp nci nnguide odin openmax react relation residual rmds scale she "
+    "temperature_scaling vim vra"
+)
 GENERATIVE = "frl input_complexity likelihood likelihood_regret likelihood_regret_z"
 
 
@@ -39,6 +42,10 @@ def test_every_detector_names_its_paper(name):
         ("knn", {"K": 0}),
         ("knn", {"K": "5"}),
         ("vim", {"dim": 12}),
+        ("residual", {"dim": 12}),
+        ("nnguide", {"K": 102, "alpha": 0.5}),
+        ("odin", {"noise": -1}),
+        ("relation", {"pow": 0}),
         ("she", {"metric": "x"}),
         ("react", {"percentile": 150}),
         ("ash", {"percentile": 100}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,35 @@ def vim(row, splits, head):
     alpha = splits["train"].logits.double().numpy().max(1).mean() / np.linalg.norm(train @ rest, axis=1).mean()
     x = row.features.double().numpy() + np.linalg.pinv(w) @ b
     return energy(row.logits) - alpha * np.linalg.norm(x @ rest)
+
+
+def residual(row, splits, head):
+    w, b = head.weight.double().numpy(), head.bias.double().numpy()
+    val = splits["val"].features.double().numpy() + np.linalg.pinv(w) @ b
+    values, vectors = np.linalg.eigh(val.T @ val)
+    return -np.linalg.norm(
+        (row.features.double().numpy() + np.linalg.pinv(w) @ b) @ vectors[:, np.argsort(-values)[4:]]
+    )
+
+
+def nnguide(row, splits, head):
+    train = splits["train"]
+    similarities = []
+    for feature, logits in zip(
+        train.features[:101], train.logits
+    ):  # half of 200 is not enough for OpenOOD, so one more
+        cosine = float(feature @ row.features / feature.norm() / row.features.norm())
+        similarities.append(cosine * energy(logits))
+    return np.mean(sorted(similarities)[-7:]) * energy(row.logits)
+
+
+def relation(row, splits, head):
+    total, p = 0.0, row.logits.softmax(0)
+    for feature, logits in zip(splits["train"].features, splits["train"].logits):
+        cosine = float(feature @ row.features / feature.norm() / row.features.norm())
+        related = max(cosine, 0) * float(p @ logits.softmax(0))
+        total += related**2 if related > 0.03 else 0
+    return total
 
 
 def mds(row, splits, head):
@@ -77,8 +108,9 @@ def nci(row, splits, head):
     return float(centred @ w / centred.norm() + 0.01 * row.features.abs().sum())
 
 
-FORMULAS = [knn, vim, mds, rmds, she, gradnorm, fdbd, nci]
-ARGS = {"knn": {"K": 7}, "vim": {"dim": 4}, "nci": {"alpha": 0.01}}
+FORMULAS = [knn, nnguide, relation, vim, residual, mds, rmds, she, gradnorm, fdbd, nci]
+ARGS = {"knn": {"K": 7}, "vim": {"dim": 4}, "residual": {"dim": 4}, "nci": {"alpha": 0.01}}
+ARGS |= {"nnguide": {"K": 7, "alpha": 0.5}, "relation": {"pow": 2}}
 
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=lambda formula: formula.__name__)
@@ -101,3 +133,10 @@ def test_class_without_training_images(name, splits, fitted):
     splits["train"] = Pass(train.logits[kept], train.features[kept], train.labels[kept])
     with pytest.raises(InputError, match=f"^{name}: class 2 has no training image"):
         fitted(name)
+
+
+def test_nnguide_keeps_whole_batches(splits, fitted):
+    splits["train"] = replace(splits["train"], batch=64)  # a tenth of 200 images needs one batch, half of them two
+    assert fitted("nnguide", K=5, alpha=0.1).index.ntotal == 64
+    assert fitted("nnguide", K=5, alpha=0.5).index.ntotal == 128
+    assert fitted("nnguide", K=5, alpha=1).index.ntotal == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from openood_dream.postprocessors.base import Pass
 
@@ -60,3 +61,16 @@ def test_klm_of_a_class_that_no_image_is_taken_for(splits, head, equals):
 
 def test_predictions_are_the_networks(fitted, splits):
     assert torch.equal(fitted("msp").prediction(splits["test"]), splits["test"].logits.argmax(1))
+
+
+def test_temperature_is_on_its_way_to_the_best(fitted, splits):
+    val, test = splits["val"], splits["test"]
+    val.logits.mul_(3)  # too sure of itself: the best temperature is above the first one
+    found = fitted("temperature_scaling")
+    likelihoods = {t: -F.cross_entropy(val.logits / t, val.labels) for t in torch.arange(0.5, 30, 0.1)}
+    best = max(likelihoods, key=lambda t: likelihoods[t])
+    t = float(found.temperature)
+    assert abs(t - float(best)) < abs(1.5 - float(best))
+    assert -F.cross_entropy(val.logits / t, val.labels) > -F.cross_entropy(val.logits / 1.5, val.labels)
+    expected = [softmax(row.numpy() / t).max() for row in test.logits]
+    np.testing.assert_allclose(found.confidence(test), expected, rtol=1e-5)
