@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def is_made(root: Path, name: str, seed: int) -> bool:
     if manifest["seed"] != seed:
         raise InputError(f"{root}: holds the {name} of seed {manifest['seed']}, not {seed}; choose another data_root")
     try:
-        there = all(os.stat(f"{root}/{IMAGES}/{file}").st_size == size for file, size in manifest["bytes"].items())
+        sizes = dict(_sizes(f"{root}/{IMAGES}/{name}", name))
+        there = all(sizes.get(file) == size for file, size in manifest["bytes"].items())
         return there and all((lists / f"{one}.txt").stat().st_size for one in manifest["lists"])
     except OSError:
         return False
@@ -46,6 +47,16 @@ def is_made(root: Path, name: str, seed: int) -> bool:
             f"{lists / MANIFEST}: lists: not what this program writes, {show(manifest['lists'])}; delete it "
             "and run again"
         ) from None
+
+
+def _sizes(folder: str, name: str) -> Iterator[tuple[str, int]]:
+    """The bytes of each file below a folder, by its name below `name`; a folder at a time, which is fast."""
+    for entry in os.scandir(folder):
+        below = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _sizes(entry.path, below)
+        else:
+            yield below, entry.stat().st_size
 
 
 def write_images(root: Path, images: Iterable[tuple[str, np.ndarray]]) -> dict[str, int]:
