@@ -57,6 +57,11 @@ def pick_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """A number format as the config calls it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Mixed precision in `dtype` on `device`; for float32 a context that changes nothing."""
     return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)

@@ -38,7 +38,9 @@ def machine() -> list[str]:
         built = "torch is built without CUDA" if torch.version.cuda is None else "no GPU, or no driver for it"
         lines.append(f"CUDA is not available: {built}")
     device = ours.pick_device("auto")
-    dtype = str(ours.pick_dtype("auto", device)).removeprefix("torch.")
+    dtype = ours.dtype_name(ours.pick_dtype("auto", device))
+    if device.type == "cpu" and dtype != "float32":
+        dtype = f"the faster of float32 and {dtype}, measured with each network"
     return [*lines, f"device: auto means {device}; precision: auto means {dtype}"]
 
 

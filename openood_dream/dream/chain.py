@@ -18,7 +18,7 @@ from openood_dream.dream.images import check_executor, imagined_label, make_imag
 from openood_dream.dream.lines import make_lines
 from openood_dream.dream.outliers import load_outliers, make_outliers
 from openood_dream.dream.parts import check_parts, check_steps
-from openood_dream.dream.plain import CLASSES, PER_CLASS, check_drawing, make_plain
+from openood_dream.dream.plain import CLASSES, PER_CLASS, check_drawing, make_plain, spread
 from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
 from openood_dream.dream.residuals import make_residuals
 from openood_dream.dream.samplers import get_sampler
@@ -188,7 +188,8 @@ class Dream:
         if self._there("outliers", []) is None:  # then long stages come first
             self._check_drawing()
         synthesis, outliers, source = self.settings.synthesis, self.outliers, self.source
-        load_outliers(outliers)  # a damaged file is found before anything is drawn
+        if self._there("plain_samples", []) is None:
+            load_outliers(outliers)  # a damaged file is found before anything is drawn
         _ = self.plain_samples  # first: they say whether the generator knows its classes
         residuals = partial(
             make_residuals, source=source, images=self._train, settings=synthesis, cache_dir=self.cache_dir
@@ -250,10 +251,9 @@ class Dream:
     @cached_property
     def plain_samples(self) -> Artifact:
         """Images of plain prompts of some classes, and how often the space's classifier sees the class in them."""
-        few = [round(i * (len(self.names) - 1) / (CLASSES - 1)) for i in range(CLASSES)]
         return self.plain(
             min(PER_CLASS, self.settings.synthesis.per_class),
-            few if len(self.names) > CLASSES else range(len(self.names)),
+            spread(len(self.names), CLASSES),
             # a space that knows no classes itself cannot say, and has a warning of its own
             None if self.space.warnings else self._space_judge(),
         )

@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline
 from packaging.version import Version
 from PIL import Image
 
-from openood_dream.device import enough_memory, pick_device
+from openood_dream.device import dtype_name, enough_memory, pick_device
 from openood_dream.dream.families.base import find_family
 from openood_dream.dream.prompts import Prompt, class_prompts, plain_prompts
 from openood_dream.dream.settings import SynthesisSettings
@@ -139,7 +139,7 @@ class Imaginer:
         if torch.isfinite(drawn).all():
             return drawn
         pipe, settings = self.pipeline, self.settings
-        dtype = str(pipe.unet.dtype).removeprefix("torch.")
+        dtype = dtype_name(pipe.unet.dtype)
         if output_type == "pt" and dtype == "float16":
             latents = self._call(labels, tokens, seeds, "latent")
             drawn = self._decoded(latents)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -17,12 +17,12 @@ from openood_dream.dream.imaginer import Imaginer, image_seed, load_pipeline
 from openood_dream.dream.quality import Judge
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
+from openood_dream.dream.space import above_chance
 from openood_dream.networks.features import classify
 from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.tensors import read_tensors, write_tensors
 
 PER_CLASS, CLASSES = 50, 10  # images of a class, and classes, that show what a generator knows
-DEVIATIONS = 2  # of chance above which a share of images is more than that
 
 
 def make_plain(
@@ -104,6 +104,16 @@ def check_drawing(source: Source, names: Sequence[str], settings: SynthesisSetti
     imaginer(torch.arange(2) % len(names), None, [image_seed(settings.seed, i) for i in range(2)])
 
 
+def spread(count: int, most: int) -> list[int]:
+    """Some of the numbers below a count, evenly spaced, first and last included.
+
+    Args:
+        count: of all.
+        most: how many are wanted, at most.
+    """
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+
+
 def _drawn(imaginer: Imaginer, shown: Sequence[int], per_class: int, tokens: torch.Tensor | None) -> torch.Tensor:
     """Plain images (L, per_class, 3, S, S) of the classes `shown`, whose tokens are given where they are not words."""
     settings, parts = imaginer.settings, []
@@ -120,7 +130,7 @@ def _drawn(imaginer: Imaginer, shown: Sequence[int], per_class: int, tokens: tor
 def _doubts(share: float, classes: int, per_class: int, remedy: str) -> list[str]:
     """What is doubtful about a generator in whose plain images a judge sees the prompt's class this often."""
     chance = 1 / classes  # of who always sees the same
-    if classes == 1 or share > chance + DEVIATIONS * math.sqrt(chance * (1 - chance) / (classes * per_class)):
+    if classes == 1 or above_chance(share, chance, classes * per_class):
         return []
     return [
         f"the generator does not know its classes: in {100 * share:.1f} % of {classes * per_class} images of plain prompts "

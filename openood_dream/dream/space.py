@@ -278,10 +278,21 @@ def _write_space(
     return about | {"warnings": _doubts(accuracy, val.labels, settings)}
 
 
+def above_chance(share: float, chance: float, count: int) -> bool:
+    """Whether a share of right answers is more than two standard deviations above that of chance.
+
+    Args:
+        share: of the answers, 0 to 1.
+        chance: the share that guessing gives.
+        count: of the answers.
+    """
+    return share > chance + 2 * math.sqrt(chance * (1 - chance) / count)
+
+
 def _doubts(accuracy: float, labels: Tensor, settings: SpaceSettings) -> list[str]:
     """What is doubtful about a space whose cosine classifier has an accuracy (in percent) on validation images."""
     chance = 100 * torch.bincount(labels).max().item() / len(labels)  # of who always names the largest class
-    if accuracy > chance + 200 * math.sqrt(chance / 100 * (1 - chance / 100) / len(labels)):  # two deviations above it
+    if above_chance(accuracy / 100, chance / 100, len(labels)):
         return []
     return [
         f"the space knows {accuracy:.1f} % of the validation images, no more than chance ({chance:.1f} %), so its outliers "

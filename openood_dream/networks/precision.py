@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from openood_dream.device import autocast, pick_dtype
+from openood_dream.device import autocast, dtype_name, pick_dtype
 from openood_dream.store import files
 from openood_dream.store.artifacts import locked
 
@@ -67,7 +67,7 @@ def measured_dtype(
                 files.write_json(file, found)
     if found is None:
         found = _measured(net, image_size, channels, step_seconds or seconds)
-    return min(FORMATS, key=lambda dtype: found[name(dtype)])
+    return min(FORMATS, key=lambda dtype: found[dtype_name(dtype)])
 
 
 def _measured(net: nn.Module, image_size: int, channels: int, step_seconds: StepSeconds) -> dict[str, float]:
@@ -75,7 +75,7 @@ def _measured(net: nn.Module, image_size: int, channels: int, step_seconds: Step
     batch = max(2, min(64, PIXELS // image_size**2))
     with torch.random.fork_rng(devices=[]):
         images = torch.randn(batch, channels, image_size, image_size)
-        found = {name(dtype): step_seconds(copy.deepcopy(net), images, dtype) for dtype in FORMATS}
+        found = {dtype_name(dtype): step_seconds(copy.deepcopy(net), images, dtype) for dtype in FORMATS}
     one, other = sorted(found, key=lambda key: found[key])
     tqdm.write(
         f"precision auto: {one}, with {1000 * found[one]:.3g} ms a step of {batch} images here; {other} takes "
@@ -83,11 +83,6 @@ def _measured(net: nn.Module, image_size: int, channels: int, step_seconds: Step
         file=sys.stderr,
     )
     return found
-
-
-def name(dtype: torch.dtype) -> str:
-    """A format as the config calls it."""
-    return str(dtype).removeprefix("torch.")
 
 
 def seconds(net: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> float:
@@ -120,6 +115,6 @@ def _kept(file: Path) -> dict[str, float] | None:
     """What was measured before; None where there is nothing that can be read."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {name(dtype): float(found[name(dtype)]) for dtype in FORMATS}
+        return {dtype_name(dtype): float(found[dtype_name(dtype)]) for dtype in FORMATS}
     except (OSError, ValueError, KeyError, TypeError):
         return None

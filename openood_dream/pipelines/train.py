@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from openood_dream.datasets.images import ImageList, loader, placed
 from openood_dream.datasets.overlaps import overlaps
 from openood_dream.datasets.settings import IMAGINED, PREPROCESSORS
-from openood_dream.device import enough_memory
+from openood_dream.device import dtype_name, enough_memory
 from openood_dream.dream.images import imagined_label, list_label, load_latents
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers import get_sampler
@@ -30,7 +30,6 @@ from openood_dream.networks.fast import WHITENED
 from openood_dream.networks.features import accuracy
 from openood_dream.networks.generative.network import Generative, pixel_probability
 from openood_dream.networks.precision import measured_dtype
-from openood_dream.networks.precision import name as precision_name
 from openood_dream.networks.timm_network import TimmNetwork
 from openood_dream.parallel.processes import Processes, is_main_process, joined, main_process_only
 from openood_dream.pipelines.identity import check_folder, check_record, run_record
@@ -329,7 +328,7 @@ def _precision(experiment: Experiment, net: nn.Module, processes: Processes) -> 
         size, channels = shape["image_size"], shape["channels"]
         asked = experiment.run.precision
         found = measured_dtype(asked, net, image_size=size, channels=channels, device=processes.device)
-        chosen = precision_name(found)
+        chosen = dtype_name(found)
     return processes.broadcast(chosen)
 
 

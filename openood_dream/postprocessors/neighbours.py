@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -47,8 +48,7 @@ class KNN(Postprocessor):
             InputError: there are fewer than K training images.
         """
         bank = unit(split("train").features)
-        if self.args.K > len(bank):
-            raise self.args.error("K", f"expected 1 to {len(bank)} (training images), got {self.args.K}")
+        check_neighbours(self.args, len(bank), "training images")
         self.index = faiss.IndexFlatL2(bank.shape[1])
         self.index.add(bank)
 
@@ -56,6 +56,21 @@ class KNN(Postprocessor):
         """Minus the K-th smallest |z - z_i|^2, (N,), of a pass over images."""
         distances, _ = self.index.search(unit(images.features), self.args.K)
         return -torch.from_numpy(distances[:, -1])
+
+
+def check_neighbours(args: Any, count: int, what: str) -> None:
+    """Checks that there are K neighbours.
+
+    Args:
+        args: hyperparameters with `K`.
+        count: how many neighbours there are.
+        what: they are called in the message.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if args.K > count:
+        raise args.error("K", f"expected 1 to {count} ({what}), got {args.K}")
 
 
 def unit(features: torch.Tensor) -> np.ndarray:
@@ -97,9 +112,7 @@ class NNGuide(Postprocessor):
         train = split("train")
         batch = train.batch or 1
         kept = min(batch * (int(len(train.labels) * self.args.alpha) // batch + 1), len(train.labels))
-        if self.args.K > kept:
-            text = f"expected 1 to {kept} (training images that alpha {self.args.alpha:g} keeps), got {self.args.K}"
-            raise self.args.error("K", text)
+        check_neighbours(self.args, kept, f"training images that alpha {self.args.alpha:g} keeps")
         energies = logsumexp(train.logits[:kept].numpy(), axis=1)
         self.index = faiss.IndexFlatIP(train.features.shape[1])
         self.index.add(unit(train.features[:kept]) * energies[:, None])

@@ -77,15 +77,6 @@ class ODIN(OnNetwork):
     sweep = ("temperature", "noise")
 
     def batch(self, images: Images, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """max_c p_c of the moved images, and its class.
-
-        Args:
-            images: what the batch is of.
-            x: normalised images (B, C, S, S) on the device.
-
-        Returns:
-            Confidence (B,) and prediction (B,).
-        """
         net: Any = images.net
         with torch.enable_grad():
             x = x.detach().requires_grad_()

@@ -17,15 +17,15 @@ from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
 from openood_dream.postprocessors.features import weight_and_bias
 
 
-class VIMArguments(Section):
-    """`postprocessor.postprocessor_args` of vim."""
+class PrincipalArguments(Section):
+    """`postprocessor.postprocessor_args` of vim and residual."""
 
     section = "postprocessor.postprocessor_args"
 
     dim: int = Field(256, ge=0, description="dimensions of the principal space")
 
 
-@postprocessor("vim", VIMArguments)
+@postprocessor("vim", PrincipalArguments)
 class VIM(Postprocessor):
     """Energy minus the virtual logit: the residual outside the principal space of the training features.
 
@@ -58,15 +58,7 @@ class VIM(Postprocessor):
         return torch.from_numpy(energy - self.rest.length(features) * self.alpha)
 
 
-class ResidualArguments(Section):
-    """`postprocessor.postprocessor_args` of residual."""
-
-    section = "postprocessor.postprocessor_args"
-
-    dim: int = Field(256, ge=0, description="dimensions of the principal space")
-
-
-@postprocessor("residual", ResidualArguments)
+@postprocessor("residual", PrincipalArguments)
 class Residual(Postprocessor):
     """Minus the residual outside the principal space of the validation features, to which OpenOOD fits it.
 

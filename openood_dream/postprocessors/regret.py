@@ -45,13 +45,10 @@ def regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: flo
 
 def _regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
     """The regret of as many images as have room for encoders of their own."""
-    with torch.no_grad():
-        before = many_samples(model, x, model.posterior(x), noise)
     own = {
         name: parameter.detach().expand(len(x), *parameter.shape).clone().requires_grad_()
         for name, parameter in model.encoder.named_parameters()
     }
-    optimizer, generator = torch.optim.Adam(own.values(), lr, weight_decay=DECAY), torch.Generator().manual_seed(1)
 
     def encoded(weights: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
         return functional_call(model.encoder, weights, (scaled(image[None]),)).flatten()
@@ -60,49 +57,57 @@ def _regret(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: fl
         mean, log_variance = vmap(encoded)(own, x).float().chunk(2, dim=1)
         return Normal(mean, (log_variance / 2).exp(), validate_args=False)
 
-    for _ in range(steps):
-        q = posterior()
-        z = q.mean + q.stddev * torch.randn(1, model.latent, generator=generator).to(x.device)
-        bound = model.likelihood(x, z) - kl_divergence(q, prior(q)).sum(1)
-        for weight, gradient in zip(own.values(), torch.autograd.grad(-bound.sum(), list(own.values()))):
-            weight.grad = gradient
-        optimizer.step()
-    with torch.no_grad():
-        return many_samples(model, x, posterior(), noise) - before
+    optimizer = torch.optim.Adam(own.values(), lr, weight_decay=DECAY)
+    return _gain(model, x, noise, posterior, optimizer, steps)
 
 
 def regret_z(model: VAE, x: torch.Tensor, noise: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
-    """How much a posterior of its own raises the bound of each image: a variant, in which the encoder stays.
-
-    The posterior's mean and log variance are improved by Adam, for all images together; the gain is that of the
-    importance-weighted bound.
+    """As `regret`, of the posterior's mean and log variance in place of the encoder: a variant.
 
     Args:
-        model: the VAE.
-        x: integers 0 to 255, (B, C, S, S).
-        noise: standard Gaussian draws (K, latent) of the importance-weighted bound.
-        steps: steps of Adam.
-        lr: its learning rate.
+        model: as there.
+        x: as there.
+        noise: as there.
+        steps: as there.
+        lr: as there.
 
     Returns:
         Nats, (B,).
     """
     with torch.no_grad():
         q = model.posterior(x)
-        before = many_samples(model, x, q, noise)
     numbers = [q.mean.clone().requires_grad_(), (2 * q.stddev.log()).requires_grad_()]
-    optimizer = torch.optim.Adam(numbers, lr)
-    generator = torch.Generator().manual_seed(1)
+
+    def posterior() -> Normal:
+        return Normal(numbers[0], (numbers[1] / 2).exp(), validate_args=False)
+
+    return _gain(model, x, noise, posterior, torch.optim.Adam(numbers, lr), steps)
+
+
+def _gain(
+    model: VAE,
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    posterior: Callable[[], Normal],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+) -> torch.Tensor:
+    """What some steps of an optimiser on the images' bounds gain in the importance-weighted one (B,), all together.
+
+    `posterior` gives the posteriors of the images as the numbers that the optimiser moves have them.
+    """
+    with torch.no_grad():
+        before = many_samples(model, x, model.posterior(x), noise)
+    numbers, generator = optimizer.param_groups[0]["params"], torch.Generator().manual_seed(1)
     for _ in range(steps):
-        q = Normal(numbers[0], (numbers[1] / 2).exp(), validate_args=False)
+        q = posterior()
         z = q.mean + q.stddev * torch.randn(1, model.latent, generator=generator).to(x.device)
         bound = model.likelihood(x, z) - kl_divergence(q, prior(q)).sum(1)
         for number, gradient in zip(numbers, torch.autograd.grad(-bound.sum(), numbers)):
             number.grad = gradient
         optimizer.step()
     with torch.no_grad():
-        q = Normal(numbers[0], (numbers[1] / 2).exp(), validate_args=False)
-        return many_samples(model, x, q, noise) - before
+        return many_samples(model, x, posterior(), noise) - before
 
 
 def many_samples(model: VAE, x: torch.Tensor, q: Normal, noise: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from openood_dream.dream.chain import Dream
 from openood_dream.dream.image_set import read_images
 from openood_dream.dream.lines import load_lines
 from openood_dream.dream.outliers import load_outliers
+from openood_dream.dream.plain import CLASSES, spread
 from openood_dream.dream.samplers import SAMPLERS, OutlierSettings
 from openood_dream.dream.space import load_space
 from openood_dream.errors import InputError, nearest
@@ -27,7 +28,6 @@ from openood_dream.reports import plots
 from openood_dream.reports.embedding_map import Sampled, embedding_map
 from openood_dream.sampling.knn import knn_distance
 
-CLASSES = 10  # shown of all classes, where images of each take a row
 COLUMNS = 12  # images in a row
 NOISES = 4  # lines of a single class
 KINDS = {"knn": "k-NN outlier", "boundary": "crossing outlier", "inlier": "inlier", "plain": "plain prompt"}
@@ -180,7 +180,7 @@ def few(labels: Sequence[int], asked: Sequence[str]) -> list[int]:
         labels: that could be shown.
         asked: the names that the user asked for; if there are some, all labels are shown, else CLASSES at most.
     """
-    return list(labels) if asked else [labels[i] for i in _spread(len(labels), CLASSES)]
+    return list(labels) if asked else [labels[i] for i in spread(len(labels), CLASSES)]
 
 
 class Cells(NamedTuple):
@@ -197,7 +197,7 @@ def _imagined(dream: Dream, labels: Sequence[int]) -> list[Cells]:
     table, found = read_images(folder).sort_values("distance", kind="stable"), []
     for label in labels:
         of_class = table[table["class"] == label]
-        of_class = of_class.iloc[_spread(len(of_class), COLUMNS)]
+        of_class = of_class.iloc[spread(len(of_class), COLUMNS)]
         about = f"99 % of ID < {ends[label]['id_distance']['p99']:.3f}"
         pictures = [picture(folder / file) for file in of_class["file"]]
         found.append(Cells(about, pictures, [f"{distance:.3f}" for distance in of_class["distance"]]))
@@ -221,11 +221,6 @@ def _sampled(kind: str, dream: Dream, labels: Sequence[int], z: Tensor) -> Sampl
         z[torch.tensor(table["boundary"].unique())].numpy(),
         inliers=SAMPLERS[dream.settings.outliers.method].keeps_class,
     )
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Up to `most` of the numbers below `count`, evenly spaced, first and last included."""
-    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
 def _which(shown: Sequence[int], names: Sequence[str]) -> str:

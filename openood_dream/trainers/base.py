@@ -20,7 +20,7 @@ from openood_dream.errors import InputError, check_name
 from openood_dream.networks.settings import AnyNetwork, GenerativeNetwork
 from openood_dream.parallel import processes as parallel
 from openood_dream.parallel.processes import Processes, unwrap_model
-from openood_dream.trainers.optimizers import Average, Lookahead, groups, make_optimizer, make_schedule
+from openood_dream.trainers.optimizers import Lookahead, groups, make_optimizer, make_schedule, running_mean
 from openood_dream.trainers.settings import Base, TrainerSettings
 
 Batch = dict[str, Any]  # "data" (B, 3, H, W), "label" (B,), and more that trainers do not read
@@ -179,8 +179,8 @@ class BaseTrainer:
         self.model = self.processes.prepare(LossTerms(self.net, self.extra, self.terms))
         self.optimizer, self.scheduler = self.schedule()
         steps = optimizer.num_epochs * len(train_loader)
-        self.lookahead = Lookahead(self.net, steps).to(self.device) if optimizer.lookahead else None
-        self.average = Average(self.net, optimizer.ema) if optimizer.ema else None
+        self.lookahead = Lookahead(self.net, steps) if optimizer.lookahead else None
+        self.average = running_mean(self.net, optimizer.ema) if optimizer.ema else None
 
     @classmethod
     def check_plan(cls, settings: Any, plan: Plan) -> None:
@@ -268,7 +268,7 @@ class BaseTrainer:
         if self.lookahead is not None:
             self.lookahead.step()
         if self.average is not None:
-            self.average.step()
+            self.average.update_parameters(self.net)
         return {name: term.detach() for name, term in terms.items()}
 
     def train_epoch(self, epoch_idx: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -314,7 +314,7 @@ class BaseTrainer:
     @property
     def result(self) -> nn.Module:
         """The network that is validated and saved: the trained one, or the running mean of its weights."""
-        return self.net if self.average is None else self.average.mean
+        return self.net if self.average is None else self.average.module
 
     def remarks(self) -> list[str]:
         """What makes the trained network worth less than its name says, each in one line; asked for after training."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from openood_dream.datasets.settings import OptimizerSettings
 
@@ -111,7 +111,7 @@ class Lookahead(nn.Module):
     """Draws weights to their running mean, ever less as the training goes on (Jordan, after Zhang et al., 2019).
 
     Args:
-        net: the network, whose parameters and statistics are averaged.
+        net: the network on its device, whose parameters and statistics are averaged.
         steps: of the whole training.
     """
 
@@ -123,8 +123,7 @@ class Lookahead(nn.Module):
         self.mean = nn.ParameterList(
             [nn.Parameter(one.detach().clone(), requires_grad=False) for one in self._tensors()]
         )
-        self.register_buffer("done", torch.zeros((), dtype=torch.long))
-        self._done: int | None = None
+        self.register_buffer("done", torch.zeros((), dtype=torch.long))  # it stays on the CPU, where reading is free
 
     def _tensors(self) -> list[torch.Tensor]:
         return [one for one in self._net[0].state_dict().values() if one.dtype.is_floating_point]
@@ -132,39 +131,24 @@ class Lookahead(nn.Module):
     @torch.no_grad()
     def step(self) -> None:
         """Counts a step of the optimiser, and averages after some of them."""
-        self._done = 1 + (int(self.done) if self._done is None else self._done)
         self.done += 1
-        if self._done % AVERAGED_EVERY and self._done != self.steps:
+        done = int(self.done)
+        if done % AVERAGED_EVERY and done != self.steps:
             return
-        decay = 1.0 if self._done == self.steps else 0.95**AVERAGED_EVERY * (self._done / self.steps) ** 3
+        decay = 1.0 if done == self.steps else 0.95**AVERAGED_EVERY * (done / self.steps) ** 3
         now, mean = self._tensors(), list(self.mean)
         if decay < 1:
             torch._foreach_lerp_(mean, now, 1 - decay)
         torch._foreach_copy_(now, mean)
 
-    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        self._done = None
-        super()._load_from_state_dict(*args, **options)
 
-
-class Average(nn.Module):
+def running_mean(net: nn.Module, share: float) -> AveragedModel:
     """The running mean of a network's weights, which is what is validated and saved in their place.
 
     Args:
-        net: the network.
+        net: the network, on its device; its statistics are taken as they are.
         share: of the mean that a step leaves.
     """
-
-    def __init__(self, net: nn.Module, share: float) -> None:
-        super().__init__()
-        self.share, self._net = share, [net]  # in a list, so that it is no part of this
-        self.mean = copy.deepcopy(net).requires_grad_(False)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Follows a step of the optimiser; statistics are the network's own."""
-        own: list[torch.Tensor] = list(self._net[0].parameters())
-        mean: list[torch.Tensor] = list(self.mean.parameters())
-        torch._foreach_lerp_(mean, own, 1 - self.share)
-        for buffer, now in zip(self.mean.buffers(), self._net[0].buffers(), strict=True):
-            buffer.copy_(now)
+    mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(share))
+    mean.n_averaged += 1  # the mean begins with the first weights, which count as those of a step
+    return mean

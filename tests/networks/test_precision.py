@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from openood_dream.device import dtype_name
 from openood_dream.networks import precision
 from openood_dream.networks.precision import measured_dtype, seconds
 
@@ -32,8 +33,8 @@ def test_the_faster_one_is_taken_and_kept(faster, capsys, both):
     asked = []
 
     def clock(one, images, dtype):
-        asked.append((precision.name(dtype), tuple(images.shape)))
-        return 0.1 if precision.name(dtype) == faster else 0.2
+        asked.append((dtype_name(dtype), tuple(images.shape)))
+        return 0.1 if dtype_name(dtype) == faster else 0.2
 
     found = [measured_dtype("auto", net(), **SHAPE, step_seconds=clock) for _ in range(3)]
     assert found == [getattr(torch, faster)] * 3

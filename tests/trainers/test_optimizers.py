@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from openood_dream.datasets.settings import OptimizerSettings
-from openood_dream.trainers.optimizers import LEAST_RATE, Average, Lookahead, groups, make_optimizer, make_schedule
+from openood_dream.trainers.optimizers import LEAST_RATE, Lookahead, groups, make_optimizer, make_schedule, running_mean
 
 STEPS = 20
 
@@ -138,15 +138,15 @@ def test_warm_up_and_exponential():
 def test_the_running_mean_is_what_counts():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    average, slow = Average(net, 0.9), net[0].weight.detach().clone()
+    average, slow = running_mean(net, 0.9), net[0].weight.detach().clone()
     for _ in range(7):
         with torch.no_grad():
             net[0].weight += torch.randn(2, 3)
             net[1].running_mean += 1
-        average.step()
+        average.update_parameters(net)
         slow = 0.9 * slow + 0.1 * net[0].weight.detach()
-    torch.testing.assert_close(average.mean[0].weight, slow)
-    assert torch.equal(average.mean[1].running_mean, net[1].running_mean)
-    other = Average(net, 0.9)
+    torch.testing.assert_close(average.module[0].weight, slow)
+    assert torch.equal(average.module[1].running_mean, net[1].running_mean)
+    other = running_mean(net, 0.9)
     other.load_state_dict(average.state_dict())
-    assert torch.equal(other.mean[0].weight, average.mean[0].weight)
+    assert torch.equal(other.module[0].weight, average.module[0].weight)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.functional import gaussian_blur
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+from openood_dream.datasets.images import LUMA
 
 
 def grey(pixels: torch.Tensor) -> torch.Tensor:
