@@ -9,8 +9,8 @@ import pytest
 
 COMMANDS = {
     "import": ["-c", "import openood_dream"],
-    "help": ["-m", "openood_dream.cli", "--help"],
-    "doctor": ["-m", "openood_dream.cli", "doctor"],
+    "help": ["-m", "openood_dream", "--help"],
+    "doctor": ["-m", "openood_dream", "doctor"],
 }
 
 

@@ -63,7 +63,7 @@ def recipe(folder: Path) -> list[dict[str, Any]]:
     for seed in range(SEEDS):
         out = folder / f"fast-s{seed}"
         given = ["--seed", str(seed), "--output_dir", str(out), "--exp_name", "run", "--backend", "standalone"]
-        words("-m", "openood_dream.cli", "train", "--config", *RECIPE, *given, "--device", "cuda")
+        words("-m", "openood_dream", "train", "--config", *RECIPE, *given, "--device", "cuda")
         record = json.loads((out / "run" / "train.json").read_text(encoding="utf-8"))
         experiment = load_config(RECIPE, given)
         net = get_network(experiment.network, **experiment.dataset.shape)

@@ -16,8 +16,10 @@ import yaml
 from helpers import without_warnings
 
 import openood_dream
-from openood_dream import __version__, cli
+from openood_dream import __version__
 from openood_dream import run as runner
+from openood_dream.cli import jobs
+from openood_dream.cli.words import configured
 from openood_dream.errors import InputError
 from openood_dream.experiment import load_config
 from openood_dream.pipelines import benchmark as benchmarking
@@ -62,7 +64,7 @@ def python(code: str, *words: str) -> subprocess.CompletedProcess:
 
 def test_switch_before_an_option():
     words = ["--compile", "--config", "a.yml", "b.yml", "--seed", "1", "--quiet", "--trainer.beta", "-1"]
-    files, overrides = cli.configured(SimpleNamespace(args=words, info_name="train"))
+    files, overrides = configured(SimpleNamespace(args=words, info_name="train"))
     assert files == ["a.yml", "b.yml"] and overrides == ["--compile", "--seed", "1", "--trainer.beta", "-1"]
 
 
@@ -280,7 +282,7 @@ def test_leaderboard_formats(command, benchmarked, tmp_path):
 def test_quickstart_is_the_shipped_benchmark(command, monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr(benchmarking, "benchmark", lambda *all_of_it: given.append(all_of_it))
-    monkeypatch.setattr(cli, "show", lambda report: None)
+    monkeypatch.setattr(jobs, "show", lambda report: None)
     assert command("quickstart", "--out", tmp_path / "a b", "--seeds", "1", "--methods", "base, oe,").code == 0
     ((files, overrides, methods, seeds),) = given
     assert files == ["benchmarks/digits.yml"] and (methods, seeds) == (["base", "oe"], 1)

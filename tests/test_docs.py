@@ -12,14 +12,14 @@ import pytest
 import typer
 from PIL import Image
 
-from openood_dream import cli
+from openood_dream.cli.words import app, configured
 from openood_dream.datasets.imglist import write_imglist
 from openood_dream.experiment import load_config
 from openood_dream.openood import compat
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = typer.main.get_command(cli.app).commands
+COMMANDS = typer.main.get_command(app).commands
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
@@ -51,7 +51,7 @@ def test_commands_and_their_configs(page, tmp_path, monkeypatch):
             shown = shown.commands[words.pop(0)]
         context = shown.make_context(name, words)
         if "--config" in words:
-            load_config(*cli.configured(context))
+            load_config(*configured(context))
 
 
 def test_pages_show_commands():

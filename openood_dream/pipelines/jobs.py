@@ -218,7 +218,7 @@ def run_logged(job: tuple[list[str], str], gpu: str | None = None, started: Star
     env |= {PARENT: str(os.getpid())}
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with artifacts.locked(Path(log)), open(log, "w", encoding="utf-8") as file:
-        command = [sys.executable, "-m", "openood_dream.cli", "job", *words]
+        command = [sys.executable, "-m", "openood_dream", "job", *words]
         process = (started or Started())(
             command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )

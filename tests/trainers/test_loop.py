@@ -157,7 +157,7 @@ def torchrun(count: int, *words: str) -> subprocess.CompletedProcess:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*launch, "-m", "openood_dream.cli", *words], capture_output=True, text=True, env=environment, timeout=300
+        [*launch, "-m", "openood_dream", *words], capture_output=True, text=True, env=environment, timeout=300
     )
 
 

@@ -174,7 +174,7 @@ def test_images_of_another_size_than_trained(size, fits):
 def test_two_processes_train_one_generator(tiny, cache):
     settings = ["--dream.cache_dir", str(cache), "--dream.generator.steps", "6", "--dream.generator.vae_steps", "4"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "openood_dream.cli", "generator", "--config", tiny.file]
+    command = [*launch, "-m", "openood_dream", "generator", "--config", tiny.file]
     done = subprocess.run(
         [*command, *settings], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
     )

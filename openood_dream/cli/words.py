@@ -1,0 +1,95 @@
+"""The command itself, and the words and options that its commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openood_dream._version import __version__
+from openood_dream.errors import InputError
+
+app = typer.Typer(
+    name="openood-dream",
+    help="Imagine out-of-distribution images with diffusion models, and prove what they are worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+# Commands that take OpenOOD's `--config A.yml B.yml --key value`: any --key may follow, so the words are read by us.
+CONFIGURED: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "options_metavar": "--config A.yml B.yml ... [--key value ...]",
+}
+
+
+def configured(context: typer.Context) -> tuple[list[str], list[str]]:
+    """The config files and the overrides of a command line."""
+    files, overrides, reading = list[str](), list[str](), False
+    for word in context.args:
+        if word in ("--config", "-c"):
+            reading = True
+        elif word.startswith("--config="):
+            files.append(word.partition("=")[2])
+        elif word == "--quiet":
+            hush()
+        elif reading and not word.startswith("-"):
+            files.append(word)
+        else:
+            reading = False
+            overrides.append(word)
+    if not files:
+        raise InputError(f"{context.info_name}: no config; expected --config A.yml B.yml ...")
+    return files, overrides
+
+
+def hush(wanted: bool = True) -> None:
+    """Turns every progress bar off, in child processes too, where that is wanted."""
+    if wanted:
+        os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=hush)]
+
+
+def user_path(word: str | Path) -> Path:
+    """A path on the command line, with ~ expanded, which shells leave alone after an equals sign."""
+    from openood_dream.config.paths import expanded
+
+    try:
+        return Path(expanded(str(word)))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+PATH: dict[str, Any] = {"parser": user_path}
+
+
+def separated(words: str) -> list[str]:
+    """Words between commas."""
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def show_version(wanted: bool) -> None:
+    """Prints the version where it is asked for, and ends."""
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    quiet: Quiet = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What every command has."""
+
+
+def finished(path: Path) -> None:
+    """Prints where the result lies."""
+    typer.echo(str(path))
