@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from openood_dream.errors import InputError, InputWarning, out_of_memory, reason
+from openood_dream.errors import InputError, InputWarning, out_of_memory, printable, reason
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 
@@ -112,4 +112,4 @@ def exit_code(command: Callable[[], int | None]) -> int:
 
 def fail(text: str) -> None:
     """Says in one line what went wrong."""
-    print(f"openood-dream: error: {text}", file=sys.stderr)
+    print(f"openood-dream: error: {printable(text)}", file=sys.stderr)

@@ -33,6 +33,8 @@ def warn(text: str) -> None:
 # what moves a terminal's cursor, colours it or turns its text around, and what else ends a line
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
+FORMULAS = ("=", "+", "-", "@")  # what a cell of a CSV file begins with that a spreadsheet computes
+
 
 def printable(text: str) -> str:
     """Text in one line, as it can be shown anywhere: white space as spaces, control characters as their escapes."""

@@ -25,6 +25,7 @@ from openood_dream.config.schema import (
     check,
     each_once,
     host_sections,
+    name_file,
     raise_first,
     rule,
     schema_keys,
@@ -133,8 +134,7 @@ class BenchmarkSettings(Section):
     def _labels_name_folders(cls, methods: dict[str, list[str]]) -> dict[str, list[str]]:
         rule(len(methods) > 0, "expected at least one label with its config files, got an empty mapping")
         for label in methods:
-            fits = label.strip() not in ("", ".", "..") and not set(label) & set("/\\\0")
-            rule(fits, f"expected labels that can name a folder, got {label!r}")
+            name_file(label, "labels")
         return methods
 
     @field_validator("seeds", "postprocessors")

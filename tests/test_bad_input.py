@@ -72,6 +72,17 @@ CONFIGS = [
         base="{a: 1}",
     ),
     layer("includes text", "include: base.yml\n", r": include: "),
+    layer("a data set with a long name", f"dataset: {{name: {'x' * 300}}}", r": dataset\.name: .*got 300: "),
+    layer(
+        "a test set with a long name",
+        f"ood_dataset: {{nearood: {{datasets: [{'x' * 300}]}}}}",
+        r": ood_dataset\.nearood\.datasets: .*got 300: ",
+    ),
+    layer("a long label", f"benchmark: {{methods: {{{'x' * 300}: [a.yml]}}}}", r": benchmark\.methods: .*got 300: "),
+    layer("a label like a formula", "benchmark: {methods: {=1+1: [a.yml]}}", r": benchmark\.methods: .*= \+ - @"),
+    layer("a long name in a path", f"dream: {{cache_dir: /tmp/{'x' * 300}/out}}", r": dream\.cache_dir: .*got 300: "),
+    layer("an escape in a name", 'dataset: {name: "\\e[31mred"}', r":1:17: the control character #x1b"),
+    layer("two lines in a name", 'dataset: {name: "a\\nb"}', r": dataset\.name: "),
     layer("an unknown key", "dream: {outlier: {k: 3}}", r": dream\.outlier: "),
     layer(
         "an unknown key below",

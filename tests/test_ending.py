@@ -28,6 +28,13 @@ def test_an_error_is_one_line_and_a_code(error, code, capsys):
     assert capsys.readouterr().err == f"openood-dream: error: {error}\n"
 
 
+def test_messages_do_nothing_to_a_terminal(capsys):
+    text = "a\x1b[2J\x9b\r\nb"
+    assert exit_code(raising(InputError(text))) == 2 and exit_code(raising(OSError(text))) == 1
+    exit_code(lambda: warn(text))
+    assert not set(capsys.readouterr().err) & set("\x1b\x9b\r")
+
+
 def test_a_command_that_returns_nothing_ends_in_0():
     assert exit_code(lambda: None) == 0
 

@@ -100,6 +100,13 @@ def test_class_folders(name, tmp_path):
     assert folder not in ("shards", "images.parquet", "imglist.txt", MANIFEST)
 
 
+def test_long_class_names_have_folders_of_their_own(tmp_path):
+    folders = folder_names(["x" * 300 + "a", "x" * 300 + "b", "é" * 300])
+    assert len(set(folders)) == 3
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+
+
 def test_class_named_like_a_path(tiny, dream, tmp_path):
     names = '["../../x", "a/b", "..", "shards", "/tmp/y", "<script>"]'
     config = tiny.config("--root", str(tmp_path / "out"), "--dream.class_names", names)

@@ -11,6 +11,7 @@ import typer
 
 from openood_dream import ending
 from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
+from openood_dream.errors import printable
 
 if TYPE_CHECKING:
     from openood_dream.store.artifacts import Artifact
@@ -72,7 +73,7 @@ def verify(
 
     count, problems, delete = image_set.verify(folder)
     for file, problem in problems.items():
-        typer.echo(f"{file}: {problem}")
+        typer.echo(f"{printable(str(file))}: {problem}")
     if problems:
         typer.echo("To repair, delete these and run the same imagine again; it draws the shards named above alone:")
         typer.echo(shlex.join(["rm", *map(str, delete)]))

@@ -14,7 +14,7 @@ from openood_dream.config.paths import expanded
 from openood_dream.errors import InputError, nearest, show
 from openood_dream.store.files import read_text
 
-CHARACTERS, VALUES, DEPTH = 2_000_000, 200_000, 100  # that a file may have; one of all ImageNet's classes has a tenth
+CHARACTERS, VALUES, DEPTH = 2_000_000, 100_000, 100  # that a file may have; one of all ImageNet-21k has a fifth
 
 
 class BoundedLoader(yaml.SafeLoader):

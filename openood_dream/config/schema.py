@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from openood_dream.config.tree import Key, Origins, Path, dotted, lookup
-from openood_dream.errors import InputError, nearest, show
+from openood_dream.errors import CONTROLS, FORMULAS, InputError, nearest, show
 
 SectionT = TypeVar("SectionT", bound="Section")
 
@@ -116,6 +116,24 @@ def not_more(section: SectionT, *pairs: tuple[str, str]) -> SectionT:
         less, more = getattr(section, few), getattr(section, many)
         rule(less <= more, f"expected {few} <= {many}, got {less} and {more}", few, many)
     return section
+
+
+NAME_BYTES = 200  # a file's name has at most 255, and those of names have endings
+
+
+def name_file(name: str, what: str, *keys: str) -> None:
+    """A rule: a name can be that of a file or folder, be shown, and stand in a CSV file.
+
+    Args:
+        name: the name.
+        what: what messages call it.
+        keys: those that may have set it, as for `rule`.
+    """
+    fits = name.strip() not in ("", ".", "..") and not set(name) & set("/\\\0") and not CONTROLS.search(name)
+    rule(fits, f"expected {what} that can name a folder, got {name!r}", *keys)
+    rule(not name.startswith(FORMULAS), f"expected {what} not to begin with = + - @, got {name!r}", *keys)
+    size = len(name.encode())
+    rule(size <= NAME_BYTES, f"expected {what} of at most {NAME_BYTES} bytes, got {size}: {show(name)}", *keys)
 
 
 def _not_blank(text: Any) -> Any:

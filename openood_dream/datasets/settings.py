@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from openood_dream.config.schema import HostSection, Name, rule
+from openood_dream.config.schema import HostSection, Name, name_file, rule
 from openood_dream.errors import nearest
 
 IMAGINED = "imagined"  # an imglist_pth that stands for the image set which the section dream describes
@@ -76,6 +76,7 @@ class DatasetSettings(HostSection):
 
     @model_validator(mode="after")
     def _checked(self) -> DatasetSettings:
+        name_file(self.name, "a name", "name")
         known, own = (*NORMALIZATION, *HALVES), self.name
         text = f"expected one of {', '.join(known)}, or dataset.name for 0.5 in every channel, got {{}}"
         kind = self.normalization_type
@@ -112,6 +113,7 @@ class GroupSettings(HostSection):
     @model_validator(mode="after")
     def _all_there(self) -> GroupSettings:
         for name in self.datasets:
+            name_file(name, "names", "datasets")
             rule(name in (self.model_extra or {}), "missing; expected imglist_pth and data_dir", name)
         return self
 

@@ -41,7 +41,8 @@ def folder_names(names: Sequence[str]) -> list[str]:
 
     None of them leads out of the set's folder, or is the name of something else in it.
     """
-    folders = [re.sub(r"[^\w.-]+", "_", name).strip("._") or "class" for name in names]
+    folders = [re.sub(r"[^\w.-]+", "_", name).strip("._").encode()[:100].decode(errors="ignore") for name in names]
+    folders = [folder or "class" for folder in folders]
     taken = [*folders, "shards", "images.parquet", "imglist.txt", MANIFEST]
     return [f"{folder}_{i}" if taken.count(folder) > 1 else folder for i, folder in enumerate(folders)]
 

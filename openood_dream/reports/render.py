@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from openood_dream.errors import InputError
+from openood_dream.errors import FORMULAS, InputError, printable
 from openood_dream.evaluators import significance
 from openood_dream.reports.columns import headers, metrics_of, primary
 from openood_dream.reports.quality import quality_table
@@ -39,14 +39,24 @@ def render(table: pd.DataFrame, fmt: str) -> str:
     """
     renderers = {
         "md": _markdown,
-        "csv": lambda table: table.to_csv(index=False),
+        "csv": lambda table: _texts(table, inert).to_csv(index=False),
         "json": lambda table: json.dumps(plain_rows(table), indent=2, ensure_ascii=False) + "\n",
         "tex": _latex,
         "terminal": _terminal,
     }
     if fmt not in renderers:
         raise InputError(f"format {fmt!r}: expected one of {', '.join(renderers)}")
-    return renderers[fmt](table)
+    return renderers[fmt](_texts(table, printable))
+
+
+def inert(text: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(FORMULAS) else text
+
+
+def _texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """A table with every text in it changed."""
+    return table.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
 
 
 def render_quality(artifact: Artifact) -> str:
@@ -65,7 +75,7 @@ def render_quality(artifact: Artifact) -> str:
     }
     frame = quality_table(artifact)
     rows = [
-        ["" if pd.isna(x) else f"{x:.3g}" if isinstance(x, float) else str(x) for x in row]
+        ["" if pd.isna(x) else f"{x:.3g}" if isinstance(x, float) else printable(str(x)) for x in row]
         for row in frame.itertuples(index=False)
     ]
     shown = pd.DataFrame(rows, columns=frame.columns)
@@ -98,6 +108,7 @@ def cells(table: pd.DataFrame, intervals: bool = False) -> pd.DataFrame:
         table: rows of table.table.
         intervals: whether the bootstrap intervals are added.
     """
+    table = _texts(table, printable)
     shown = table[list(headers(table))].astype("string").fillna("–").astype(object)
     shown["method"] = [f"{row.method} (published)" if row.published else row.method for row in table.itertuples()]
     signs = marks(table)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from openood_dream.errors import printable
 from openood_dream.reports.columns import header, is_spectrum, metrics_of
-from openood_dream.reports.render import percent_text
+from openood_dream.reports.render import percent_text, render
 from openood_dream.reports.variants import ROW, VARIANT, variants
 from openood_dream.store.files import write_text
 
@@ -29,13 +30,13 @@ def submit(runs: pd.DataFrame, table: pd.DataFrame, folder: Path) -> Path:
     runs = runs.assign(**{VARIANT: variants(runs)[0]})
     keys = [key for key in (*ROW, VARIANT) if key in own]
     metrics = [key for key in metrics_of(own) if "fpr95" not in key and not is_spectrum(key)]
-    lines = ["Title: [leaderboard] " + ", ".join(own["method"].unique()), ""]
+    lines = ["Title: [leaderboard] " + printable(", ".join(own["method"].unique())), ""]
     for number, row in enumerate(own.itertuples(), 1):
         mine = runs[(runs[keys] == [getattr(row, key) for key in keys]).all(axis=1)]
         name = re.sub(r"[^\w.-]+", "_", f"{number:02d}_{row.method}_{row.postprocessor}")
         fields = _fields(row, metrics, mine, _copy_csv(mine, folder, name))
-        lines += [f"## {number}", "", *(f"- **{key}**: {value}" for key, value in fields.items()), ""]
-    write_text(folder / "leaderboard.csv", own.to_csv(index=False))
+        lines += [f"## {number}", "", *(f"- **{key}**: {printable(value)}" for key, value in fields.items()), ""]
+    write_text(folder / "leaderboard.csv", render(own, "csv"))
     write_text(folder / "issue.md", "\n".join(lines))
     return folder / "issue.md"
 

@@ -6,6 +6,7 @@ folder that has one is complete, and a folder that has none is an interrupted ru
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from openood_dream._version import __version__
-from openood_dream.errors import InputError, show, warn
+from openood_dream.errors import InputError, reason, show, warn
 from openood_dream.store.files import (
     Kinds,
     fingerprint,
@@ -36,6 +37,7 @@ from openood_dream.store.files import (
 
 MANIFEST = "manifest.json"
 KEYS: Kinds = {"stage": str, "hash": str, "inputs": dict, "seconds": (int, float), "warnings": (list, NoneType)}
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems say that know no locks
 ANEW = "delete the folder and run again"
 
 
@@ -221,10 +223,18 @@ def locked(folder: Path, file: Path | None = None) -> Iterator[None]:
     path = file or folder.with_name(f".{folder.name}.lock")
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another run that makes {folder}", file=sys.stderr)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for another run that makes {folder}", file=sys.stderr)
+            lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        if not isinstance(error, NotImplementedError) and error.errno not in NO_LOCKS:
+            raise
+        raise InputError(
+            f"{path}: this file system has no locks ({reason(error)}), which keep two runs apart; have it mounted with locks "
+            "(NFS: without nolock, its lock service running), or choose a folder on another disk"
+        ) from None
     try:
         yield
     finally:

@@ -126,3 +126,24 @@ def test_quality_has_a_row_per_class(dream, monkeypatch):
     lines = [line.split() for line in text.splitlines()]
     assert [line[:2] for line in lines if line and line[0] in dream.names] == [[name, "4"] for name in dream.names]
     assert "space's classifier" in text and f"{dream.settings.quality.k}-NN" in text
+
+
+# what colours a terminal, ends a line, turns text around, or is a formula to a spreadsheet
+NASTY = ["\x1b[31mred", "\x9b31mred", "two\nlines", "b\u202ea", "bell\x07"]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_names_do_nothing_to_a_terminal(tmp_path, fmt):
+    for number, name in enumerate(NASTY):
+        write_run(tmp_path, f"m{number}", network__name=name, outlier_data=name)
+    found = table(collect([tmp_path]), True)
+    found["notes"] = NASTY
+    text = render(found, fmt)
+    assert not set(text) & set("\x1b\x9b\u202e\x07") and "two\nlines" not in text
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)"])
+def test_csv_holds_no_formulas(tmp_path, name):
+    write_run(tmp_path, outlier_data=name)
+    (row,) = csv.DictReader(io.StringIO(render(table(collect([tmp_path])), "csv")))
+    assert row["outlier_data"] == f"'{name}" and row["near_auroc"] == "90.0"

@@ -242,3 +242,13 @@ def test_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not str(path).endswith("a.safetensors"))
     with pytest.raises(InputError, match=r"a\.safetensors: cannot be read \(Permission denied\)"):
         read_tensors(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
+def test_file_system_without_locks_is_named(tmp_path, monkeypatch, error):
+    def acquire(*args, **options):
+        raise error
+
+    monkeypatch.setattr(artifacts.FileLock, "acquire", acquire)
+    with pytest.raises(InputError, match=rf"{tmp_path}.*\.lock: this file system has no locks .*NFS"):
+        artifacts.build(tmp_path, "space", {}, lambda folder: None)
