@@ -201,6 +201,50 @@ def test_chain_killed_ten_times_a_stage(fork, tiny, tmp_path):
     assert (work / "leaderboard.csv").read_bytes() == table and tree(work) == expected
 
 
+@pytest.mark.slow
+def test_benchmark_with_jobs_killed_twenty_times(fork, tiny, dream, tmp_path):
+    """The benchmark alone, whose jobs end with it, and all of them at once."""
+    root, before = tmp_path / "out", tmp_path / "before"
+    shutil.copytree(tiny.root / "dream", before / "dream")
+    keys = ["--root", root, "--benchmark.postprocessors", "[msp, knn]", "--jobs", "2"]
+    words = ["benchmark", "--config", tiny.file, "--methods", "base,dream_ood", "--seeds", "1", *keys]
+
+    def finished() -> dict[str, str]:
+        return {file: content for file, content in tree(root).items() if not file.startswith("logs/")}
+
+    shutil.copytree(before, root)
+    start = time.monotonic()
+    assert fork(*words).wait().code == 0
+    seconds, expected = time.monotonic() - start, finished()
+    kills, again = {"alone": 0, "all": 0}, True
+    for number in range(60):
+        if again:
+            shutil.rmtree(root)
+            shutil.copytree(before, root)
+        how = ("alone", "all")[number % 2]
+        process = fork(*words)
+        time.sleep(seconds * (number * 7 % 20 + 0.5) / 20)
+        jobs = _running(root)
+        for pid in [process.pid, *(jobs if how == "all" else [])]:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
+        again = process.wait().code == 0
+        process.until(lambda: not _running(root), 30)
+        assert not again or finished() == expected
+        kills[how] += not again
+        if min(kills.values()) >= 10:
+            break
+    assert min(kills.values()) >= 10
+    assert fork(*words).wait().code == 0 and finished() == expected
+    print(f"benchmark: {seconds:.1f} s, kills: {kills}")
+
+
+def _running(root: Path) -> list[int]:
+    """The processes of jobs that write below a folder."""
+    found = subprocess.run(["pgrep", "-f", f"openood_dream job.*{root}"], capture_output=True, text=True, check=False)
+    return list(map(int, found.stdout.split()))
+
+
 # ---------------------------------------------------------------------------------------------------- two at one time
 
 

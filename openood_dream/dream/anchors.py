@@ -5,7 +5,7 @@ T(y) is a row of the text encoder's input embedding table, not the encoder's out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,22 @@ def name_tokens(tokenizer: CLIPTokenizer, names: Sequence[str]) -> list[list[int
         A list of ids for each name.
 
     Raises:
-        InputError: a name has none.
+        ValueError: a name has none.
     """
     ids = [tokenizer(name, add_special_tokens=False).input_ids for name in names]
     for name, tokens in zip(names, ids, strict=True):
         if not tokens:
-            raise InputError(f"dream.class_names: the generator's tokenizer has no token for {name!r}; expected a word")
+            raise ValueError(f"the generator's tokenizer has no token for {name!r}; expected a word")
     return ids
 
 
-def make_anchors(source: Source, names: Sequence[str], settings: AnchorSettings, cache_dir: str | Path) -> Artifact:
+def make_anchors(
+    source: Source,
+    names: Sequence[str],
+    settings: AnchorSettings,
+    cache_dir: str | Path,
+    error: Callable[[str], InputError] = InputError,
+) -> Artifact:
     """The anchors stage: `anchors.safetensors` with `anchors` (C, m), and the tokens of each class in the manifest.
 
     Where a pipeline has two text encoders (Stable Diffusion XL), T(y) is the rows of both tables, one after the other.
@@ -73,6 +79,7 @@ def make_anchors(source: Source, names: Sequence[str], settings: AnchorSettings,
         names: the C class names.
         settings: `dream.anchors`.
         cache_dir: folder of all artifacts.
+        error: makes the error that says a text about the names.
 
     Returns:
         The artifact; `load_anchors` reads it.
@@ -82,16 +89,22 @@ def make_anchors(source: Source, names: Sequence[str], settings: AnchorSettings,
     """
     inputs = {"generator": source.identity, "class_names": list(names), "multi_token": settings.multi_token}
 
+    def checked(function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except ValueError as wrong:
+            raise error(str(wrong)) from None
+
     def make(folder: Path) -> dict[str, Any]:
         parts, tokens = [], {name: list[str]() for name in names}
         for tokenizer, encoder in source.text_parts():
-            ids = name_tokens(tokenizer, names)
+            ids = checked(name_tokens, tokenizer, names)
             embedding: Any = encoder.get_input_embeddings()
             parts.append(token_anchors(embedding.weight.detach().float(), ids, settings.multi_token))
             for name, row in zip(names, ids, strict=True):
                 tokens[name] += tokenizer.convert_ids_to_tokens(row)
         anchors = torch.cat(parts, dim=1)
-        check_distinct(anchors, names)
+        checked(check_distinct, anchors, names)
         write_tensors(folder / "anchors.safetensors", anchors=anchors)
         return {"tokens": tokens, "norms": dict(zip(names, anchors.norm(dim=1).tolist(), strict=True))}
 
@@ -106,18 +119,16 @@ def check_distinct(anchors: torch.Tensor, names: Sequence[str]) -> None:
         names: the C class names.
 
     Raises:
-        InputError: an anchor is zero or not finite, or two classes share one.
+        ValueError: an anchor is zero or not finite, or two classes share one.
     """
     seen: dict[bytes, str] = {}
     for name, anchor in zip(names, anchors.float(), strict=True):
         if not torch.isfinite(anchor).all() or not anchor.any():
-            raise InputError(
-                f"dream.class_names: the token embedding of {name!r} is zero or not finite; choose another word"
-            )
+            raise ValueError(f"the token embedding of {name!r} is zero or not finite; choose another word")
         other = seen.setdefault(anchor.numpy().tobytes(), name)
         if other != name:
-            raise InputError(
-                f"dream.class_names: {other!r} and {name!r} have the same token embedding, so no image could be told to be of "
+            raise ValueError(
+                f"{other!r} and {name!r} have the same token embedding, so no image could be told to be of "
                 "one of them; choose other words, or another dream.anchors.multi_token"
             )
 

@@ -112,7 +112,10 @@ class Dream:
     @cached_property
     def anchors(self) -> Artifact:
         """The token embeddings of the class names."""
-        return make_anchors(self.text_source, self.names, self.settings.anchors, self.cache_dir)
+        settings = self.settings
+        return make_anchors(
+            self.text_source, self.names, settings.anchors, self.cache_dir, partial(settings.error, "class_names")
+        )
 
     @cached_property
     def space(self) -> Artifact:
