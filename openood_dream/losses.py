@@ -104,25 +104,36 @@ def virtual_outliers(
 
 # -------------------------------------------------------------------------------------------------------------- NPOS
 
+FIRST_TEMPERATURE = (
+    0.07  # that of supervised contrastive learning, in whose units CIDER's code measures the compactness
+)
 
-def moved_prototypes(prototypes: Tensor, features: Tensor, labels: Tensor, momentum: float) -> Tensor:
-    """Prototypes after p <- momentum p + (1 - momentum) z for each feature z of their class, in order (CIDER, Eq. 6).
 
-    Lengths are set back to one at the end. The gradient reaches the features.
+def moved_prototypes(
+    prototypes: Tensor, features: Tensor, labels: Tensor, momentum: float, most: int | None = None
+) -> Tensor:
+    """Prototypes after p <- unit(momentum p + (1 - momentum) z) for each feature z of their class, in order (CIDER, Eq. 6).
+
+    The first features of all classes are taken at once, then the second ones, and so on: classes have nothing to do with
+    each other. The gradient reaches the features.
 
     Args:
         prototypes: (C, D), unit length, or zero before the first feature of a class.
         features: (B, D), unit length.
         labels: (B,), the class of each feature.
         momentum: in 0..1.
+        most: how many features one class has at most; None: the labels are asked, for which a GPU is waited for.
 
     Returns:
         The prototypes (C, D).
     """
-    own = F.one_hot(labels, len(prototypes)).to(features.dtype)  # (B, C)
-    later = own.sum(0) - own.cumsum(0)  # how many images of a class come after each image
-    weights = own * (1 - momentum) * momentum**later
-    return F.normalize(momentum ** own.sum(0)[:, None] * prototypes + weights.T @ features, dim=1)
+    own = F.one_hot(labels, len(prototypes))  # (B, C)
+    place = (own.cumsum(0) * own).sum(1) - 1  # among the features of the class
+    for number in range(int(own.sum(0).max()) if most is None else most):
+        taken = (own * (place == number)[:, None]).to(features.dtype)  # one feature of a class or none
+        moved = F.normalize(momentum * prototypes + (1 - momentum) * (taken.T @ features), dim=1)
+        prototypes = torch.where(taken.sum(0)[:, None] > 0, moved, prototypes)
+    return prototypes
 
 
 def dispersion(prototypes: Tensor, temperature: float) -> Tensor:
@@ -143,7 +154,9 @@ def dispersion(prototypes: Tensor, temperature: float) -> Tensor:
 
 
 def compactness(features: Tensor, prototypes: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of features over cos / temperature with the prototypes (CIDER, Eq. 4).
+    """Cross-entropy of features over cos / temperature with the prototypes (CIDER, Eq. 4), times temperature / 0.07.
+
+    The factor is the code's, which Eq. 4 lacks: it keeps the gradients as large as at its first temperature.
 
     Args:
         features: (B, D), unit length.
@@ -151,7 +164,7 @@ def compactness(features: Tensor, prototypes: Tensor, labels: Tensor, temperatur
         labels: (B,), the class of each feature.
         temperature: greater than zero.
     """
-    return F.cross_entropy(features @ prototypes.T / temperature, labels)
+    return temperature / FIRST_TEMPERATURE * F.cross_entropy(features @ prototypes.T / temperature, labels)
 
 
 # --------------------------------------------------------------------------------------------------------------- OAL

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
+from openood_dream.datasets.augment import flipped, random_crop, random_flip, simclr_views
 from openood_dream.datasets.imglist import opened_rows, rows_identity
 from openood_dream.datasets.reading import read_image
 from openood_dream.datasets.settings import NORMALIZATION
@@ -44,6 +45,7 @@ class Transform:
         channels: of what networks see: 3, the colours, or 1, their luma.
         shift: pixels that a crop shifts images by, at most.
         border: what comes into sight then: black, or the image in a mirror.
+        views: of each image in a training batch: 1, or 2 of SimCLR in place of all that is said above.
     """
 
     pre_size: int
@@ -57,6 +59,7 @@ class Transform:
     channels: int = 3
     shift: int = 4
     border: str = "black"
+    views: int = 1
 
     @cached_property
     def mean(self) -> Tensor:
@@ -110,6 +113,7 @@ class Transform:
             "border": self.border,
             "resized_crop": self.resized_crop,
             "randaugment": self.randaugment,
+            "views": self.views,
         }
 
     @property
@@ -124,6 +128,8 @@ class Transform:
 
 class ImageList(Dataset):
     """The images of a list as OpenOOD's batches: `data` (B, 3, S, S) normalised float32, `label`, `index`, `image_name`.
+
+    With two views `data` is a list of two such tensors, as OpenOOD's preprocessor `cider` gives it.
 
     Opening it reads the list and no image. An image is decoded when it is first read, and at most once if the list's
     images fit into CACHE_BYTES. Transforms are applied to a whole batch at once.
@@ -160,7 +166,11 @@ class ImageList(Dataset):
         """Makes what follows from transform and augment."""
         t = self.transform
         self._interpolation = InterpolationMode(t.interpolation)
-        self._resized_crop = self.augment and t.resized_crop  # another crop each time, so that none can be kept
+        two = self.augment and t.views == 2
+        # another crop each time, so that none can be kept
+        self._resized_crop = self.augment and t.resized_crop and not two
+        least = 0.4 if t.resized_crop else 0.2  # OpenOOD's
+        self._view = simclr_views(t.image_size, least, self._interpolation, bool(t.flip)) if two else None
         self._randaugment = None
         if self.augment and t.randaugment is not None:
             nearest = self._interpolation is InterpolationMode.NEAREST
@@ -221,6 +231,19 @@ class ImageList(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         index = torch.as_tensor(indices)
         pixels = self.pixels(index)
+        return {
+            "data": self._augmented(pixels, index) if self._view is None else self._views(pixels, self._view),
+            "label": self.labels[index],
+            "index": index,
+            "image_name": [self.rows[i][0] for i in index.tolist()],
+        }
+
+    def _views(self, pixels: Tensor, view: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Two views of each image, as normalised batches."""
+        return [self.transform.normalize(torch.stack([view(image) for image in pixels])) for _ in range(2)]
+
+    def _augmented(self, pixels: Tensor, index: Tensor) -> Tensor:
+        """Images as the network sees them, augmented where that is wanted, of pixels at positions `index` of the list."""
         if self._randaugment is not None:
             pixels = torch.stack([self._randaugment(image) for image in pixels])
         if self.augment and self.transform.crop and not self._resized_crop:
@@ -229,12 +252,7 @@ class ImageList(Dataset):
             pixels = flipped(pixels, self._first_sides[index] ^ bool(self.epoch % 2))
         elif self.augment and self.transform.flip:
             pixels = random_flip(pixels)
-        return {
-            "data": self.transform.normalize(pixels),
-            "label": self.labels[index],
-            "index": index,
-            "image_name": [self.rows[i][0] for i in index.tolist()],
-        }
+        return self.transform.normalize(pixels)
 
     @cached_property
     def _first_sides(self) -> Tensor:
@@ -327,51 +345,6 @@ class _Resident:
     def take(self, index: Tensor, decode: Callable[[int], Tensor]) -> Tensor:
         """The images at positions `index` (B,)."""
         return self._pixels[copied(index, self._pixels.device)]
-
-
-def random_crop(pixels: Tensor, padding: int, border: str = "black") -> Tensor:
-    """Shifts each image by its own random number of pixels.
-
-    Args:
-        pixels: (B, C, H, W).
-        padding: the largest shift to each side; less than a side where the border is a mirror.
-        border: what comes into sight: black, or mirror, the image reflected at its outermost pixels.
-
-    Returns:
-        (B, C, H, W).
-    """
-    batch, _, height, width = pixels.shape
-    black = border == "black"
-    padded = torch.nn.functional.pad(pixels, (padding,) * 4) if black else pixels
-    # drawn on the CPU, so that every device has the same shifts
-    top, left = copied(torch.randint(0, 2 * padding + 1, (2, batch, 1)), pixels.device)
-    rows, columns = (start + torch.arange(size, device=pixels.device) for start, size in ((top, height), (left, width)))
-    if not black:
-        rows, columns = (_reflected(places - padding, size) for places, size in ((rows, height), (columns, width)))
-    every = torch.arange(batch, device=pixels.device).view(-1, 1, 1)
-    picked = padded[every, :, rows.unsqueeze(2), columns.unsqueeze(1)]
-    return picked.permute(0, 3, 1, 2)
-
-
-def _reflected(places: Tensor, size: int) -> Tensor:
-    """Places in a row of `size` pixels that stands before a mirror at either end."""
-    places = places.abs()
-    return size - 1 - (size - 1 - places).abs()
-
-
-def random_flip(pixels: Tensor) -> Tensor:
-    """Each image of (B, C, H, W), mirrored left to right with probability one half."""
-    return flipped(pixels, torch.rand(len(pixels), 1, 1, 1) < 0.5)
-
-
-def flipped(pixels: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirrors some images left to right.
-
-    Args:
-        pixels: the images (B, C, H, W).
-        mirrored: which of them, (B,).
-    """
-    return torch.where(copied(mirrored.view(-1, 1, 1, 1), pixels.device), pixels.flip(3), pixels)
 
 
 def as_is(batch: Any) -> Any:

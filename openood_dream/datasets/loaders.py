@@ -56,15 +56,18 @@ class Data:
             crop=self.preprocessor.random_crop,
             resized_crop="imagenet" in self.dataset.name,
             randaugment=self.preprocessor.randaugment,
+            views=self.preprocessor.views,
         )
 
     def coloured(self) -> Data:
-        """The same data sets as an imagination needs them, whatever classifiers see: in colours, mirrored at random."""
+        """The same data sets as an imagination needs them, whatever classifiers see: in colours, mirrored at random, one view."""
         preprocessor = self.preprocessor
-        if self.dataset.channels == 3 and preprocessor.horizontal_flip != "alternate":
+        if self.dataset.channels == 3 and preprocessor.horizontal_flip != "alternate" and preprocessor.views == 1:
             return self
         dataset = self.dataset.model_copy(update={"channels": 3})
-        preprocessor = preprocessor.model_copy(update={"horizontal_flip": bool(preprocessor.horizontal_flip)})
+        name = preprocessor.name if preprocessor.views == 1 else "base"
+        changes = {"horizontal_flip": bool(preprocessor.horizontal_flip), "name": name}
+        preprocessor = preprocessor.model_copy(update=changes)
         return Data(dataset, preprocessor, self.ood, self.data_root)
 
     def ensure(self) -> None:

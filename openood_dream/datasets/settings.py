@@ -21,7 +21,7 @@ NORMALIZATION = {
 }
 HALVES = ("aircraft", "cars", "cub", "digits")
 
-PREPROCESSORS = ("base", "dream", "randaugment")  # those that work without OpenOOD
+PREPROCESSORS = ("base", "cider", "dream", "randaugment")  # those that work without OpenOOD
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -202,7 +202,9 @@ class PreprocessorSettings(HostSection):
         "preprocessor_args",
     )
 
-    name: Name = Field("base", description="base, dream or randaugment; in OpenOOD also its own")
+    name: Name = Field(
+        "base", description="base, dream, randaugment, or cider, two views of each image; in OpenOOD also its own"
+    )
     horizontal_flip: bool | Literal["alternate"] = Field(
         True, description="whether training images are mirrored, at random or in every other epoch"
     )
@@ -213,6 +215,11 @@ class PreprocessorSettings(HostSection):
     border: Literal["black", "mirror"] = Field("black", description="what comes into sight beyond an image's border")
     n: int | None = Field(None, ge=1, description="randaugment: random changes of each image")
     m: int | None = Field(None, ge=1, le=30, description="randaugment: strength of the changes")
+
+    @property
+    def views(self) -> int:
+        """How many views of each image a training batch has."""
+        return 2 if self.name == "cider" else 1
 
     @property
     def randaugment(self) -> tuple[int, int] | None:

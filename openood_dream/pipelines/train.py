@@ -134,6 +134,10 @@ def check_training(experiment: Experiment) -> type[BaseTrainer]:
     dataset, settings, preprocessor = experiment.dataset, experiment.trainer, experiment.preprocessor
     cls = get_trainer(settings)
     check_name(preprocessor.where("name"), preprocessor.name, PREPROCESSORS)
+    if preprocessor.views > 1 and not cls.views:
+        raise preprocessor.error(
+            "name", f"cider gives two views of each image, which {cls.name} does not take; choose base"
+        )
     splits = ["train", "val", "oe"] if cls.auxiliary else ["train", "val"]
     for name in splits:
         dataset.split(name).needs_batch_size()
@@ -157,13 +161,13 @@ def training_plan(
         processes: those that train, where they are known.
     """
     dataset = experiment.dataset
-    batch_size = dataset.split("train").needs_batch_size()
+    batch_size, views = dataset.split("train").needs_batch_size(), experiment.preprocessor.views
     return Plan(
         experiment.network,
         dataset.shape,
         experiment.optimizer.num_epochs,
-        None if processes is None else processes.part_of(batch_size),
-        None if labels is None else int(torch.bincount(labels, minlength=dataset.num_classes).min()),
+        None if processes is None else views * processes.part_of(batch_size),
+        None if labels is None else views * int(torch.bincount(labels, minlength=dataset.num_classes).min()),
     )
 
 

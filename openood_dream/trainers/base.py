@@ -83,8 +83,10 @@ class Plan(NamedTuple):
     network: AnyNetwork
     shape: Mapping[str, int]  # image_size, num_classes and channels, as networks.factory takes them
     epochs: int
-    batch_size: int | None = None  # ID images of each process in a step; None where the processes are not known yet
-    smallest: int | None = None  # images of the smallest class; None where the list is not there yet
+    batch_size: int | None = (
+        None  # ID images of each process in a step, all views of them; None where the processes are not known yet
+    )
+    smallest: int | None = None  # images of the smallest class, all views of them; None where the list is not there yet
 
 
 def fc_layer(net: nn.Module) -> nn.Linear:
@@ -150,6 +152,7 @@ class BaseTrainer:
     auxiliary = False  # whether a loader of outliers comes after the training loader
     inliers = False  # whether that loader's images are inliers, labelled with their class
     needs_teacher = False  # whether it takes `teacher`, `embeddings` and `latents` besides
+    views = False  # whether batches may have two views of each image
     generative = False  # whether its networks are generative models
 
     settings: TrainerSettings

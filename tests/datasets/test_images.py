@@ -323,3 +323,31 @@ def test_alternate_flips_show_each_side_in_every_other_epoch(pictures):
         assert all(torch.equal(image, one) or torch.equal(image, two) for image, one, two in zip(seen, *both))
     assert epochs[0] == epochs[2] and epochs[1] == epochs[3] == [not mirrored for mirrored in epochs[0]]
     assert 0 < sum(epochs[0]) < 8
+
+
+def test_two_views_are_those_of_simclr(pictures):
+    """As OpenOOD's preprocessor cider: each view is a crop, a mirror, a jitter and a grey of its own."""
+    opened = open_list(pictures, Transform(36, 32, "cifar10", views=2)).augmented()
+    torch.manual_seed(3)
+    batch = opened.__getitems__([0, 1, 2])
+    assert len(batch["data"]) == 2 and len(batch["label"]) == 3
+    torch.manual_seed(3)
+    slow = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(32, (0.2, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+        ]
+    )
+    plain = open_list(pictures, Transform(36, 32, "cifar10")).pixels(torch.arange(3))
+    for view in batch["data"]:
+        expected = torch.stack([slow(image) for image in plain])
+        assert torch.equal(view, opened.transform.normalize(expected))
+    assert not torch.equal(*batch["data"])
+    assert open_list(pictures, Transform(36, 32, views=2)).__getitems__([0])["data"].shape == (
+        1,
+        3,
+        32,
+        32,
+    )  # not in tests

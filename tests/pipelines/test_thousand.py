@@ -79,7 +79,7 @@ ood_dataset:
   farood: {{datasets: [noise], noise: {{data_dir: {data}, imglist_pth: {data / "noise.txt"}}}}}
 dream:
   class_names: {data / "names.txt"}
-  outliers: {{k: 3, sigma: auto, select: 3, n_boundary: 2, n_draws: 8, keep: 1}}
+  outliers: {{k: 3, sigma: 0.15, select: 3, n_boundary: 2, n_draws: 8, keep: 1}}
   space: {{epochs: 3, per_class: {IMAGES}, batch_size: 100}}
   synthesis: {{per_class: 1, shard_size: 200, batch_size: 100}}
 benchmark:

@@ -38,8 +38,8 @@ def test_npos_reads_only_to_find_outliers():
         with Reads() as counted:
             trainer.step(batch)
         reads.append(counted.count)
-    # on the CPU, one_hot looks at its labels, which it does not on a GPU
-    assert len(set(reads[:8])) == 1 and max(reads[8:]) - reads[0] <= 8
+    # a round for each of two boundary points; on the CPU, one_hot looks at its labels, which it does not on a GPU
+    assert len(set(reads[:8])) == 1 and max(reads[8:]) - reads[0] <= 6 * 2
 
 
 def test_batches_of_resident_images_are_made_where_they_are(tmp_path):
