@@ -202,7 +202,7 @@ def ray_worker() -> Callable[[tuple[list[str], str]], None]:
 
 
 def run_logged(job: tuple[list[str], str], gpu: str | None = None, started: Started | None = None) -> None:
-    """Runs `openood-dream job` in a process, with as many threads as this one has, and keeps its log.
+    """Runs `openood-dream job` in a process, with as many threads as this one has, and adds to its log.
 
     It ends with this process, however that ends, and has a session of its own, so that an interruption at the terminal
     comes to it once, from here.
@@ -217,7 +217,7 @@ def run_logged(job: tuple[list[str], str], gpu: str | None = None, started: Star
     env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     env |= {PARENT: str(os.getpid())}
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with artifacts.locked(Path(log)), open(log, "w", encoding="utf-8") as file:
+    with artifacts.locked(Path(log)), open(log, "a", encoding="utf-8") as file:
         command = [sys.executable, "-m", "openood_dream", "job", *words]
         process = (started or Started())(
             command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True

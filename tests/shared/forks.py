@@ -77,6 +77,7 @@ def start(out: str, err: str, hook: str, words: list[str]) -> int:
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where nohup runs them
         for number, name in ((1, out), (2, err)):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         exec(hook, {})  # noqa: S102  (of a test)
