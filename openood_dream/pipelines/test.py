@@ -189,7 +189,7 @@ def _passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Pat
     load_weights(net, checkpoint)
     about = {key: getattr(settings, key, None) for key in ("name", "args")}
     device = pick_device(experiment.run.device)
-    cache_dir = cache_dir or passes_dir(checkpoint, experiment.run.folder)
+    cache_dir = cache_dir or passes_dir(checkpoint, experiment.run.folder) if experiment.evaluator.passes else None
     return Passes(net, data, device, network=about, checkpoint=checkpoint, cache_dir=cache_dir)
 
 

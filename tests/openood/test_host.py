@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
@@ -13,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hosts import ARGS, QUICK, scores, write
 from torch.utils.data import DataLoader
 
 import openood_dream
 from openood_dream.config.files import shipped_configs
-from openood_dream.datasets.imglist import read_imglist, write_imglist
+from openood_dream.datasets.imglist import read_imglist
 from openood_dream.errors import InputError
-from openood_dream.experiment import Experiment, load_config
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import get_network
 from openood_dream.openood import cache, compat, host, registry
@@ -33,63 +32,6 @@ pytestmark = [
     pytest.mark.openood,
     pytest.mark.skipif(not compat.installed("openood"), reason=f"OpenOOD is not installed; {registry.INSTALL}"),
 ]
-IMAGES = {"train": 20, "val": 10, "test": 10, "train_aux": 60}  # a class; of OOD lists, in all
-OOD_IMAGES = 60
-QUICK = ["--optimizer.num_epochs", "8", "--optimizer.lr", "0.05", "--dataset.train.batch_size", "16"]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, digits) -> Path:
-    """The data root of a small part of the digits."""
-    root = tmp_path_factory.mktemp("small")
-    (root / "images_classic").symlink_to(digits / "images_classic")
-    for path in (digits / "benchmark_imglist" / "digits").iterdir():
-        if path.suffix == ".json":
-            target = root / "benchmark_imglist" / "digits" / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(path.read_text())
-            continue
-        rows, kept = read_imglist(path), {}
-        for row in rows:
-            kept.setdefault(row[1], []).append(row)
-        limit = IMAGES.get(path.stem, OOD_IMAGES)
-        write_imglist(root / "benchmark_imglist" / "digits" / path.name, sum((k[:limit] for k in kept.values()), []))
-    return root
-
-
-@pytest.fixture(scope="module")
-def job(tiny, small, tmp_path_factory):
-    """Builds the config of a run on the small data: layers over the tiny benchmark, a name, and overrides."""
-    root = tmp_path_factory.mktemp("runs")
-
-    def build(name: str, layers: list[str], *overrides: str, backend: str = "openood") -> Experiment:
-        keys = {"backend": backend, "data_root": small, "root": root, "output_dir": root, "exp_name": name}
-        keys |= {"num_gpus": 0, "num_workers": 0, "merge_option": "merge", "optimizer.num_epochs": 1}
-        words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        return load_config([tiny.file, *layers], [*words, *overrides])
-
-    return build
-
-
-def scores(folder: Path) -> dict[str, list[float]]:
-    """The rows of ood.csv: data set -> FPR@95, AUROC, AUPR_IN, AUPR_OUT, ACC."""
-    with open(folder / "ood.csv", newline="") as file:
-        return {row[0]: [float(value.replace("-", "nan")) for value in row[1:]] for row in list(csv.reader(file))[1:]}
-
-
-@pytest.fixture(scope="module")
-def trained(job) -> Path:
-    """A network trained by our own pipeline, and its checkpoint."""
-    config = job("trained", ["pipelines/train/base.yml"], *QUICK, backend="standalone")
-    return training.train(config) / "best.ckpt"
-
-
-def write(path: Path, text: str) -> str:
-    path.write_text(text)
-    return str(path)
-
-
-ARGS = {"vim": ["--postprocessor.postprocessor_args.dim", "8"], "knn": ["--postprocessor.postprocessor_args.K", "10"]}
 
 
 @pytest.mark.parametrize("name", sorted(name for name, cls in POSTPROCESSORS.items() if not cls.generative))
@@ -401,7 +343,11 @@ def test_our_table_has_openoods_names(factory):
     """OpenOOD knows each name: asked with nothing to make it of, it complains of anything but the name."""
     section = registry.FACTORIES[factory][0].removesuffix("s")
     with host.registration(cpu=True):
-        original, settings = registry.original(factory), import_module("openood.utils").Config
+        wing, settings = (
+            import_module(f"openood.{registry.FACTORIES[factory][0]}"),
+            import_module("openood.utils").Config,
+        )
+        original = getattr(wing, factory).__wrapped__
         for name in NAMES[factory]:
             asked = settings({section: {"name": name}})
             loaders = [None, None] if name in OE_FAMILY else DataLoader([0])
