@@ -43,7 +43,7 @@ def serves(config: Any) -> bool:
     alone = (config.get("num_gpus") or 0) * (config.get("num_machines") or 1) <= 1
     network = config.network
     scores = str(config.pipeline.name) in ("test_ood", "test_ood_aps") and config.postprocessor.name in SERVED
-    return alone and scores and bool(network.pretrained) and isinstance(network.checkpoint, str)
+    return alone and scores and bool(network.get("pretrained")) and isinstance(network.get("checkpoint"), str)
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def passes_folder(config: Any) -> Path:
     Args:
         config: OpenOOD's config, whose `output_dir` ends with `exp_name`.
     """
-    out, name = str(config.output_dir), str(config.exp_name or "")
+    out, name = str(config.output_dir), str(config.get("exp_name") or "")
     root = out.removesuffix(name) if name else ""
     return Path(root or out) / "passes"
 
@@ -181,7 +181,7 @@ class Cache:
     def _stored(self, which: tuple[str, ...], loader: DataLoader) -> Pass:
         section, dataset, network = lookup(self.config, which), self.config.dataset, self.config.network
         transform = Transform(
-            dataset.pre_size, dataset.image_size, dataset.normalization_type or "", dataset.interpolation or "bilinear"
+            dataset.pre_size, dataset.image_size, dataset.get("normalization_type") or "", dataset.get("interpolation") or "bilinear"
         )
         images: Any = loader.dataset
         few = torch.stack([images[row]["data"] for row in range(min(FEW, len(images)))])

@@ -167,7 +167,7 @@ def _trainers(original: Callable) -> Callable:
                 adapted.fit_vos(net, config)
             return ask(original, "trainer.name", name, net, train_loader, val_loader, config)
         check_trainer(original, config)
-        if name == "npos" and config.trainer.implementation != "ours":
+        if name == "npos" and config.trainer.get("implementation") != "ours":
             need = " and ".join(f"{section}.name {needed}" for section, needed in adapted.NPOS.items())
             warn(f"trainer.implementation: ours trains npos: OpenOOD's needs {need}")
         loaders = train_loader if isinstance(train_loader, list) else [train_loader]
@@ -178,7 +178,7 @@ def _trainers(original: Callable) -> Callable:
             *loaders,
             settings=validated(cls.Settings, plain(config.trainer), ("trainer",)),
             optimizer=validated(OptimizerSettings, plain(config.optimizer), ("optimizer",)),
-            precision=config.precision or "auto",
+            precision=config.get("precision") or "auto",
             **given,
         )
 
@@ -196,7 +196,7 @@ def _preprocessors(original: Callable) -> Callable:
         if name == PREPROCESSOR:
             fill_imagined(config)
             # tests fit on training images as they are, like evaluation_api: random crops would make scores random
-            augment = split in ("train", "oe") and not str((config.pipeline or {}).get("name")).startswith("test")
+            augment = split in ("train", "oe") and not str((config.get("pipeline") or {}).get("name")).startswith("test")
             preprocessor = (BasePreprocessor if augment else TestStandardPreProcessor)(config)
         else:
             preprocessor = ask(original, "preprocessor.name", name, config, split)
@@ -226,10 +226,11 @@ def fill_imagined(config: Any) -> None:
         config: OpenOOD's config, which is written to.
     """
     section = config.dataset.get("oe")
-    if "oe" not in config.dataset.split_names or section is None or section.imglist_pth != IMAGINED:
+    if "oe" not in config.dataset.split_names or section is None or section.get("imglist_pth") != IMAGINED:
         return
     if config.get("trainer"):
-        pipeline = sys.modules.get(f"openood.pipelines.{(config.pipeline or {}).get('name')}_pipeline")
+        name = (config.get("pipeline") or {}).get("name")
+        pipeline = sys.modules.get(f"openood.pipelines.{name}_pipeline")
         check_trainer((pipeline or sys.modules["openood.trainers"]).get_trainer, config)  # before it is drawn
     section.imglist_pth, section.data_dir, config.outlier_data = main_process_only(lambda: imagine(config))
 
@@ -269,7 +270,7 @@ def _networks(original: Callable) -> Callable:
         name = str(network_config.name)
         if name not in GENERATIVE_SETTINGS and not name.startswith("timm:"):
             return ask(original, "network.name", name, network_config)
-        size = network_config.image_size
+        size = network_config.get("image_size")
         if not isinstance(size, int):
             raise InputError(
                 f"config: network.image_size: expected the images' pixels a side, got {size!r}; "
@@ -278,13 +279,13 @@ def _networks(original: Callable) -> Callable:
         settings = validated(network_model(name), plain(network_config), ("network",))
         factory.check_network(settings, image_size=size)
         net = factory.get_network(settings, image_size=size)
-        if network_config.pretrained:
+        if network_config.get("pretrained"):
             net.eval()  # some of OpenOOD's postprocessors fit before anybody else does this
-        if network_config.num_gpus and network_config.num_gpus > 1:
+        if (network_config.get("num_gpus") or 0) > 1:
             from openood.utils import comm
 
             return nn.parallel.DistributedDataParallel(net.cuda(), device_ids=[comm.get_local_rank()])
-        return net.cuda() if network_config.num_gpus else net
+        return net.cuda() if network_config.get("num_gpus") else net
 
     return get_network
 
@@ -315,6 +316,7 @@ def _postprocessors(original: Callable) -> Callable:
 
         check_postprocessor(original, config)
         name = config.postprocessor.name
+        config.postprocessor.setdefault("postprocessor_sweep", None)  # without which OpenOOD's tag v1.5 stops
         if name in GENERATIVE_DETECTORS:
             cls = POSTPROCESSORS[name]
             settings = validated(PostprocessorSettings, plain(config.postprocessor), ("postprocessor",))
@@ -326,7 +328,7 @@ def _postprocessors(original: Callable) -> Callable:
                 post = ask(made, "postprocessor.name", name, config)
             else:
                 post = ask(original, "postprocessor.name", name, config)
-        return adapted.adapt(name, post, bool(config.postprocessor.APS_mode))
+        return adapted.adapt(name, post, bool(config.postprocessor.get("APS_mode")))
 
     return get_postprocessor
 
@@ -368,7 +370,7 @@ class HostDetector:
 def _evaluators(original: Callable) -> Callable:
     def get_evaluator(config: Any) -> Any:
         evaluator = ask(original, "evaluator.name", config.evaluator.name, config)
-        if config.network.name in GENERATIVE_SETTINGS and not config.get("postprocessor"):
+        if config.network.name in GENERATIVE_SETTINGS and not (config.get("postprocessor") or {}).get("name"):
             evaluator.eval_acc = _probability
         return evaluator
 
@@ -391,7 +393,7 @@ def _pipelines(original: Callable) -> Callable:
 
         def run_ours() -> None:
             with ExitStack() as stack:
-                if config.save_output:
+                if config.get("save_output"):
                     stack.enter_context(adapted.folder_undone(config))
                 if cache.serves(config):
                     stack.enter_context(cache.served(config, pipeline))

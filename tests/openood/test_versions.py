@@ -110,7 +110,7 @@ def test_every_postprocessor_scores(version, job, standalone, trained, tiny, tmp
 def test_trainers_train(version, job, tiny, tmp_path):
     words = ["--backend", "openood", "--num_gpus", "0", "--num_workers", "0", "--optimizer.num_epochs", "1"]
     words += ["--data_root", str(job("any", []).at("data_root")), "--root", str(tmp_path), "--output_dir", str(tmp_path)]
-    words += ["--dataset.train.batch_size", "16", "--trainer.start_epoch", "0"]
+    words += ["--dataset.train.batch_size", "16"]
     layers = {
         "base": ["pipelines/train/base.yml"],
         "oe": ["pipelines/train/oe.yml", "datasets/digits/digits_oe.yml"],
@@ -118,7 +118,9 @@ def test_trainers_train(version, job, tiny, tmp_path):
         "vos": ["pipelines/train/vos.yml"],
         "npos": ["pipelines/train/npos.yml"],
     }
-    jobs = {name: [[tiny.file, *files], [*words, "--exp_name", name]] for name, files in layers.items()}
+    more = {"npos": ["--trainer.trainer_args.start_epoch_KNN", "0", "--trainer.trainer_args.sample_number", "16"]}
+    more["npos"] += ["--trainer.trainer_args.K", "3", "--trainer.trainer_args.select", "4"]
+    jobs = {name: [[tiny.file, *files], [*words, "--exp_name", name, *more.get(name, [])]] for name, files in layers.items()}
     found = results(version, jobs)
     for name in layers:
         assert (Path(found[name]) / "best.ckpt").is_file(), f"{name}: {found[name]}"

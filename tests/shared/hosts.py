@@ -6,7 +6,13 @@ import csv
 from pathlib import Path
 
 QUICK = ["--optimizer.num_epochs", "8", "--optimizer.lr", "0.05", "--dataset.train.batch_size", "16"]
-ARGS = {"vim": ["--postprocessor.postprocessor_args.dim", "8"], "knn": ["--postprocessor.postprocessor_args.K", "10"]}
+OF = "--postprocessor.postprocessor_"
+ARGS = {  # numbers that fit the small data
+    "vim": [f"{OF}args.dim", "8", f"{OF}sweep.dim_list", "[4, 8, 256]"],
+    "knn": [f"{OF}args.K", "10"],
+    "nnguide": [f"{OF}args.K", "5", f"{OF}args.alpha", "1"],  # all images: OpenOOD's pipelines take a random part
+    "residual": [f"{OF}args.dim", "8"],
+}
 
 
 def scores(folder: Path) -> dict[str, list[float]]:
