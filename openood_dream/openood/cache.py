@@ -181,7 +181,10 @@ class Cache:
     def _stored(self, which: tuple[str, ...], loader: DataLoader) -> Pass:
         section, dataset, network = lookup(self.config, which), self.config.dataset, self.config.network
         transform = Transform(
-            dataset.pre_size, dataset.image_size, dataset.get("normalization_type") or "", dataset.get("interpolation") or "bilinear"
+            dataset.pre_size,
+            dataset.image_size,
+            dataset.get("normalization_type") or "",
+            dataset.get("interpolation") or "bilinear",
         )
         images: Any = loader.dataset
         few = torch.stack([images[row]["data"] for row in range(min(FEW, len(images)))])

@@ -196,7 +196,9 @@ def _preprocessors(original: Callable) -> Callable:
         if name == PREPROCESSOR:
             fill_imagined(config)
             # tests fit on training images as they are, like evaluation_api: random crops would make scores random
-            augment = split in ("train", "oe") and not str((config.get("pipeline") or {}).get("name")).startswith("test")
+            augment = split in ("train", "oe") and not str((config.get("pipeline") or {}).get("name")).startswith(
+                "test"
+            )
             preprocessor = (BasePreprocessor if augment else TestStandardPreProcessor)(config)
         else:
             preprocessor = ask(original, "preprocessor.name", name, config, split)

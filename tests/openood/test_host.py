@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -18,10 +20,11 @@ from torch.utils.data import DataLoader
 import openood_dream
 from openood_dream.config.files import shipped_configs
 from openood_dream.datasets.imglist import read_imglist
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, InputWarning
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import get_network
-from openood_dream.openood import cache, compat, host, registry
+from openood_dream.networks.timm_network import TimmNetwork
+from openood_dream.openood import adapted, cache, compat, host, registry
 from openood_dream.openood.names import NAMES
 from openood_dream.pipelines import test as scoring
 from openood_dream.pipelines import train as training
@@ -94,6 +97,50 @@ def test_passes_are_found_again(job, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "forward_pass", lambda *args: pytest.fail("ran the network again"))
     for name in ("msp", "ebo", "she"):
         host.run(job(f"passes/{name}", one(name, tmp_path), *keys))
+
+
+def test_edited_forward_gives_new_scores(job, trained, tmp_path, monkeypatch):
+    """Whatever the weights, the name and the file of the network say."""
+    keys = ["--network.checkpoint", str(trained)]
+    rows = [scores(host.run(job("edited/before", one("msp", tmp_path), *keys)))]
+    forward = TimmNetwork.forward
+
+    def edited(self, x, return_feature=False, **options):
+        logits, features = forward(self, x.flip(1) * 2, return_feature=True)
+        return (logits, features) if return_feature else logits
+
+    monkeypatch.setattr(TimmNetwork, "forward", edited)
+    rows += [scores(host.run(job("edited/after", one("msp", tmp_path), *keys)))]
+    rows += [scores(host.run(job("edited/network", one("msp", tmp_path), *keys, "--evaluator.passes", "false")))]
+    assert rows[0] != rows[1] and rows[1] == rows[2]
+
+
+def test_random_networks_are_not_served(job, trained, tmp_path, monkeypatch):
+    forward = TimmNetwork.forward
+    monkeypatch.setattr(TimmNetwork, "forward", lambda self, x, **o: forward(self, x + torch.randn_like(x), **o))
+    monkeypatch.setattr(cache, "forward_pass", lambda *args: pytest.fail("made a pass"))
+    host.run(job("random", one("msp", tmp_path), "--network.checkpoint", str(trained)))
+
+
+def test_where_passes_lie(job, trained, tmp_path):
+    (tmp_path / "mine").mkdir()
+    checkpoint = shutil.copy(trained, tmp_path / "mine" / "best.ckpt")
+    keys = ["--network.checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "results")]
+    host.run(job("off", one("msp", tmp_path), *keys, "--evaluator.passes", "false"))
+    assert not list(tmp_path.rglob("pass*"))
+    host.run(job("on", one("msp", tmp_path), *keys))
+    assert list((tmp_path / "results" / "passes").glob("pass-*")) and os.listdir(tmp_path / "mine") == ["best.ckpt"]
+
+
+def test_rankfeat_on_a_network_of_timm(job, trained, tmp_path):
+    text = "postprocessor: {name: rankfeat, APS_mode: false, postprocessor_args: {accelerate: false, temperature: 1}}"
+    layers = ["pipelines/test/test_ood.yml", write(tmp_path / "rankfeat.yml", text)]
+    assert "nearood" in scores(host.run(job("rankfeat", layers, "--network.checkpoint", str(trained))))
+    net = get_network(job("digits", []).network, image_size=16).eval()
+    blocks, x = adapted._with_blocks(net), torch.randn(2, 3, 16, 16)
+    third, fourth = blocks.intermediate_forward(x, layer_index=3), blocks.intermediate_forward(x, layer_index=4)
+    torch.testing.assert_close(blocks.layer4(third), fourth)
+    torch.testing.assert_close(blocks.fc(torch.flatten(blocks.avgpool(fourth), 1)), net(x))
 
 
 def test_both_hosts_agree_on_the_full_spectrum(job, trained, tmp_path):
@@ -256,6 +303,29 @@ def test_implementation_ours(name, job, tmp_path):
     load_weights(net, out / "best.ckpt")  # no layer of OpenOOD's own networks is in it
 
 
+@pytest.mark.parametrize("name", ["vos", "npos"])
+def test_shipped_files_fit_any_network(name, job):
+    """OpenOOD's vos is told the width of the features; its npos takes only npos_net, so that ours trains others."""
+    small = {"trainer_args.start_epoch_KNN": 0, "trainer_args.sample_number": 16, "trainer_args.K": 3}
+    small |= {"trainer_args.select": 4, "trainer_args.sample_from": 20, "trainer_args.ID_points_num": 5}
+    small = small if name == "npos" else {"sample_number": 5, "sample_from": 50, "start_epoch": 0}
+    words = [word for key, value in small.items() for word in (f"--trainer.{key}", str(value))]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = hosted(job(f"shipped/{name}", [f"pipelines/train/{name}.yml"], *SMALL_BATCH, *words), training.train)
+    load_weights(get_network(job("digits", []).network, image_size=16), out / "best.ckpt")
+    said = [str(one.message) for one in caught if one.category is InputWarning]
+    assert any("ours trains npos" in text for text in said) == (name == "npos")
+
+
+def test_refused_run_leaves_no_folder(job, tmp_path):
+    layer = write(tmp_path / "mixup.yml", "trainer: {name: mixup}\npipeline: {name: train}\n")
+    config = job("refused", [layer], *SMALL_BATCH, "--merge_option", "default")
+    with pytest.raises(AttributeError):  # OpenOOD's own, for want of trainer_args
+        host.run(config)
+    assert not config.run.folder.exists()
+
+
 def test_oal_in_openood(job, tmp_path):
     teacher = "{network: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}, epochs: 1}"
     layer = write(tmp_path / "oal.yml", f"pipeline: {{name: train}}\ntrainer: {{name: oal, teacher: {teacher}}}\n")
@@ -406,7 +476,9 @@ if __name__ == "__main__":
 def users_own(tmp_path: Path, small: Path, names: list[str], text: str) -> Path:
     """OpenOOD's own parser, launcher and pipeline in a script, with its own reading of the shipped files; the run's folder."""
     (tmp_path / "main.py").write_text(MAIN)
-    files = [str(shipped_configs() / name) for name in ["datasets/digits/digits.yml", "pipelines/train/base.yml", *names]]
+    files = [
+        str(shipped_configs() / name) for name in ["datasets/digits/digits.yml", "pipelines/train/base.yml", *names]
+    ]
     keys = f"data_root: {small}\nnum_workers: 0\nnum_gpus: 0\nexp_name: run\noptimizer: {{num_epochs: 1}}\n"
     files.append(write(tmp_path / "mine.yml", keys + text))
     command = [sys.executable, "main.py", "--config", *files]

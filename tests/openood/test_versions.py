@@ -91,7 +91,10 @@ def test_every_postprocessor_scores(version, job, standalone, trained, tiny, tmp
     files = [tiny.file, "pipelines/test/test_ood.yml"]
     off = ["--postprocessor.APS_mode", "false"]
     jobs = {
-        name: [[*files, f"postprocessors/{name}.yml"], [*words, str(tmp_path), "--exp_name", name, *off, *ARGS.get(name, [])]]
+        name: [
+            [*files, f"postprocessors/{name}.yml"],
+            [*words, str(tmp_path), "--exp_name", name, *off, *ARGS.get(name, [])],
+        ]
         for name in NAMES
     }
     package, found = Path(FOLDER) / version / "openood", results(version, jobs)
@@ -109,7 +112,14 @@ def test_every_postprocessor_scores(version, job, standalone, trained, tiny, tmp
 @pytest.mark.parametrize("version", VERSIONS)
 def test_trainers_train(version, job, tiny, tmp_path):
     words = ["--backend", "openood", "--num_gpus", "0", "--num_workers", "0", "--optimizer.num_epochs", "1"]
-    words += ["--data_root", str(job("any", []).at("data_root")), "--root", str(tmp_path), "--output_dir", str(tmp_path)]
+    words += [
+        "--data_root",
+        str(job("any", []).at("data_root")),
+        "--root",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path),
+    ]
     words += ["--dataset.train.batch_size", "16"]
     layers = {
         "base": ["pipelines/train/base.yml"],
@@ -120,7 +130,9 @@ def test_trainers_train(version, job, tiny, tmp_path):
     }
     more = {"npos": ["--trainer.trainer_args.start_epoch_KNN", "0", "--trainer.trainer_args.sample_number", "16"]}
     more["npos"] += ["--trainer.trainer_args.K", "3", "--trainer.trainer_args.select", "4"]
-    jobs = {name: [[tiny.file, *files], [*words, "--exp_name", name, *more.get(name, [])]] for name, files in layers.items()}
+    jobs = {
+        name: [[tiny.file, *files], [*words, "--exp_name", name, *more.get(name, [])]] for name, files in layers.items()
+    }
     found = results(version, jobs)
     for name in layers:
         assert (Path(found[name]) / "best.ckpt").is_file(), f"{name}: {found[name]}"
