@@ -45,7 +45,7 @@ _broken: dict[str, str] = {}  # packages that are there and cannot be imported, 
 
 def missing() -> dict[str, str]:
     """What of OpenOOD cannot be used here, one line for each package that is not installed or broken."""
-    with enabled():  # NumPy 2 alone would break some
+    with replaced(np, **_numpy_names()):  # without which NumPy 2 breaks some
         return {name: lack(name) for name in EXTRAS if not _works(name)}
 
 
