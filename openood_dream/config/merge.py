@@ -18,6 +18,8 @@ from openood_dream.errors import InputError, nearest, show
 
 _LABELS = ("benchmark", "methods")  # its keys are labels such as "sigma 0.07", so a dot in them is just a dot
 
+FORGET = "_DELETE_CONFIG_"  # OpenOOD's value for a key that the files before are not to have set
+
 # Gives the dotted keys that may be set although no file sets them.
 KnownKeys = Callable[[dict[str, Any]], dict[str, Key]]
 
@@ -61,7 +63,8 @@ def merge(
 
 
 def assign(values: dict[str, Any], origins: Origins, path: Path, value: Any, file: str) -> None:
-    """Lays a value over a config: mappings key by key, everything else (an empty mapping too) as a whole.
+    """Lays a value over a config: mappings key by key, everything else (an empty mapping too) as a whole; FORGET takes
+    the key away.
 
     Args:
         values: the config, changed in place.
@@ -81,8 +84,11 @@ def assign(values: dict[str, Any], origins: Origins, path: Path, value: Any, fil
             section[part] = {}
         origins.forget(path[:end])  # an empty section, or something else, that is now filled key by key
         section = section[part]
-    if isinstance(section.get(path[-1]), dict):
+    if isinstance(section.get(path[-1]), dict) or value == FORGET:
         origins.forget_below(path)
+    if value == FORGET:
+        section.pop(path[-1], None)
+        return
     section[path[-1]] = value
     origins.set(path, file)
 

@@ -67,7 +67,7 @@ def evaluate(
         InputError: the detector cannot score the network, or a score is not a number; nothing was written then.
     """
     cls = find_postprocessor(postprocessor, passes.network.get("name"))
-    if postprocessor.APS_mode and postprocessor.postprocessor_sweep:
+    if postprocessor.searches:
         detector = best_on_validation(cls, postprocessor, passes)
     else:
         detector = fitted(cls, cls.arguments(postprocessor), passes)

@@ -18,3 +18,4 @@ class EvaluatorSettings(HostSection):
 
     name: str | None = Field(None, description="OpenOOD's evaluator")
     ood_scheme: Literal["ood", "fsood"] = Field("ood", description="ood; fsood counts covariate-shifted images as ID")
+    passes: bool = Field(True, description="whether logits and features are kept on disk, for the next detector")

@@ -21,7 +21,7 @@ from openood_dream.config.tree import lookup, plain
 from openood_dream.datasets.images import Transform, as_is
 from openood_dream.datasets.imglist import list_identity
 from openood_dream.errors import InputError
-from openood_dream.evaluators.passes import forward_pass, passes_dir, stored_pass
+from openood_dream.evaluators.passes import forward_pass, stored_pass
 from openood_dream.openood import compat
 from openood_dream.postprocessors.base import Pass
 from openood_dream.store import files
@@ -33,14 +33,17 @@ SERVED = frozenset(
     "temperature_scaling vim vra".split()
 )
 NOT_THE_NETWORK = ("checkpoint", "pretrained", "num_gpus")
+FEW = 8  # images whose outputs stand for what a network does
 
 
 def serves(config: Any) -> bool:
     """Whether a config's pipeline scores a checkpoint, in one process, with a postprocessor that passes are enough for."""
+    if (config.get("evaluator") or {}).get("passes") is False:
+        return False
     alone = (config.get("num_gpus") or 0) * (config.get("num_machines") or 1) <= 1
     network = config.network
     scores = str(config.pipeline.name) in ("test_ood", "test_ood_aps") and config.postprocessor.name in SERVED
-    return alone and scores and bool(network.pretrained) and isinstance(network.checkpoint, str)
+    return alone and scores and bool(network.get("pretrained")) and isinstance(network.get("checkpoint"), str)
 
 
 @contextmanager
@@ -56,6 +59,9 @@ def served(config: Any, pipeline: Any) -> Iterator[None]:
     if not hasattr(net, "get_fc_layer") or "return_feature" not in inspect.signature(net.forward).parameters:
         yield  # a network of another protocol
         return
+    if not _repeats(net, config.dataset.image_size):
+        yield  # one that draws random numbers
+        return
     cache = Cache(net, config)
     id_loaders, ood_loaders = module.get_dataloader, module.get_ood_dataloader
     keyed = {
@@ -65,6 +71,57 @@ def served(config: Any, pipeline: Any) -> Iterator[None]:
     }
     with compat.replaced(module, **keyed), files.looked_once():
         yield
+
+
+def _repeats(net: nn.Module, size: int) -> bool:
+    """Whether a network has the same outputs each time, on two images of noise."""
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return outputs(net, noise) == outputs(net, noise)
+
+
+@torch.no_grad()
+def outputs(net: nn.Module, images: torch.Tensor) -> list[str]:
+    """What tells networks apart by logits and features of images: numbers that the order of sums does not change.
+
+    Args:
+        net: the network; it is put in evaluation mode.
+        images: (B, 3, S, S), normalised.
+    """
+    found = list[str]()
+    net.eval()
+    for out in net(images.to(next(net.parameters()).device), return_feature=True):
+        values = out.double().flatten().cpu()
+        size = values.square().mean().sqrt()
+        waves = torch.arange(len(values), dtype=torch.double).cos()
+        parts = (values.mean() / size, (values @ waves) / len(values) ** 0.5 / size)
+        found += [f"{size:.3e}", *(f"{part:.3f}" for part in parts)]
+    return found
+
+
+def code(net: nn.Module) -> dict[str, str]:
+    """The source files of a network's classes but torch's, by class, as their bytes' hashes.
+
+    Args:
+        net: the network.
+    """
+    classes = {type(module) for module in net.modules()}
+    found = {}
+    for cls in sorted(classes, key=lambda cls: (cls.__module__, cls.__qualname__)):
+        file = sys.modules.get(cls.__module__) and getattr(sys.modules[cls.__module__], "__file__", None)
+        if not cls.__module__.startswith("torch.") and file and Path(file).is_file():
+            found[f"{cls.__module__}.{cls.__qualname__}"] = files.sha256(Path(file))
+    return found
+
+
+def passes_folder(config: Any) -> Path:
+    """Where passes are kept: in the folder of all results, which postprocessors share; never beside a checkpoint.
+
+    Args:
+        config: OpenOOD's config, whose `output_dir` ends with `exp_name`.
+    """
+    out, name = str(config.output_dir), str(config.get("exp_name") or "")
+    root = out.removesuffix(name) if name else ""
+    return Path(root or out) / "passes"
 
 
 class Cache:
@@ -77,8 +134,8 @@ class Cache:
 
     def __init__(self, net: nn.Module, config: Any) -> None:
         self.net, self.config = net, config
-        checkpoint = Path(config.network.checkpoint)
-        self.folder, self.checkpoint = passes_dir(checkpoint, Path(config.output_dir)), files.sha256(checkpoint)
+        self.folder, self.checkpoint = passes_folder(config), files.sha256(Path(config.network.checkpoint))
+        self.code = code(net)
         self.sets: list[tuple[tuple[str, ...], DataLoader]] = []
         self.made: dict[int, Pass] = {}
 
@@ -124,18 +181,25 @@ class Cache:
     def _stored(self, which: tuple[str, ...], loader: DataLoader) -> Pass:
         section, dataset, network = lookup(self.config, which), self.config.dataset, self.config.network
         transform = Transform(
-            dataset.pre_size, dataset.image_size, dataset.normalization_type or "", dataset.interpolation or "bilinear"
+            dataset.pre_size,
+            dataset.image_size,
+            dataset.get("normalization_type") or "",
+            dataset.get("interpolation") or "bilinear",
         )
+        images: Any = loader.dataset
+        few = torch.stack([images[row]["data"] for row in range(min(FEW, len(images)))])
         inputs = {
             "host": "openood",
             "checkpoint": self.checkpoint,
             "network": {key: plain(value) for key, value in network.items() if key not in NOT_THE_NETWORK},
+            "code": self.code,
+            "outputs": outputs(self.net, few),
             "list": list_identity(section.imglist_pth, section.data_dir, f"{'.'.join(which)}.imglist_pth"),
             "transform": transform.test_identity,
         }
-        images = DataLoader(loader.dataset, batch_size=loader.batch_size, num_workers=loader.num_workers)
+        batches = DataLoader(images, batch_size=loader.batch_size, num_workers=loader.num_workers)
         device = next(self.net.parameters()).device
-        return stored_pass(self.folder, inputs, lambda: forward_pass(self.net, images, device))
+        return stored_pass(self.folder, inputs, lambda: forward_pass(self.net, batches, device))
 
 
 class Rows(Dataset):

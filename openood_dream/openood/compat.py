@@ -2,7 +2,8 @@
 
 `enabled(cpu=...)` is a context manager; `enable()` and `disable()` are the same for a main.py. Inside,
 - names that NumPy 2 removed and OpenOOD or imgaug use are back;
-- missing extras import as stand-ins, which raise an InputError naming the package when they are used;
+- extras that are missing or broken import as stand-ins, which raise an InputError naming the package when they are used;
+- faiss takes tensors, as OpenOOD's npos wants it;
 - a `merge_option: default` run whose folder exists fails instead of waiting for an answer that nobody can give;
 - with `cpu`, whatever asks for CUDA gets the CPU: `.cuda()`, `device='cuda'`, checkpoints, GPU indexes of faiss.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import importlib
 import importlib.machinery
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,7 +26,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from openood_dream.errors import InputError
+from openood_dream.errors import InputError, reason
 
 # package -> what of OpenOOD needs it, and what to install
 EXTRAS = {
@@ -37,11 +40,13 @@ EXTRAS = {
     "statsmodels": ("the postprocessors adascale_a and adascale_l", "statsmodels"),
 }
 _MISSING = object()
+_broken: dict[str, str] = {}  # packages that are there and cannot be imported, and why
 
 
 def missing() -> dict[str, str]:
-    """What of OpenOOD cannot be used here, one line for each package that is not installed."""
-    return {name: lack(name) for name in EXTRAS if not installed(name)}
+    """What of OpenOOD cannot be used here, one line for each package that is not installed or broken."""
+    with replaced(np, **_numpy_names()):  # without which NumPy 2 breaks some
+        return {name: lack(name) for name in EXTRAS if not _works(name)}
 
 
 def installed(name: str) -> bool:
@@ -65,9 +70,24 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def lack(name: str) -> str:
-    """The line that says what a missing package disables and how to get it."""
+    """The line that says what a missing or broken package disables and how to get it."""
     user, package = EXTRAS[name]
+    if name in _broken:
+        why = f"cannot be imported ({_broken[name]}); repair it, or pip uninstall {package}"
+        return f"OpenOOD needs {name} for {user}, and it {why}"
     return f"OpenOOD needs {name} for {user}, and it is not installed; pip install {package}"
+
+
+def _works(name: str) -> bool:
+    """Whether an extra is there and can be imported; a broken one is known from then on."""
+    if not installed(name):
+        return False
+    if name not in _broken and not isinstance(sys.modules.get(name), ModuleType):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a broken installation raises
+            _broken[name] = reason(error)
+    return name not in _broken
 
 
 # ------------------------------------------------------------------------------------------------------- stand-ins
@@ -99,15 +119,20 @@ class _StandInModule(ModuleType):
 
 
 class _Extras(MetaPathFinder, Loader):
-    """A finder that comes last: it answers for known extras that no other finder has."""
+    """A finder that is asked first: it answers for known extras that do not work here."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         package = name.partition(".")[0]
-        if package in EXTRAS and (name == package or isinstance(sys.modules.get(package), _StandInModule)):
+        stands = isinstance(sys.modules.get(package), _StandInModule)
+        if package in EXTRAS and (stands if name != package else package in _broken or not installed(package)):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        self.made.append(spec.name)
         return _StandInModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -117,13 +142,15 @@ class _Extras(MetaPathFinder, Loader):
 @contextmanager
 def _extras() -> Iterator[None]:
     finder = _Extras()
-    sys.meta_path.append(finder)
+    for name in EXTRAS:
+        _works(name)
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in [name for name, module in sys.modules.items() if isinstance(module, _StandInModule)]:
-            del sys.modules[name]  # others must see that the package is not installed
+        for name in finder.made:
+            sys.modules.pop(name, None)  # others must see that the package is not installed
 
 
 # ------------------------------------------------------------------------------------------------------ substitutes
@@ -210,14 +237,54 @@ def _on_cpu() -> Iterator[None]:
         # batch norm over processes exists for GPUs alone; on the CPU each process has its own statistics
         keep = classmethod(lambda cls, module, process_group=None: module)
         stack.enter_context(replaced(torch.nn.SyncBatchNorm, convert_sync_batchnorm=keep))
-        if installed("faiss"):
-            import faiss
-            import faiss.contrib.torch_utils  # before the GPU names appear, which it would take for a GPU build
-
+        if _works("faiss"):
+            faiss = importlib.import_module("faiss")
             gpu = {"StandardGpuResources": object, "GpuIndexFlatL2": lambda resources, width: faiss.IndexFlatL2(width)}
             stack.enter_context(replaced(faiss, **gpu))
         stack.enter_context(_CudaIsCPU())
         yield
+
+
+# ------------------------------------------------------------------------------------------------------------ faiss
+
+TENSORS = "faiss.contrib.torch_utils"  # which patches faiss for good when it is imported
+_patched: list[tuple[dict[Any, dict[str, Any]], int]] = []  # faiss as it was, and how many want it patched now
+
+
+@contextmanager
+def faiss_takes_tensors() -> Iterator[None]:
+    """As OpenOOD's npos has it, from its import on; after the last such block faiss is as before the first."""
+    if not _works("faiss") or (not _patched and TENSORS in sys.modules):
+        yield  # none, or somebody else wants it so
+        return
+    if not _patched:
+        faiss = importlib.import_module("faiss")
+        owners = [faiss, *(value for value in vars(faiss).values() if inspect.isclass(value))]
+        _patched.append(({owner: dict(vars(owner)) for owner in owners}, 0))
+        importlib.import_module(TENSORS)
+    before, users = _patched[0]
+    _patched[0] = before, users + 1
+    try:
+        yield
+    finally:
+        before, users = _patched[0]
+        _patched[0] = before, users - 1
+        if users == 1:
+            _patched.clear()
+            for owner, values in before.items():
+                _restore(owner, values)
+            sys.modules.pop(TENSORS, None)
+            vars(sys.modules["faiss.contrib"]).pop("torch_utils", None)
+
+
+def _restore(owner: Any, values: dict[str, Any]) -> None:
+    """Gives a module or class the attributes that it had; submodules that were imported since stay."""
+    for name, value in list(vars(owner).items()):
+        if name not in values and not isinstance(value, ModuleType):
+            delattr(owner, name)
+    for name, value in values.items():
+        if vars(owner).get(name, _MISSING) is not value:
+            setattr(owner, name, value)
 
 
 # ----------------------------------------------------------------------------------------------------------- switch
@@ -229,6 +296,7 @@ def enabled(cpu: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(replaced(np, **_numpy_names()))
         stack.enter_context(_extras())
+        stack.enter_context(faiss_takes_tensors())
         if installed("openood"):
             import openood.utils.logger
 
@@ -253,3 +321,4 @@ def disable() -> None:
     """Undoes every `enable()`."""
     while _active:
         _active.pop().close()
+    atexit.unregister(disable)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,13 +23,13 @@ from openood_dream.config.tree import plain
 from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
 from openood_dream.dream.samplers import get_sampler
 from openood_dream.dream.settings import DreamSettings
-from openood_dream.errors import InputError, check_name
+from openood_dream.errors import InputError, check_name, warn
 from openood_dream.experiment import Experiment
 from openood_dream.networks import factory
 from openood_dream.networks.generative.network import pixel_probability
 from openood_dream.networks.settings import GENERATIVE_SETTINGS, network_model
 from openood_dream.networks.timm_network import backbone_name
-from openood_dream.openood import cache
+from openood_dream.openood import adapted, cache
 from openood_dream.openood.names import NAMES
 from openood_dream.parallel.processes import main_process_only, unwrap_model
 from openood_dream.pipelines.train import teacher_data, training_plan
@@ -43,8 +45,6 @@ OUR_NETWORKS = ("timm:<model>", *GENERATIVE_SETTINGS)
 NOT_IN_TABLE = {"scale": "ScalePostprocessor", "nnguide": "NNGuidePostprocessor"}
 GENERATIVE_DETECTORS = tuple(name for name, cls in POSTPROCESSORS.items() if cls.generative)
 
-Originals = Mapping[str, Callable]  # OpenOOD's own factories by name
-
 OURS: dict[str, tuple[str, ...]] = {
     "get_trainer": tuple(TRAINERS),
     "get_preprocessor": (PREPROCESSOR,),
@@ -58,11 +58,11 @@ def known(name: str) -> list[str]:
     return sorted({*NAMES[name], *OURS.get(name, ())})
 
 
-def ask(original: Callable, key: str, value: Any, *args: Any) -> Any:
-    """Asks one of OpenOOD's factories for what is not ours.
+def ask(factory: Callable, key: str, value: Any, *args: Any) -> Any:
+    """Asks one of OpenOOD's factories, or somebody's wrapper of it, for what is not ours.
 
     Args:
-        original: the factory.
+        factory: the factory.
         key: the config key that names what it makes, such as "trainer.name".
         value: the value of the key.
         args: the factory's arguments.
@@ -73,25 +73,26 @@ def ask(original: Callable, key: str, value: Any, *args: Any) -> Any:
     Raises:
         InputError: it does not know the name; the message lists those that we know of.
     """
+    names = known(f"get_{key.partition('.')[0]}")
     try:
-        found = original(*args)
+        found = factory(*args)
     except Exception as error:
         lacking = isinstance(error, KeyError) and error.args == (value,)
-        unspecific = type(error) is Exception and value not in known(original.__name__)  # which get_network raises
+        unspecific = type(error) is Exception and value not in names  # which get_network raises
         if not (lacking or unspecific):
             raise
         found = None
     if found is None:
-        check_name(key, value, known(original.__name__))
+        check_name(key, value, names)
         raise InputError(f"{key}: OpenOOD has no {value!r} here; check pipeline.name, or update OpenOOD")
     return found
 
 
-def check_known(original: Callable, key: str, value: Any, *args: Any) -> None:
+def check_known(factory: Callable, key: str, value: Any, *args: Any) -> None:
     """Checks a name before anything is computed; OpenOOD is asked about a name alone that we do not know.
 
     Args:
-        original: OpenOOD's factory.
+        factory: the one that will be asked for it.
         key: the config key.
         value: the name.
         args: arguments with which the factory is asked; they need not be complete.
@@ -99,10 +100,10 @@ def check_known(original: Callable, key: str, value: Any, *args: Any) -> None:
     Raises:
         InputError: neither we nor the factory know the name.
     """
-    if value in known(original.__name__):
+    if value in known(f"get_{key.partition('.')[0]}"):
         return
     try:
-        ask(original, key, value, *args)
+        ask(factory, key, value, *args)
     except InputError:
         raise
     except Exception:
@@ -118,17 +119,18 @@ def experiment_of(config: Mapping[str, Any]) -> Experiment:
 
 
 def trainer_is_ours(config: Mapping[str, Any]) -> bool:
-    """Whether `trainer` is one that we have and OpenOOD lacks, or says `implementation: ours`."""
+    """Whether `trainer` is one that we have and OpenOOD lacks or cannot run here, or says `implementation: ours`."""
     section = config.get("trainer") or {}
-    name = section.get("name")
-    return name in TRAINERS and (section.get("implementation") == "ours" or name not in NAMES["get_trainer"])
+    name, ours = section.get("name"), section.get("implementation") == "ours"
+    unfit = name == "npos" and not adapted.npos_is_theirs(config)
+    return name in TRAINERS and (ours or unfit or name not in NAMES["get_trainer"])
 
 
-def check_trainer(original: Callable, config: Mapping[str, Any]) -> None:
+def check_trainer(get_trainer: Callable, config: Mapping[str, Any]) -> None:
     """Checks a trainer before anything is computed.
 
     Args:
-        original: OpenOOD's get_trainer.
+        get_trainer: the factory that will be asked for it.
         config: OpenOOD's config, or plain dicts.
 
     Raises:
@@ -136,7 +138,7 @@ def check_trainer(original: Callable, config: Mapping[str, Any]) -> None:
     """
     name, pipeline = (config.get("trainer") or {}).get("name"), (config.get("pipeline") or {}).get("name")
     loaders: Any = [None, None] if pipeline == "train_oe" else DataLoader([0])  # type: ignore[arg-type]
-    check_known(original, "trainer.name", name, None, loaders, None, config)
+    check_known(get_trainer, "trainer.name", name, None, loaders, None, config)
     if name not in TRAINERS:
         return
     cls, auxiliary = TRAINERS[str(name)], (config.get("dataset") or {}).get("oe")
@@ -153,24 +155,30 @@ def check_trainer(original: Callable, config: Mapping[str, Any]) -> None:
         settings, experiment = validated(cls.Settings, plain(config["trainer"]), ("trainer",)), experiment_of(config)
         if all(map(experiment.has, ("network", "dataset", "optimizer"))):  # a script may name them elsewhere
             cls.check_plan(settings, training_plan(experiment))
+    elif name == "npos":
+        adapted.check_npos(config)
 
 
-def _trainers(originals: Originals) -> Callable:
-    original = originals["get_trainer"]
-
+def _trainers(original: Callable) -> Callable:
     def get_trainer(net: nn.Module, train_loader: Any, val_loader: Any, config: Any) -> Any:
+        name = config.trainer.name
         if not trainer_is_ours(config):
-            return ask(original, "trainer.name", config.trainer.name, net, train_loader, val_loader, config)
+            if name == "vos":
+                adapted.fit_vos(net, config)
+            return ask(original, "trainer.name", name, net, train_loader, val_loader, config)
         check_trainer(original, config)
+        if name == "npos" and config.trainer.get("implementation") != "ours":
+            need = " and ".join(f"{section}.name {needed}" for section, needed in adapted.NPOS.items())
+            warn(f"trainer.implementation: ours trains npos: OpenOOD's needs {need}")
         loaders = train_loader if isinstance(train_loader, list) else [train_loader]
-        cls = TRAINERS[config.trainer.name]
+        cls = TRAINERS[name]
         given = teacher_data(experiment_of(config)).teacher_inputs if cls.needs_teacher else {}
         return cls(
             net,
             *loaders,
             settings=validated(cls.Settings, plain(config.trainer), ("trainer",)),
             optimizer=validated(OptimizerSettings, plain(config.optimizer), ("optimizer",)),
-            precision=config.precision or "auto",
+            precision=config.get("precision") or "auto",
             **given,
         )
 
@@ -180,17 +188,17 @@ def _trainers(originals: Originals) -> Callable:
 # ----------------------------------------------------------------------------------------------------- preprocessor
 
 
-def _preprocessors(originals: Originals) -> Callable:
-    original = originals["get_preprocessor"]
-
+def _preprocessors(original: Callable) -> Callable:
     def get_preprocessor(config: Any, split: str) -> Any:
         from openood.preprocessors import BasePreprocessor, TestStandardPreProcessor
 
         name = config.preprocessor.name
         if name == PREPROCESSOR:
-            fill_imagined(originals["get_trainer"], config)
+            fill_imagined(config)
             # tests fit on training images as they are, like evaluation_api: random crops would make scores random
-            augment = split in ("train", "oe") and not str((config.pipeline or {}).get("name")).startswith("test")
+            augment = split in ("train", "oe") and not str((config.get("pipeline") or {}).get("name")).startswith(
+                "test"
+            )
             preprocessor = (BasePreprocessor if augment else TestStandardPreProcessor)(config)
         else:
             preprocessor = ask(original, "preprocessor.name", name, config, split)
@@ -211,20 +219,21 @@ def _drop(preprocessor: Any, name: str) -> None:
         preprocessor.transform = Compose([step for step in steps if type(step).__name__ != name])
 
 
-def fill_imagined(get_trainer: Callable, config: Any) -> None:
+def fill_imagined(config: Any) -> None:
     """Puts the imagined image set in the place of the word `imagined` in `dataset.oe` of OpenOOD's config.
 
     It is drawn first if need be: with several processes by the main one, while the others wait.
 
     Args:
-        get_trainer: OpenOOD's own, which knows whether it has the trainer, before anything is drawn.
         config: OpenOOD's config, which is written to.
     """
     section = config.dataset.get("oe")
-    if "oe" not in config.dataset.split_names or section is None or section.imglist_pth != IMAGINED:
+    if "oe" not in config.dataset.split_names or section is None or section.get("imglist_pth") != IMAGINED:
         return
     if config.get("trainer"):
-        check_trainer(get_trainer, config)
+        name = (config.get("pipeline") or {}).get("name")
+        pipeline = sys.modules.get(f"openood.pipelines.{name}_pipeline")
+        check_trainer((pipeline or sys.modules["openood.trainers"]).get_trainer, config)  # before it is drawn
     section.imglist_pth, section.data_dir, config.outlier_data = main_process_only(lambda: imagine(config))
 
 
@@ -239,11 +248,11 @@ def imagine(config: Mapping[str, Any]) -> tuple[str, str, str]:
 # --------------------------------------------------------------------------------------------------------- networks
 
 
-def check_network(original: Callable, network: Mapping[str, Any]) -> None:
+def check_network(get_network: Callable, network: Mapping[str, Any]) -> None:
     """Checks the name of a network before anything is computed.
 
     Args:
-        original: OpenOOD's get_network.
+        get_network: the factory that will be asked for it.
         network: the section `network` of OpenOOD's config.
 
     Raises:
@@ -255,17 +264,15 @@ def check_network(original: Callable, network: Mapping[str, Any]) -> None:
         if isinstance(size, int):
             factory.check_network(validated(network_model(name), plain(network), ("network",)), image_size=size)
     elif name not in GENERATIVE_SETTINGS:
-        check_known(original, "network.name", name, network)
+        check_known(get_network, "network.name", name, network)
 
 
-def _networks(originals: Originals) -> Callable:
-    original = originals["get_network"]
-
+def _networks(original: Callable) -> Callable:
     def get_network(network_config: Any) -> Any:
         name = str(network_config.name)
         if name not in GENERATIVE_SETTINGS and not name.startswith("timm:"):
             return ask(original, "network.name", name, network_config)
-        size = network_config.image_size
+        size = network_config.get("image_size")
         if not isinstance(size, int):
             raise InputError(
                 f"config: network.image_size: expected the images' pixels a side, got {size!r}; "
@@ -274,13 +281,13 @@ def _networks(originals: Originals) -> Callable:
         settings = validated(network_model(name), plain(network_config), ("network",))
         factory.check_network(settings, image_size=size)
         net = factory.get_network(settings, image_size=size)
-        if network_config.pretrained:
+        if network_config.get("pretrained"):
             net.eval()  # some of OpenOOD's postprocessors fit before anybody else does this
-        if network_config.num_gpus and network_config.num_gpus > 1:
+        if (network_config.get("num_gpus") or 0) > 1:
             from openood.utils import comm
 
             return nn.parallel.DistributedDataParallel(net.cuda(), device_ids=[comm.get_local_rank()])
-        return net.cuda() if network_config.num_gpus else net
+        return net.cuda() if network_config.get("num_gpus") else net
 
     return get_network
 
@@ -288,33 +295,30 @@ def _networks(originals: Originals) -> Callable:
 # --------------------------------------------------------------------------------------------------- postprocessors
 
 
-def check_postprocessor(original: Callable, config: Mapping[str, Any]) -> None:
+def check_postprocessor(get_postprocessor: Callable, config: Mapping[str, Any]) -> None:
     """Checks a postprocessor before anything is computed.
 
     Args:
-        original: OpenOOD's get_postprocessor.
+        get_postprocessor: the factory that will be asked for it.
         config: OpenOOD's config.
 
     Raises:
         InputError: nobody knows it, or it is not for this network.
     """
     section = config.get("postprocessor") or {}
-    check_known(original, "postprocessor.name", section.get("name"), config)
+    check_known(get_postprocessor, "postprocessor.name", section.get("name"), config)
     settings = validated(PostprocessorSettings, plain(section), ("postprocessor",))
     check_fits(settings, (config.get("network") or {}).get("name"))
 
 
-def _postprocessors(originals: Originals) -> Callable:
-    original = originals["get_postprocessor"]
-
+def _postprocessors(original: Callable) -> Callable:
     def get_postprocessor(config: Any) -> Any:
         from openood import postprocessors
-        from openood.networks.ash_net import ASHNet
-        from openood.networks.scale_net import ScaleNet
         from openood.postprocessors.info import num_classes_dict
 
         check_postprocessor(original, config)
         name = config.postprocessor.name
+        config.postprocessor.setdefault("postprocessor_sweep", None)  # without which OpenOOD's tag v1.5 stops
         if name in GENERATIVE_DETECTORS:
             cls = POSTPROCESSORS[name]
             settings = validated(PostprocessorSettings, plain(config.postprocessor), ("postprocessor",))
@@ -322,14 +326,11 @@ def _postprocessors(originals: Originals) -> Callable:
         sizes = {config.dataset.name: config.dataset.num_classes}
         with mock.patch.dict(num_classes_dict, sizes):  # it knows four data sets
             if name in NOT_IN_TABLE:
-                post = getattr(postprocessors, NOT_IN_TABLE[name])(config)
+                made = getattr(postprocessors, NOT_IN_TABLE[name], lambda config: None)  # younger than some versions
+                post = ask(made, "postprocessor.name", name, config)
             else:
                 post = ask(original, "postprocessor.name", name, config)
-        if name in ("ash", "scale"):
-            # their rule is in a network around the network, which evaluation_api adds and the pipelines do not
-            wrapper, postprocess = ASHNet if name == "ash" else ScaleNet, post.postprocess
-            post.postprocess = lambda net, images: postprocess(wrapper(net), images)
-        return post
+        return adapted.adapt(name, post, bool(config.postprocessor.get("APS_mode")))
 
     return get_postprocessor
 
@@ -368,12 +369,10 @@ class HostDetector:
 # ------------------------------------------------------------------------------------------ evaluators and pipelines
 
 
-def _evaluators(originals: Originals) -> Callable:
-    original = originals["get_evaluator"]
-
+def _evaluators(original: Callable) -> Callable:
     def get_evaluator(config: Any) -> Any:
         evaluator = ask(original, "evaluator.name", config.evaluator.name, config)
-        if config.network.name in GENERATIVE_SETTINGS and not config.get("postprocessor"):
+        if config.network.name in GENERATIVE_SETTINGS and not (config.get("postprocessor") or {}).get("name"):
             evaluator.eval_acc = _probability
         return evaluator
 
@@ -387,25 +386,28 @@ def _probability(net: nn.Module, data_loader: Any, postprocessor: Any = None, ep
     return {"epoch_idx": epoch_idx, "loss": -math.log2(p), "acc": p}
 
 
-def _pipelines(originals: Originals) -> Callable:
-    original = originals["get_pipeline"]
-
+def _pipelines(original: Callable) -> Callable:
     def get_pipeline(config: Any) -> Any:
         pipeline = ask(original, "pipeline.name", config.pipeline.name, config)
-        if cache.serves(config):
-            run = pipeline.run
+        if config.get("network") and config.get("dataset"):
+            adapted.complete_network(config)
+        run = pipeline.run
 
-            def run_served() -> None:
-                with cache.served(config, pipeline):
-                    run()
+        def run_ours() -> None:
+            with ExitStack() as stack:
+                if config.get("save_output"):
+                    stack.enter_context(adapted.folder_undone(config))
+                if cache.serves(config):
+                    stack.enter_context(cache.served(config, pipeline))
+                run()
 
-            pipeline.run = run_served
+        pipeline.run = run_ours
         return pipeline
 
     return get_pipeline
 
 
-WRAPPERS: dict[str, Callable[[Originals], Callable]] = {
+WRAPPERS: dict[str, Callable[[Callable], Callable]] = {  # each takes what it is put around
     "get_trainer": _trainers,
     "get_preprocessor": _preprocessors,
     "get_network": _networks,

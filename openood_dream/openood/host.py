@@ -22,8 +22,7 @@ from openood_dream.datasets.settings import IMAGINED
 from openood_dream.device import pick_device
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment
-from openood_dream.networks.settings import GENERATIVE_SETTINGS
-from openood_dream.openood import compat, factories, registry
+from openood_dream.openood import adapted, compat, factories, registry
 from openood_dream.store.files import write_text
 
 SPLITS = ("train", "oe", "val", "test")
@@ -66,7 +65,7 @@ def run(experiment: Experiment) -> Path:
     check_output(experiment)
     experiment.data.ensure()
     check_files(experiment, whole)
-    with own_stdout(), compat.enabled(cpu):
+    with own_stdout(), compat.enabled(cpu), adapted.folder_undone(whole):
         from openood.utils import launch
 
         if processes > 1 and cpu:
@@ -114,21 +113,8 @@ def complete(experiment: Experiment) -> dict[str, Any]:
     label = factories.outlier_label(whole)
     if label is not None:
         whole["outlier_data"] = label
-    _complete_network(whole)
+    adapted.complete_network(whole)
     return whole
-
-
-def _complete_network(whole: dict[str, Any]) -> None:
-    """Tells our networks, also those inside OpenOOD's, how large and how normalised images are."""
-    dataset, network = whole["dataset"], whole["network"]
-    network.setdefault("num_gpus", whole.get("num_gpus") or 0)
-    while isinstance(network, dict):
-        generative = network.get("name") in GENERATIVE_SETTINGS
-        if generative or str(network.get("name")).startswith("timm:"):
-            network.setdefault("image_size", dataset.get("image_size"))
-        if generative:
-            network.setdefault("normalization_type", dataset.get("normalization_type"))
-        network = network.get("backbone")
 
 
 def check(whole: dict[str, Any]) -> None:
@@ -137,18 +123,22 @@ def check(whole: dict[str, Any]) -> None:
     Raises:
         InputError: nobody knows one of them, or it does not fit the others.
     """
+    from openood.pipelines import get_pipeline
     from openood.utils import Config as HostConfig
 
-    host, ask = HostConfig(whole), registry.original
-    name = str(lookup(whole, ("pipeline", "name")))
-    factories.ask(ask("get_pipeline"), "pipeline.name", name, host)  # which does nothing before it is run
-    factories.check_network(ask("get_network"), host["network"])
+    host = HostConfig(whole)
+    pipeline = get_pipeline(host)  # which does nothing before it is run
+    modules = ["openood.networks", "openood.trainers", "openood.postprocessors", "openood.datasets.utils"]
+    bound = {
+        key: value for name in [*modules, type(pipeline).__module__] for key, value in vars(sys.modules[name]).items()
+    }
+    factories.check_network(bound["get_network"], host["network"])
     preprocessor = lookup(whole, ("preprocessor", "name"))
-    factories.check_known(ask("get_preprocessor"), "preprocessor.name", preprocessor, host, "train")
-    if name in ("train", "train_oe"):
-        factories.check_trainer(ask("get_trainer"), host)
-    if name in ("test_ood", "test_ood_aps"):
-        factories.check_postprocessor(ask("get_postprocessor"), host)
+    factories.check_known(bound["get_preprocessor"], "preprocessor.name", preprocessor, host, "train")
+    if host.pipeline.name in ("train", "train_oe"):
+        factories.check_trainer(bound["get_trainer"], host)
+    if host.pipeline.name in ("test_ood", "test_ood_aps"):
+        factories.check_postprocessor(bound["get_postprocessor"], host)
 
 
 # -------------------------------------------------------------------------------------------------------- the files

@@ -6,7 +6,10 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from openood_dream.errors import InputError
 from openood_dream.openood import compat, factories
@@ -33,46 +36,92 @@ BINDERS = (
     "openood.pipelines.test_ood_pipeline_aps",
 )
 
-_registered: dict[str, tuple[Callable, Callable]] = {}  # factory -> (OpenOOD's, ours)
+
+class _Binding(NamedTuple):
+    """A factory's name in a module of OpenOOD: what it was bound to, by OpenOOD or somebody's wrapper, and is now."""
+
+    module: ModuleType
+    name: str
+    before: Callable
+    ours: Callable
+
+
+class _Registration:
+    """What a register() did, and how it is undone."""
+
+    def __init__(self) -> None:
+        self.bindings: list[_Binding] = []
+        self.undo = ExitStack()
+
+
+_registrations: list[_Registration] = []  # one or none
 
 
 def register() -> None:
     """Adds what is ours to OpenOOD's factories; doing it twice changes nothing.
 
     That is the trainers of TRAINERS that OpenOOD does not have, the preprocessor `dream`, networks `timm:<name>` and
-    generative ones, their postprocessors, and those that only `evaluation_api` knows; unknown names are answered with
-    the known ones, and test pipelines are served from passes on disk. Call it before you import factories from OpenOOD
-    by name: what a module of yours has bound stays as it is.
+    generative ones, their postprocessors, and those that only `evaluation_api` knows. All other names go on to what was
+    there before, OpenOOD's factory or somebody's wrapper of it; an unknown one is answered with the known ones. Test
+    pipelines are served from passes on disk. Call it before you import factories from OpenOOD by name: what a module of
+    yours has bound stays as it is.
 
     Raises:
         InputError: OpenOOD is not installed, or its factories are not those of version 1.5; then nothing is changed.
     """
-    if not _registered:
-        originals = {name: _original(name) for name in FACTORIES}
-        for name, original in originals.items():
-            _registered[name] = original, functools.wraps(original)(factories.WRAPPERS[name](originals))
-    _bind(_registered)
+    if _registrations:
+        return
+    registration = _Registration()
+    with ExitStack() as stack:
+        stack.enter_context(compat.faiss_takes_tensors())  # which OpenOOD's import sees to, and leaves
+        registration.bindings = _bindings(registration)
+        registration.undo = stack.pop_all()
+    for module, name, _, ours in registration.bindings:
+        setattr(module, name, ours)
+    _registrations.append(registration)
 
 
 def unregister() -> None:
-    """Puts OpenOOD's own factories back."""
-    _bind({name: (ours, original) for name, (original, ours) in _registered.items()})
-    _registered.clear()
+    """Puts OpenOOD's own factories back, and leaves the bindings of others as they are."""
+    while _registrations:
+        registration = _registrations.pop()
+        for module, name, before, ours in registration.bindings:
+            if vars(module).get(name) is ours:
+                setattr(module, name, before)
+        registration.undo.close()
 
 
 def registered() -> bool:
     """Whether OpenOOD knows what is ours."""
-    return bool(_registered)
+    return bool(_registrations)
 
 
-def original(name: str) -> Callable:
-    """OpenOOD's own factory of this name, while ours stands in its place."""
-    return _registered[name][0]
+def _bindings(registration: _Registration) -> list[_Binding]:
+    """Every binding of a factory in a module of BINDERS, with ours around it; nothing is changed yet."""
+    made: dict[tuple[str, int], Callable] = {}
+    found = list[_Binding]()
+    for module in _modules():
+        for name in FACTORIES:
+            before = vars(module).get(name)
+            if callable(before):
+                ours = made.setdefault((name, id(before)), _around(name, before, registration))
+                found.append(_Binding(module, name, before, ours))
+    return found
 
 
-def _original(name: str) -> Callable:
-    """OpenOOD's factory, checked to be the one that we know."""
-    wing, parameters = FACTORIES[name]
+def _around(name: str, before: Callable, registration: _Registration) -> Callable:
+    """Our factory around another; once its registration has ended it is that other alone, whoever may still hold it."""
+    ours = factories.WRAPPERS[name](before)
+
+    @functools.wraps(before)
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        return (ours if registration in _registrations else before)(*args, **kwargs)
+
+    return factory
+
+
+def _modules() -> list[ModuleType]:
+    """BINDERS, as far as this OpenOOD has them; InputError where it is not 1.5 or does not work."""
     if not compat.installed("openood"):
         raise InputError(f"OpenOOD is not installed; {INSTALL}, or use backend: standalone")
     try:
@@ -80,24 +129,25 @@ def _original(name: str) -> Callable:
             # these import all that binds factories
             for package in ("openood.datasets", "openood.pipelines"):
                 importlib.import_module(package)
-            module = importlib.import_module(f"openood.{wing}.utils")
+            for name, (wing, parameters) in FACTORIES.items():
+                _check(importlib.import_module(f"openood.{wing}.utils"), name, parameters)
     except ImportError as error:
         raise InputError(
             f"OpenOOD is installed and cannot be imported ({error}); "
             "repair it (openood-dream doctor), or use backend: standalone"
         ) from error
+    return [sys.modules[name] for name in BINDERS if name in sys.modules]
+
+
+def _check(module: ModuleType, name: str, parameters: list[str]) -> None:
+    """Raises InputError unless a module has a factory that can be called as OpenOOD 1.5 calls it."""
     function = getattr(module, name, None)
-    if not inspect.isfunction(function):
+    if not callable(function):
         raise InputError(f"{module.__file__}: has no function {name}; expected OpenOOD 1.5 ({INSTALL})")
-    if list(inspect.signature(function).parameters) != parameters:
-        got, expected = ", ".join(inspect.signature(function).parameters), ", ".join(parameters)
-        raise InputError(f"{module.__file__}: {name}({got}); expected {name}({expected}) as in OpenOOD 1.5 ({INSTALL})")
-    return function
-
-
-def _bind(pairs: Mapping[str, tuple[Callable, Callable]]) -> None:
-    """In each of BINDERS that is loaded, binds a factory's name to the second of its pair in the place of the first."""
-    for module in filter(None, map(sys.modules.get, BINDERS)):
-        for name, (old, new) in pairs.items():
-            if vars(module).get(name) is old:
-                setattr(module, name, new)
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        got, expected = ", ".join(signature.parameters), ", ".join(parameters)
+        text = f"{name}({got}); expected {name}({expected}) as in OpenOOD 1.5 ({INSTALL})"
+        raise InputError(f"{module.__file__}: {text}") from None

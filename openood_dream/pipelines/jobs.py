@@ -62,7 +62,9 @@ def job_experiments(layers: Sequence[str], overrides: Sequence[str]) -> tuple[Ex
         InputError: something of them is missing or impossible.
     """
     experiment = load_config(layers, overrides)
-    names = experiment.benchmark.postprocessors
+    names, search = experiment.benchmark.postprocessors, experiment.at("postprocessor.APS_mode")
+    if search is not None:  # what the benchmark's own files say holds for all of its detectors
+        overrides = [*overrides, "--postprocessor.APS_mode", str(search)]
     scored = [load_config([*layers, f"postprocessors/{name}.yml"], overrides) for name in names]
     for one in scored:
         check_scoring(one)

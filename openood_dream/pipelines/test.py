@@ -98,15 +98,19 @@ def is_scored(folder: Path, experiments: list[Experiment]) -> bool:
 
 
 def images_identity(experiment: Experiment) -> dict[str, Any]:
-    """What decides about scores besides network and detector: the test images, by data set.
+    """What decides about scores besides network and detector: the test images, by data set, and those of a search.
 
     Raises:
         InputError: a list is missing, or an image that it names.
     """
-    return {
+    found: dict[str, dict[str, str]] = {
         "ood_dataset": _ood_identity(experiment),
         "dataset": {"test": identity_of(experiment.dataset.split("test"))},
     }
+    if experiment.postprocessor.searches:
+        found["ood_dataset"]["val"] = identity_of(experiment.data.split("ood_dataset", "val"))
+        found["dataset"]["val"] = identity_of(experiment.dataset.split("val"))
+    return found
 
 
 def identity_of(split: SplitSettings) -> str:
@@ -189,7 +193,7 @@ def _passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Pat
     load_weights(net, checkpoint)
     about = {key: getattr(settings, key, None) for key in ("name", "args")}
     device = pick_device(experiment.run.device)
-    cache_dir = cache_dir or passes_dir(checkpoint, experiment.run.folder)
+    cache_dir = cache_dir or passes_dir(checkpoint, experiment.run.folder) if experiment.evaluator.passes else None
     return Passes(net, data, device, network=about, checkpoint=checkpoint, cache_dir=cache_dir)
 
 

@@ -18,3 +18,8 @@ class PostprocessorSettings(HostSection):
     APS_mode: bool = Field(False, description="whether hyperparameters are searched on the validation sets")
     postprocessor_args: dict[str, Any] | None = Field(None, description="the detector's hyperparameters")
     postprocessor_sweep: dict[str, Any] | None = Field(None, description="`<hyperparameter>_list`: values to search")
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is something to search on the validation sets."""
+        return self.APS_mode and bool(self.postprocessor_sweep)

@@ -42,6 +42,13 @@ def test_value_replaces_section_and_back():
     assert merged.origins.of(["b"]).file == merged.origins.of(["c"]).file == "b.yml"
 
 
+def test_openoods_word_takes_a_key_away():
+    merged = files(
+        "a: {x: 1, y: 2}\nb: 3\nc: 4", "a: _DELETE_CONFIG_\nb: _DELETE_CONFIG_\nd: _DELETE_CONFIG_", "a: {z: 5}"
+    )
+    assert merged.values == {"a": {"z": 5}, "c": 4}
+
+
 def test_dotted_keys_are_nested_but_not_in_labels():
     merged = files("optimizer: {lr: 0.1}", "optimizer.lr: 0.2\ntrainer.args.a: 1", "benchmark: {methods: {s 0.7: [x]}}")
     assert merged.values["optimizer"] == {"lr": 0.2} and merged.values["trainer"] == {"args": {"a": 1}}

@@ -201,7 +201,8 @@ def test_output_that_is_no_number(net, tiny, scored, passes_of, run, tmp_path, p
     """Detector and image are named, also where the detector would not notice: msp does not look at features."""
     name, _ = tiny.config().data.images("dataset", "test").rows[6]
     with pytest.raises(InputError, match=rf"^{postprocessor}: .* image 6 of digits \({re.escape(name)}\)"):
-        run(scored(postprocessor), tmp_path / "out", passes_of(tiny.config(), Broken(net, part)))
+        config = scored(postprocessor, "--postprocessor.APS_mode", "false")
+        run(config, tmp_path / "out", passes_of(tiny.config(), Broken(net, part)))
     assert not (tmp_path / "out").exists()
 
 
@@ -220,7 +221,8 @@ def test_score_that_is_no_number(scored, run, tmp_path, monkeypatch):
 
 def test_more_neighbours_than_training_images(scored, run, tmp_path):
     with pytest.raises(InputError, match=r"^command line: postprocessor\.postprocessor_args\.K: .*378 .*got 5000"):
-        run(scored("knn", "--postprocessor.postprocessor_args.K", "5000"), tmp_path)
+        words = ["--postprocessor.APS_mode", "false", "--postprocessor.postprocessor_args.K", "5000"]
+        run(scored("knn", *words), tmp_path)
 
 
 def test_unknown_postprocessor(scored, run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 
 import numpy as np
@@ -63,6 +64,45 @@ def test_after_the_block_an_extra_is_missing(lacking):
     assert not [name for name in sys.modules if name.startswith("an_absent_package")]
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("an_absent_package")
+
+
+def test_broken_extra_disables_what_needs_it(monkeypatch, tmp_path):
+    (tmp_path / "a_broken_package.py").write_text("import another_that_is_not_there")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(compat.EXTRAS, "a_broken_package", ("the preprocessor y", "broken-package"))
+    with compat.enabled():
+        from a_broken_package.deep import Thing
+
+        with pytest.raises(
+            InputError, match="the preprocessor y, and it cannot be imported .No module named 'another_"
+        ):
+            Thing()
+    assert "cannot be imported" in compat.missing()["a_broken_package"]
+    with pytest.raises(ModuleNotFoundError, match="another_that_is_not_there"):
+        importlib.import_module("a_broken_package")
+
+
+FAISS = """
+import inspect, sys
+import faiss
+from openood_dream.openood import compat
+
+def state():
+    owners = [faiss, *(value for value in vars(faiss).values() if inspect.isclass(value))]
+    return {(str(owner), key): id(value) for owner in owners for key, value in vars(owner).items() if key != "contrib"}
+
+before = state()
+compat.enable(cpu=True)
+compat.enable()
+assert faiss.IndexFlatL2(2).add_numpy and faiss.StandardGpuResources
+compat.disable()
+assert state() == before and compat.TENSORS not in sys.modules
+"""
+
+
+def test_faiss_is_as_before():
+    done = subprocess.run([sys.executable, "-c", FAISS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_other_packages_stay_missing():

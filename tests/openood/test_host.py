@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -13,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hosts import ARGS, QUICK, scores, write
 from torch.utils.data import DataLoader
 
 import openood_dream
 from openood_dream.config.files import shipped_configs
-from openood_dream.datasets.imglist import read_imglist, write_imglist
-from openood_dream.errors import InputError
-from openood_dream.experiment import Experiment, load_config
+from openood_dream.datasets.imglist import read_imglist
+from openood_dream.errors import InputError, InputWarning
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import get_network
-from openood_dream.openood import cache, compat, host, registry
+from openood_dream.networks.timm_network import TimmNetwork
+from openood_dream.openood import adapted, cache, compat, host, registry
 from openood_dream.openood.names import NAMES
 from openood_dream.pipelines import test as scoring
 from openood_dream.pipelines import train as training
@@ -33,67 +35,14 @@ pytestmark = [
     pytest.mark.openood,
     pytest.mark.skipif(not compat.installed("openood"), reason=f"OpenOOD is not installed; {registry.INSTALL}"),
 ]
-IMAGES = {"train": 20, "val": 10, "test": 10, "train_aux": 60}  # a class; of OOD lists, in all
-OOD_IMAGES = 60
-QUICK = ["--optimizer.num_epochs", "8", "--optimizer.lr", "0.05", "--dataset.train.batch_size", "16"]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, digits) -> Path:
-    """The data root of a small part of the digits."""
-    root = tmp_path_factory.mktemp("small")
-    (root / "images_classic").symlink_to(digits / "images_classic")
-    for path in (digits / "benchmark_imglist" / "digits").iterdir():
-        if path.suffix == ".json":
-            target = root / "benchmark_imglist" / "digits" / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(path.read_text())
-            continue
-        rows, kept = read_imglist(path), {}
-        for row in rows:
-            kept.setdefault(row[1], []).append(row)
-        limit = IMAGES.get(path.stem, OOD_IMAGES)
-        write_imglist(root / "benchmark_imglist" / "digits" / path.name, sum((k[:limit] for k in kept.values()), []))
-    return root
-
-
-@pytest.fixture(scope="module")
-def job(tiny, small, tmp_path_factory):
-    """Builds the config of a run on the small data: layers over the tiny benchmark, a name, and overrides."""
-    root = tmp_path_factory.mktemp("runs")
-
-    def build(name: str, layers: list[str], *overrides: str, backend: str = "openood") -> Experiment:
-        keys = {"backend": backend, "data_root": small, "root": root, "output_dir": root, "exp_name": name}
-        keys |= {"num_gpus": 0, "num_workers": 0, "merge_option": "merge", "optimizer.num_epochs": 1}
-        words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        return load_config([tiny.file, *layers], [*words, *overrides])
-
-    return build
-
-
-def scores(folder: Path) -> dict[str, list[float]]:
-    """The rows of ood.csv: data set -> FPR@95, AUROC, AUPR_IN, AUPR_OUT, ACC."""
-    with open(folder / "ood.csv", newline="") as file:
-        return {row[0]: [float(value.replace("-", "nan")) for value in row[1:]] for row in list(csv.reader(file))[1:]}
-
-
-@pytest.fixture(scope="module")
-def trained(job) -> Path:
-    """A network trained by our own pipeline, and its checkpoint."""
-    config = job("trained", ["pipelines/train/base.yml"], *QUICK, backend="standalone")
-    return training.train(config) / "best.ckpt"
-
-
-def write(path: Path, text: str) -> str:
-    path.write_text(text)
-    return str(path)
-
-
-ARGS = {"vim": ["--postprocessor.postprocessor_args.dim", "8"], "knn": ["--postprocessor.postprocessor_args.K", "10"]}
 
 
 @pytest.mark.parametrize("name", sorted(name for name, cls in POSTPROCESSORS.items() if not cls.generative))
 def test_both_hosts_agree(name, job, trained):
+    """With OpenOOD's own numbers, searches on the validation sets included."""
+    if name == "openmax":
+        pytest.importorskip("libmr", reason="libmr is not installed")
+
     def evaluated(backend: str) -> Path:
         layers = ["pipelines/test/test_ood.yml", f"postprocessors/{name}.yml"]
         keys = ["--network.checkpoint", str(trained), *ARGS.get(name, [])]
@@ -148,6 +97,50 @@ def test_passes_are_found_again(job, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "forward_pass", lambda *args: pytest.fail("ran the network again"))
     for name in ("msp", "ebo", "she"):
         host.run(job(f"passes/{name}", one(name, tmp_path), *keys))
+
+
+def test_edited_forward_gives_new_scores(job, trained, tmp_path, monkeypatch):
+    """Whatever the weights, the name and the file of the network say."""
+    keys = ["--network.checkpoint", str(trained)]
+    rows = [scores(host.run(job("edited/before", one("msp", tmp_path), *keys)))]
+    forward = TimmNetwork.forward
+
+    def edited(self, x, return_feature=False, **options):
+        logits, features = forward(self, x.flip(1) * 2, return_feature=True)
+        return (logits, features) if return_feature else logits
+
+    monkeypatch.setattr(TimmNetwork, "forward", edited)
+    rows += [scores(host.run(job("edited/after", one("msp", tmp_path), *keys)))]
+    rows += [scores(host.run(job("edited/network", one("msp", tmp_path), *keys, "--evaluator.passes", "false")))]
+    assert rows[0] != rows[1] and rows[1] == rows[2]
+
+
+def test_random_networks_are_not_served(job, trained, tmp_path, monkeypatch):
+    forward = TimmNetwork.forward
+    monkeypatch.setattr(TimmNetwork, "forward", lambda self, x, **o: forward(self, x + torch.randn_like(x), **o))
+    monkeypatch.setattr(cache, "forward_pass", lambda *args: pytest.fail("made a pass"))
+    host.run(job("random", one("msp", tmp_path), "--network.checkpoint", str(trained)))
+
+
+def test_where_passes_lie(job, trained, tmp_path):
+    (tmp_path / "mine").mkdir()
+    checkpoint = shutil.copy(trained, tmp_path / "mine" / "best.ckpt")
+    keys = ["--network.checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "results")]
+    host.run(job("off", one("msp", tmp_path), *keys, "--evaluator.passes", "false"))
+    assert not list(tmp_path.rglob("pass*"))
+    host.run(job("on", one("msp", tmp_path), *keys))
+    assert list((tmp_path / "results" / "passes").glob("pass-*")) and os.listdir(tmp_path / "mine") == ["best.ckpt"]
+
+
+def test_rankfeat_on_a_network_of_timm(job, trained, tmp_path):
+    text = "postprocessor: {name: rankfeat, APS_mode: false, postprocessor_args: {accelerate: false, temperature: 1}}"
+    layers = ["pipelines/test/test_ood.yml", write(tmp_path / "rankfeat.yml", text)]
+    assert "nearood" in scores(host.run(job("rankfeat", layers, "--network.checkpoint", str(trained))))
+    net = get_network(job("digits", []).network, image_size=16).eval()
+    blocks, x = adapted._with_blocks(net), torch.randn(2, 3, 16, 16)
+    third, fourth = blocks.intermediate_forward(x, layer_index=3), blocks.intermediate_forward(x, layer_index=4)
+    torch.testing.assert_close(blocks.layer4(third), fourth)
+    torch.testing.assert_close(blocks.fc(torch.flatten(blocks.avgpool(fourth), 1)), net(x))
 
 
 def test_both_hosts_agree_on_the_full_spectrum(job, trained, tmp_path):
@@ -310,6 +303,29 @@ def test_implementation_ours(name, job, tmp_path):
     load_weights(net, out / "best.ckpt")  # no layer of OpenOOD's own networks is in it
 
 
+@pytest.mark.parametrize("name", ["vos", "npos"])
+def test_shipped_files_fit_any_network(name, job):
+    """OpenOOD's vos is told the width of the features; its npos takes only npos_net, so that ours trains others."""
+    small = {"trainer_args.start_epoch_KNN": 0, "trainer_args.sample_number": 16, "trainer_args.K": 3}
+    small |= {"trainer_args.select": 4, "trainer_args.sample_from": 20, "trainer_args.ID_points_num": 5}
+    small = small if name == "npos" else {"sample_number": 5, "sample_from": 50, "start_epoch": 0}
+    words = [word for key, value in small.items() for word in (f"--trainer.{key}", str(value))]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = hosted(job(f"shipped/{name}", [f"pipelines/train/{name}.yml"], *SMALL_BATCH, *words), training.train)
+    load_weights(get_network(job("digits", []).network, image_size=16), out / "best.ckpt")
+    said = [str(one.message) for one in caught if one.category is InputWarning]
+    assert any("ours trains npos" in text for text in said) == (name == "npos")
+
+
+def test_refused_run_leaves_no_folder(job, tmp_path):
+    layer = write(tmp_path / "mixup.yml", "trainer: {name: mixup}\npipeline: {name: train}\n")
+    config = job("refused", [layer], *SMALL_BATCH, "--merge_option", "default")
+    with pytest.raises(AttributeError):  # OpenOOD's own, for want of trainer_args
+        host.run(config)
+    assert not config.run.folder.exists()
+
+
 def test_oal_in_openood(job, tmp_path):
     teacher = "{network: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}, epochs: 1}"
     layer = write(tmp_path / "oal.yml", f"pipeline: {{name: train}}\ntrainer: {{name: oal, teacher: {teacher}}}\n")
@@ -401,7 +417,11 @@ def test_our_table_has_openoods_names(factory):
     """OpenOOD knows each name: asked with nothing to make it of, it complains of anything but the name."""
     section = registry.FACTORIES[factory][0].removesuffix("s")
     with host.registration(cpu=True):
-        original, settings = registry.original(factory), import_module("openood.utils").Config
+        wing, settings = (
+            import_module(f"openood.{registry.FACTORIES[factory][0]}"),
+            import_module("openood.utils").Config,
+        )
+        original = getattr(wing, factory).__wrapped__
         for name in NAMES[factory]:
             asked = settings({section: {"name": name}})
             loaders = [None, None] if name in OE_FAMILY else DataLoader([0])
@@ -453,24 +473,29 @@ if __name__ == "__main__":
 """
 
 
-def test_users_own_main(tmp_path, small):
-    """OpenOOD's own parser, launcher and pipeline, with its own reading of the shipped files."""
+def users_own(tmp_path: Path, small: Path, names: list[str], text: str) -> Path:
+    """OpenOOD's own parser, launcher and pipeline in a script, with its own reading of the shipped files; the run's folder."""
     (tmp_path / "main.py").write_text(MAIN)
-    shipped = shipped_configs()
-    names = ["datasets/digits/digits.yml", "pipelines/train/base.yml", "networks/timm_resnet18.yml"]
-    files = [str(shipped / name) for name in names]
-    args = "network: {name: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}}\noptimizer: {num_epochs: 1}\n"
-    args += f"data_root: {small}\nnum_workers: 0\nnum_gpus: 0\nexp_name: run\npreprocessor: {{name: dream}}\n"
-    files.append(write(tmp_path / "mine.yml", args))
-    done = subprocess.run(
-        [sys.executable, "main.py", "--config", *files],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-    )
+    files = [
+        str(shipped_configs() / name) for name in ["datasets/digits/digits.yml", "pipelines/train/base.yml", *names]
+    ]
+    keys = f"data_root: {small}\nnum_workers: 0\nnum_gpus: 0\nexp_name: run\noptimizer: {{num_epochs: 1}}\n"
+    files.append(write(tmp_path / "mine.yml", keys + text))
+    command = [sys.executable, "main.py", "--config", *files]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "results" / "run" / "best.ckpt").exists()
+    return tmp_path / "results" / "run"
+
+
+def test_users_own_main(tmp_path, small):
+    out = users_own(tmp_path, small, ["networks/digits_cnn.yml"], "preprocessor: {name: dream}\n")
+    assert (out / "best.ckpt").exists()
+
+
+def test_users_own_main_takes_another_network(tmp_path, small):
+    files = ["networks/digits_cnn.yml", "networks/anew.yml", "networks/vae_small.yml", "pipelines/train/frl.yml"]
+    out = users_own(tmp_path, small, files, "preprocessor: {name: base}\nnetwork: {latent: 8, width: 4}\n")
+    assert (out / "best.ckpt").exists()  # a VAE takes none of the args of the network before
 
 
 # ------------------------------------------------------------------------------------------------- mistakes, hosts
@@ -531,5 +556,5 @@ def test_backend(job, monkeypatch):
 def test_evaluation_api_without_extras():
     with compat.enabled():
         api = import_module("openood.evaluation_api.postprocessor")
-    shared = {name for name, cls in POSTPROCESSORS.items() if not cls.generative}
+    shared = {name for name, cls in POSTPROCESSORS.items() if not cls.generative} - {"temperature_scaling"}
     assert {"scale", "nnguide", *shared} <= set(api.postprocessors)

@@ -136,6 +136,37 @@ def test_register_and_unregister(host):
     assert bound() == before
 
 
+def adding(factory, name: str):
+    """Somebody's wrapper, which adds a name to a factory."""
+
+    def wrapper(*args):
+        return f"a plugin's {name}" if args[-1].trainer.name == name else factory(*args)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("module", ["openood.trainers.utils", "openood.pipelines.train_pipeline"])
+def test_wrapper_of_someone_else(host, module, monkeypatch):
+    """It is bound before or after ours, in one module or another."""
+    pipeline = importlib.import_module("openood.pipelines.train_pipeline")
+    theirs, ours = a_config(trainer={"name": "theirs"}), a_config(trainer={"name": "dream_odd"})
+    bound_in = importlib.import_module(module)
+    before = bound_in.get_trainer
+    bound_in.get_trainer = early = adding(before, "theirs")
+    openood_dream.register()
+    assert bound_in.get_trainer(None, None, None, theirs) == "a plugin's theirs"
+    factories.check_trainer(bound_in.get_trainer, theirs)
+    with pytest.raises(InputError, match="did you mean 'dream_ood'"):
+        bound_in.get_trainer(None, None, None, ours)
+    assert bound_in.get_trainer(None, None, None, a_config(trainer={"name": "base"})) == "their base"
+    pipeline.get_trainer = late = adding(pipeline.get_trainer, "later")
+    assert late(None, None, None, a_config(trainer={"name": "later"})) == "a plugin's later"
+    openood_dream.unregister()
+    assert pipeline.get_trainer is late and (bound_in is pipeline or bound_in.get_trainer is early)
+    with pytest.raises(KeyError):  # ours is gone from below it
+        late(None, None, None, ours)
+
+
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import equal, stamps, weights
 
+from openood_dream.experiment import load_config
 from openood_dream.pipelines import jobs
 from openood_dream.pipelines.benchmark import JobsFailed, benchmark
 
@@ -26,6 +27,13 @@ def test_a_job_alone(benchmarked, tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("words", "search"), [([], False), (["--postprocessor.APS_mode", "true"], True)])
+def test_the_benchmark_says_whether_detectors_search(words, search):
+    _, scored = jobs.job_experiments(["benchmarks/digits.yml", "benchmarks/methods/base.yml"], words)
+    assert [one.postprocessor.APS_mode for one in scored] == [search] * 3
+    assert load_config(["postprocessors/knn.yml"]).postprocessor.APS_mode  # as in OpenOOD's own file
+
+
 def test_two_at_a_time_of_which_one_fails(benchmarked, tiny, tmp_path):
     blocked = tmp_path / "runs" / "base"
     blocked.mkdir(parents=True)

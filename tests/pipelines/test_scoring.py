@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from helpers import stamps
 
@@ -65,9 +67,21 @@ def test_missing_key(alone, key):
 
 
 def test_images_identity_names_every_set(alone):
-    found = scoring.images_identity(alone("base"))
+    found = scoring.images_identity(alone("base", "--postprocessor.APS_mode", "false"))
     shifted = {f"csid.{name}" for name in ("blurred", "contrast", "noisy", "rotated")}
     assert set(found["ood_dataset"]) == {"nearood.near_digits", "farood.flower", "farood.noise"} | shifted
     other = alone("base").changed({"ood_dataset.farood.noise.imglist_pth": "nowhere.txt"})
     with pytest.raises(InputError, match=r"nowhere\.txt: no such image list \(ood_dataset\.farood\.noise"):
         scoring.images_identity(other)
+
+
+def test_passes_can_be_switched_off(alone, tmp_path, monkeypatch):
+    """Nothing of them is read or written."""
+    monkeypatch.setattr("openood_dream.evaluators.passes.stored_pass", lambda *args: pytest.fail("used passes on disk"))
+    kept, checkpoint = scoring.test(alone("base", "--evaluator.passes", "false")), alone("base").network.checkpoint
+    assert (kept / "ood.csv").read_text() == (Path(checkpoint).parent / "ebo" / "ood.csv").read_text()
+
+
+def test_scores_of_a_search_know_its_images(alone):
+    found = scoring.images_identity(alone("base"))  # ebo.yml searches, as OpenOOD's does
+    assert "val" in found["ood_dataset"] and "val" in found["dataset"]

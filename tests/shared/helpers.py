@@ -26,6 +26,7 @@ backend: standalone
 device: cpu
 precision: float32
 pipeline: {{name: benchmark}}
+postprocessor: {{APS_mode: false}}
 preprocessor: {{name: base, horizontal_flip: false}}
 network:
   name: timm:resnet10t
