@@ -64,12 +64,12 @@ def complete_network(config: Mapping[str, Any]) -> None:
 
 
 def npos_is_theirs(config: Mapping[str, Any]) -> bool:
-    """Whether a config has something of what OpenOOD's own npos needs, and not what any other method would do with.
+    """Whether a config has the network that OpenOOD's own npos needs; ours trains any other.
 
     Args:
         config: OpenOOD's config, or plain dicts.
     """
-    return any((config.get(section) or {}).get("name") == name for section, name in NPOS.items())
+    return (config.get("network") or {}).get("name") == NPOS["network"]
 
 
 def check_npos(config: Mapping[str, Any]) -> None:
@@ -85,8 +85,8 @@ def check_npos(config: Mapping[str, Any]) -> None:
         got = (config.get(section) or {}).get("name")
         if got != name:
             raise InputError(
-                f"config: {section}.name: OpenOOD's npos needs {name!r}, got {got!r}; set it, or set neither "
-                f"{' nor '.join(NPOS.values())}: ours trains any network"
+                f"config: {section}.name: OpenOOD's npos needs {name!r}, got {got!r}; set it, or take another network, "
+                "which ours trains"
             )
     for key in NPOS_OPTIMIZER:
         if (config.get("optimizer") or {}).get(key) is None:

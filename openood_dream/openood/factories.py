@@ -168,8 +168,7 @@ def _trainers(original: Callable) -> Callable:
             return ask(original, "trainer.name", name, net, train_loader, val_loader, config)
         check_trainer(original, config)
         if name == "npos" and config.trainer.get("implementation") != "ours":
-            need = " and ".join(f"{section}.name {needed}" for section, needed in adapted.NPOS.items())
-            warn(f"trainer.implementation: ours trains npos: OpenOOD's needs {need}")
+            warn(f"trainer.implementation: ours trains npos: OpenOOD's needs network.name {adapted.NPOS['network']}")
         loaders = train_loader if isinstance(train_loader, list) else [train_loader]
         cls = TRAINERS[name]
         given = teacher_data(experiment_of(config)).teacher_inputs if cls.needs_teacher else {}

@@ -291,7 +291,7 @@ def test_every_trainer_trains(name, job, tmp_path):
 # our own, from our own files, with numbers that fit
 OURS = {
     "vos": "sample_number: 16, sample_from: 50, start_epoch: 0",
-    "npos": "trainer_args: {sample_number: 16, sample_from: 20, start_epoch_KNN: 0, K: 3, select: 4, ID_points_num: 5}",
+    "npos": "trainer_args: {sample_number: 32, sample_from: 20, start_epoch_KNN: 0, K: 3, select: 4, ID_points_num: 5}",
 }
 
 
@@ -306,7 +306,7 @@ def test_implementation_ours(name, job, tmp_path):
 @pytest.mark.parametrize("name", ["vos", "npos"])
 def test_shipped_files_fit_any_network(name, job):
     """OpenOOD's vos is told the width of the features; its npos takes only npos_net, so that ours trains others."""
-    small = {"trainer_args.start_epoch_KNN": 0, "trainer_args.sample_number": 16, "trainer_args.K": 3}
+    small = {"trainer_args.start_epoch_KNN": 0, "trainer_args.sample_number": 32, "trainer_args.K": 3}
     small |= {"trainer_args.select": 4, "trainer_args.sample_from": 20, "trainer_args.ID_points_num": 5}
     small = small if name == "npos" else {"sample_number": 5, "sample_from": 50, "start_epoch": 0}
     words = [word for key, value in small.items() for word in (f"--trainer.{key}", str(value))]

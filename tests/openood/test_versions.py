@@ -128,7 +128,7 @@ def test_trainers_train(version, job, tiny, tmp_path):
         "vos": ["pipelines/train/vos.yml"],
         "npos": ["pipelines/train/npos.yml"],
     }
-    more = {"npos": ["--trainer.trainer_args.start_epoch_KNN", "0", "--trainer.trainer_args.sample_number", "16"]}
+    more = {"npos": ["--trainer.trainer_args.start_epoch_KNN", "0", "--trainer.trainer_args.sample_number", "32"]}
     more["npos"] += ["--trainer.trainer_args.K", "3", "--trainer.trainer_args.select", "4"]
     jobs = {
         name: [[tiny.file, *files], [*words, "--exp_name", name, *more.get(name, [])]] for name, files in layers.items()
