@@ -104,9 +104,8 @@ def virtual_outliers(
 
 # -------------------------------------------------------------------------------------------------------------- NPOS
 
-FIRST_TEMPERATURE = (
-    0.07  # that of supervised contrastive learning, in whose units CIDER's code measures the compactness
-)
+# that of supervised contrastive learning, in whose units CIDER's code measures the compactness
+FIRST_TEMPERATURE = 0.07
 
 
 def moved_prototypes(

@@ -116,7 +116,8 @@ class NPOSTrainer(BaseTrainer):
         rows = torch.zeros_like(self.prototypes.rows)
         for batch in tqdm(self.train_loader, desc="prototypes", unit="step", leave=False, delay=2):
             rows.index_add_(0, self.labels(batch), self.projected(self.logits_and_features(self.images(batch))[1]))
-        self.prototypes.rows = F.normalize(rows, dim=1)
+        total = torch.stack(self.processes.gather(rows.cpu())).sum(0)
+        self.prototypes.rows = F.normalize(total, dim=1).to(rows.device)
 
     def projected(self, features: torch.Tensor) -> torch.Tensor:
         """The unit vectors (B, PROJECTION) that the head makes of features (B, D)."""
@@ -155,6 +156,7 @@ class NPOSTrainer(BaseTrainer):
         turn = found.next_turn()
         raw = queue[turn % len(queue)]
         raw = raw.cpu() if raw.device.type == "mps" else raw  # which has no float64
+        raw = raw + 1e-6 * (raw == 0).all(1, keepdim=True)  # a feature of zeros has no direction: any will do
         unit, length = F.normalize(raw, dim=1), raw.norm(dim=1)
         edge, _ = boundary_points(unit, a.K, a.select)
         points = edge[copied(torch.randperm(len(edge))[: a.pick_nums], edge.device)]

@@ -120,3 +120,10 @@ def test_50_000_files_are_looked_at_once_and_none_is_decoded(cifar, monkeypatch)
     assert time.perf_counter() - start < 3
     seen = [path for path in stats if path.endswith(".png")]
     assert len(seen) == len(set(seen)) == 50_000
+
+
+def test_pipe_among_the_images_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    (tmp_path / "list.txt").write_text("x.png 0\n")
+    with pytest.raises(InputError, match=r"list\.txt: image .*x\.png' cannot be read \(it is no regular file\)"):
+        list_identity(tmp_path / "list.txt", tmp_path, "imglist_pth")

@@ -48,7 +48,13 @@ def test_each_image_passes_once_for_all_postprocessors(net, tiny, scored, passes
         run(scored(name), tmp_path / name, passes)
     hook.remove()
     data = passes.data
-    sets = [TEST, ("dataset", "train"), *(("ood_dataset", *which) for which in data.ood_sets())]
+    sets = [
+        TEST,
+        ("dataset", "train"),
+        ("dataset", "val"),
+        ("ood_dataset", "val"),
+        *(("ood_dataset", *which) for which in data.ood_sets()),
+    ]
     sets += [("ood_dataset", "csid", name) for name in data.csid_sets()]
     assert sum(seen) == sum(len(data.images(*which)) for which in sets)
 

@@ -72,3 +72,9 @@ def test_two_views_are_images_of_the_same_labels():
     taken = int(trainer.queue.taken.sum())
     assert total(trainer, two).isfinite()
     assert int(trainer.queue.taken.sum()) == taken + 8
+
+
+def test_feature_of_zeros_stops_nothing():
+    trainer, _ = filled("npos")
+    trainer.queue.rows[0, 3] = 0
+    assert trainer.outliers().isfinite().all()
