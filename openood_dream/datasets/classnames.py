@@ -34,6 +34,8 @@ def class_names(names: str | Sequence[str], num_classes: int, error: Callable[[s
 def _read(file: str, error: Callable[[str], InputError]) -> list[str]:
     """The names in a file, one a line."""
     path = Path(file) if os.path.exists(file) else shipped_configs() / file
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise error(f"{path}: expected a file with one class name a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as reason:

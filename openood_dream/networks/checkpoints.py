@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openood_dream.errors import InputError
-from openood_dream.store import tensors
+from openood_dream.store import files, tensors
 
 State = dict[str, Tensor]
 
@@ -84,6 +84,7 @@ def load_weights(net: nn.Module, checkpoint: str | Path, key: str = "network.che
 def _content(checkpoint: Path, key: str) -> Mapping[str, Any]:
     """What a file holds, by name."""
     try:
+        files.check_file(checkpoint, f"train first or check the path ({key})")
         with open(checkpoint, "rb") as file:
             head = file.read(9)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27:  # the length of a header in JSON

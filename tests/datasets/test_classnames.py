@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from openood_dream.datasets.classnames import class_names
@@ -29,7 +31,7 @@ def test_from_the_shipped_configs(tmp_path, monkeypatch):
     [
         (["a", "b"], "2 names for 6 classes"),
         ("{tmp}/none.txt", r"no such file '.*none\.txt'"),
-        ("{tmp}", "no such file"),
+        ("{tmp}", "expected a file with one class name a line"),
         ("{tmp}/latin.txt", r"latin\.txt: .*0xf6"),
         ("{tmp}/twice.txt", r"twice\.txt: .*'a' 2 times"),
     ],
@@ -40,3 +42,9 @@ def test_names_that_do_not_fit_are_refused(tmp_path, names, expected):
     names = names.format(tmp=tmp_path) if isinstance(names, str) else names
     with pytest.raises(InputError, match=rf"birds\.yml: dream\.class_names: .*{expected}"):
         class_names(names, 6, error)
+
+
+def test_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "names.txt")
+    with pytest.raises(InputError, match=r"names\.txt: expected a file with one class name a line"):
+        class_names(str(tmp_path / "names.txt"), 2, InputError)

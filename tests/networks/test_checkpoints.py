@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,9 @@ def test_files_that_are_no_weights(content, words, tmp_path):
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match=rf"^{tmp_path}/other\.ckpt: .*{words}"):
         load_weights(network(), tmp_path / "other.ckpt", "dream.quality.checkpoint")
+
+
+def test_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "best.ckpt")
+    with pytest.raises(InputError, match=r"best\.ckpt: expected a regular file"):
+        load_weights(network(), tmp_path / "best.ckpt")
