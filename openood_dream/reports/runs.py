@@ -48,10 +48,10 @@ def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
         run_dirs: the folders; a run beneath several of them is read once.
 
     Returns:
-        One row per run, metrics in percent; none where there are files of eval_ood.py alone. `auroc_<set>` is the AUROC of an OOD set, `acc_<set>` the accuracy on a
-        covariate-shifted set, `outlier_data` what the network learned from besides ID images, `warnings` what is
-        doubtful about it. `settings` is all that determines the numbers but the seed, by dotted key, and `imagined`
-        the settings behind the fingerprint of imagined outliers that stands among them.
+        One row per run, metrics in percent; none where there are files of eval_ood.py alone. `auroc_<set>` is the AUROC
+        of an OOD set, `acc_<set>` the accuracy on a covariate-shifted set, `outlier_data` what the network learned from
+        besides ID images, `warnings` what is doubtful about it. `settings` is all that determines the numbers but the
+        seed, by dotted key, and `imagined` the settings behind the fingerprint of imagined outliers among them.
 
     Raises:
         InputError: a folder without runs, a malformed file, or two runs that claim to be the same.
