@@ -42,20 +42,28 @@ def leaderboard(
         typer.Option(help="Folder for what an entry of OpenOOD's leaderboard needs.", metavar="PATH", **PATH),
     ] = None,
 ) -> None:
-    """Put evaluated runs into one table: mean and standard deviation over seeds."""
+    """Put evaluated runs into one table: mean and standard deviation over seeds.
+
+    Folders of OpenOOD's eval_ood.py --save-csv are read too.
+    """
     from openood_dream.reports import page, render
-    from openood_dream.reports import submission as entry
     from openood_dream.reports import table as board
-    from openood_dream.reports.runs import collect
+    from openood_dream.reports.runs import collect, summaries
     from openood_dream.store import artifacts, files
 
     frame = collect(runs)
-    table = board.table(frame, mixed, sort, published=published)
+    if frame.empty and (submission is not None or format is Format.html):
+        what = "--submission" if submission is not None else "--format html"
+        raise InputError(f"{what}: needs runs with an ood.csv each; files of eval_ood.py hold means alone")
+    means = summaries(runs) if submission is None else []  # which are attached to an entry as they are
+    table = board.table(frame, mixed, sort, published=published, summaries=means)
     if submission is not None:
         if mixed:
             raise InputError("--submission: an entry is about one data set and network; leave --mixed out")
         if out is not None or format is not Format.terminal:
             raise InputError("--submission: writes a folder of its own; leave --format and --out out")
+        from openood_dream.reports import submission as entry  # which imports the detectors, and so torch
+
         with artifacts.exclusive(submission):
             finished(entry.submit(frame, table, submission))
     elif format is Format.html:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from openood_dream.config.files import BoundedLoader
+from openood_dream.config.tree import lookup
 from openood_dream.errors import InputError, reason, show
 from openood_dream.store.files import Kinds, read_record, read_text
 
@@ -74,20 +75,50 @@ def find(folder: Path, *names: str) -> list[Path]:
     Raises:
         InputError: a folder cannot be read, so that nobody knows what it holds.
     """
+    return sorted(Path(path, name) for path, files in _walk(folder) for name in names if name in files)
+
+
+def find_in(folder: Path, folders: Collection[str]) -> list[Path]:
+    """All files that lie in folders of some names, at or below a folder; otherwise as `find`.
+
+    Args:
+        folder: where to look.
+        folders: the names.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    return sorted(Path(path, name) for path, files in _walk(folder) if Path(path).name in folders for name in files)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """A folder and all below, each with the names of its files."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it away")
 
-    found, seen = [], {os.path.realpath(folder)}
+    seen = {os.path.realpath(folder)}
     for path, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = {name: os.path.realpath(os.path.join(path, name)) for name in sorted(folders)}
         folders[:] = [name for name in real if real[name] not in seen]  # a link may lead back up
         seen.update(real.values())
-        found += [Path(path, name) for name in names if name in files]
-    return sorted(found)
+        yield path, files
 
 
 def run_folders(records: Iterable[Path]) -> list[Path]:
     """The folders of runs that records of trainings lie in; the networks that the imagination needs are no runs."""
     found = dict.fromkeys(record.parent for record in records)
     return [one for one in found if not one.name.startswith(TEACHER)]
+
+
+def learned_from(config: Mapping[str, Any]) -> str:
+    """What a network learned from besides ID images, by the config of its training, ours or OpenOOD's; "none" if nothing.
+
+    Args:
+        config: the config.
+    """
+    if config.get("outlier_data"):
+        return str(config["outlier_data"])
+    imglist = lookup(config, ("dataset", "oe", "imglist_pth"))
+    auxiliary = lookup(config, ("pipeline", "name")) == "train_oe" and isinstance(imglist, str)
+    return Path(str(imglist)).stem if auxiliary else "none"

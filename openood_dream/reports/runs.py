@@ -20,11 +20,14 @@ from openood_dream.reports.records import (
     STARTED,
     TRAINED,
     find,
+    find_in,
+    learned_from,
     read_config,
     read_scoring,
     read_training,
     run_folders,
 )
+from openood_dream.reports.summaries import FOLDERS, is_summary, read_summaries
 from openood_dream.store.arrays import read_arrays
 from openood_dream.store.files import check_file, fingerprint, sha256
 
@@ -45,10 +48,10 @@ def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
         run_dirs: the folders; a run beneath several of them is read once.
 
     Returns:
-        One row per run, metrics in percent. `auroc_<set>` is the AUROC of an OOD set, `acc_<set>` the accuracy on a
-        covariate-shifted set, `outlier_data` what the network learned from besides ID images, `warnings` what is
-        doubtful about it. `settings` is all that determines the numbers but the seed, by dotted key, and `imagined`
-        the settings behind the fingerprint of imagined outliers that stands among them.
+        One row per run, metrics in percent; none where there are files of eval_ood.py alone. `auroc_<set>` is the AUROC
+        of an OOD set, `acc_<set>` the accuracy on a covariate-shifted set, `outlier_data` what the network learned from
+        besides ID images, `warnings` what is doubtful about it. `settings` is all that determines the numbers but the
+        seed, by dotted key, and `imagined` the settings behind the fingerprint of imagined outliers among them.
 
     Raises:
         InputError: a folder without runs, a malformed file, or two runs that claim to be the same.
@@ -58,8 +61,10 @@ def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
     for folder in map(Path, run_dirs):
         found = find(folder, "ood.csv", TRAINED, STARTED)
         scored = [path.resolve() for path in found if path.name == "ood.csv"]
-        if not scored:
-            raise InputError(f"{folder}: no ood.csv beneath it; expected a folder with evaluated runs")
+        if not scored and not _summaries(folder):
+            raise InputError(
+                f"{folder}: no ood.csv beneath it, and no ood/*.csv of eval_ood.py; expected a folder with evaluated runs"
+            )
         files |= dict.fromkeys(scored)
         trained |= dict.fromkeys(run_folders(path for path in found if path.name != "ood.csv"))
     plain: list[dict[str, Any]] = []
@@ -71,7 +76,26 @@ def collect(run_dirs: Sequence[Path]) -> pd.DataFrame:
         _refuse_twins(runs)
     _warn_of_unscored(trained, {run["training"] for run in [*plain, *spectrum]})
     _join(plain, spectrum)
-    return pd.DataFrame(plain).astype({"epochs": "Int64"})
+    return pd.DataFrame(plain).astype({"epochs": "Int64"}) if plain else pd.DataFrame()
+
+
+def summaries(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Reads what OpenOOD's `eval_ood.py --save-csv` wrote anywhere beneath some folders.
+
+    Args:
+        run_dirs: the folders.
+
+    Returns:
+        Rows for table.table, means over seeds.
+
+    Raises:
+        InputError: a malformed file, or nobody knows what was trained.
+    """
+    return read_summaries([path.resolve() for folder in run_dirs for path in _summaries(Path(folder))])
+
+
+def _summaries(folder: Path) -> list[Path]:
+    return [path for path in find_in(folder, FOLDERS) if is_summary(path)]
 
 
 def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,6 +146,11 @@ def _join(plain: list[dict[str, Any]], spectrum: list[dict[str, Any]]) -> None:
         own |= {key: value for key, value in run.items() if key not in own}
 
 
+def _own_label(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config itself says that a network learned from, if it does."""
+    return {"outlier_data": config["outlier_data"]} if config.get("outlier_data") else {}
+
+
 def _at(config: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key, or None."""
     return lookup(config, key.split("."))
@@ -145,9 +174,9 @@ def _read_run(path: Path) -> tuple[dict[str, Any], bool]:
         run["checkpoint"] = sha256(checkpoint)[:16]
     # OpenOOD writes no record; the configs of its runs say it where they learned from more than ID images
     about = records.get("run") or records.get("evaluation", {}).get("trained") or _training_record(config)
-    known = about or (config if config.get("outlier_data") else trained)
+    known = str(about.get("outlier_data") or "none") if about else learned_from(trained | _own_label(config))
     about = about or {}
-    run |= {"outlier_data": str(known.get("outlier_data") or "none"), "path": str(path.parent)}
+    run |= {"outlier_data": known, "path": str(path.parent), "evaluator": _at(config, "evaluator.name")}
     run["training"] = about.get("hash")
     run |= {"warnings": about.get("warnings") or [], "imagined": dict(flat({"dream": about.get("dream") or {}}))}
     return run | {"settings": _settings(about, records.get("evaluation", {}), trained)}, full

@@ -29,17 +29,19 @@ def table(
     sort: str | None = None,
     failures: Sequence[Mapping[str, Any]] = (),
     published: bool = False,
+    summaries: Sequence[Mapping[str, Any]] = (),
 ) -> pd.DataFrame:
     """Puts runs into a table, one row for each method and postprocessor, and for runs that differ in more than their seed.
 
     Args:
-        runs: runs.collect's rows.
+        runs: runs.collect's rows; there may be none where there are `summaries`.
         allow_mixed: whether runs may differ in data set, network, epochs or OOD sets; such runs get rows of their own,
             and the difference is noted.
         sort: the column that orders the rows, the best first; None: columns.primary.
         failures: jobs that failed, each with method, postprocessor, seed, text, network, dataset and outlier_data; they
             are noted in their row.
         published: whether to add the numbers of published.yml for the same data set.
+        summaries: rows of runs.summaries, which are means over seeds already.
 
     Returns:
         The columns of `columns.headers`, and VARIANT where runs of a method differ; metrics in percent: mean and, in
@@ -52,9 +54,28 @@ def table(
         InputError: runs differ though `allow_mixed` is False, an unknown `sort`, damaged scores, or no published
             numbers for the data set.
     """
-    others = _published_rows(runs["dataset"].unique().tolist()) if published else []
+    everything = pd.concat([runs, pd.DataFrame(summaries)], ignore_index=True) if summaries else runs
+    others = _published_rows(everything["dataset"].unique().tolist()) if published else []
     metrics = metrics_of(runs)
-    runs, noted = _told_apart(runs, allow_mixed)
+    everything, noted = _told_apart(everything, allow_mixed)
+    frame = _means(everything[: len(runs)], metrics, noted, failures) if len(runs) else pd.DataFrame({VARIANT: []})
+    told_apart = any(frame[VARIANT])
+    read = [
+        dict(row) | {"notes": "; ".join([*(f"{key} {told[key]}" for key in noted), row["notes"]])}
+        for row, (_, told) in zip(summaries, everything[len(runs) :].iterrows())
+    ]
+    more = [*read, *_failed_rows(frame, failures), *others]
+    frame = pd.concat([frame, pd.DataFrame(more)]) if more else frame
+    frame = frame.reindex(columns=_columns(frame) + ([VARIANT] if told_apart else [])).astype(
+        {"seeds": "Int64", "published": bool}
+    )
+    return _sorted(frame, sort)
+
+
+def _means(
+    runs: pd.DataFrame, metrics: Sequence[str], noted: Sequence[str], failures: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """The rows of a table that runs make, with their statistics; arguments are those of `table`, `noted` _told_apart's."""
     by = list(dict.fromkeys([*ROW, *noted]))
     found, sentences = variants(runs, by)
     for sentence in sentences:
@@ -73,13 +94,7 @@ def table(
     frame = pd.DataFrame(rows, index=range(len(rows)))
     numbers = [*metrics, *(f"{metric}_std" for metric in metrics)]
     frame[numbers] = frame[numbers].round(10)  # less than that is noise of the summation
-    frame = frame.join(_statistics(frame, draws, ["dataset", *noted]))
-    more = [*_failed_rows(frame, failures), *others]
-    frame = pd.concat([frame, pd.DataFrame(more)]) if more else frame
-    frame = frame.reindex(columns=_columns(frame) + ([VARIANT] if any(found) else [])).astype(
-        {"seeds": "Int64", "published": bool}
-    )
-    return _sorted(frame, sort)
+    return frame.join(_statistics(frame, draws, ["dataset", *noted]))
 
 
 def _columns(frame: pd.DataFrame) -> list[str]:
@@ -192,7 +207,8 @@ def _statistics(frame: pd.DataFrame, draws: Sequence[Draws], alike: list[str]) -
 
 def _failed_rows(frame: pd.DataFrame, failures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows without numbers for methods and postprocessors of which no seed succeeded."""
-    there, rows = set(zip(frame["method"], frame["postprocessor"])), dict[tuple[str, str], dict[str, Any]]()
+    there = set(zip(frame["method"], frame["postprocessor"])) if failures else set()
+    rows = dict[tuple[str, str], dict[str, Any]]()
     for one in failures:
         key = one["method"], one["postprocessor"]
         if key not in there:

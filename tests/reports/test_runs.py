@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from finished_runs import HEADER, scores, without, write_csv, write_run, write_scores
 
 from openood_dream.errors import InputError
@@ -165,3 +166,21 @@ def test_damaged_scores(tmp_path):
     (tmp_path / "six.npz").write_bytes(b"PK nothing")
     with pytest.raises(InputError, match=r"six\.npz"):
         read_scores(tmp_path / "six.npz")
+
+
+def test_outlier_data_of_openoods_own_training(tmp_path):
+    """OpenOOD leaves no record, and its test runs name a checkpoint beside which the config of the training lies."""
+    training = tmp_path / "trained" / "config.yml"
+    training.parent.mkdir()
+    training.write_text(
+        "trainer: {name: oe}\nseed: 0\npipeline: {name: train_oe}\n"
+        "dataset: {oe: {imglist_pth: ./data/benchmark_imglist/cifar10/train_tin597.txt}}\n"
+    )
+    folder = write_run(tmp_path / "scored", "oe", network__checkpoint=str(training.with_name("best.ckpt")))
+    config = yaml.safe_load((folder / "config.yml").read_text())
+    (folder / "config.yml").write_text(
+        yaml.safe_dump({k: v for k, v in config.items() if k not in ("method", "trainer")})
+    )
+    (folder.parent / "train.json").unlink()
+    run = collect([tmp_path / "scored"]).iloc[0]
+    assert (run.method, run.outlier_data) == ("oe", "train_tin597")
