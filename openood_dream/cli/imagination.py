@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openood_dream import ending
+from openood_dream.cli.own import Data, HoldOut, Ood, prepared
 from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
 from openood_dream.errors import printable
 
@@ -45,12 +46,15 @@ stage("outliers", "Sample outlier embeddings (phase 2a).", "sample")
 @app.command(**CONFIGURED)
 def imagine(
     context: typer.Context,
+    data: Data = None,
+    ood: Ood = None,
+    hold_out: HoldOut = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how much and how long it will be; draw nothing.")
     ] = False,
 ) -> None:
     """Draw the images of the outlier embeddings (phase 2b), and judge them."""
-    files, overrides = configured(context)
+    files, overrides = prepared(context, data, ood, hold_out)
     from openood_dream.pipelines import stages
     from openood_dream.reports.render import render_quality
 

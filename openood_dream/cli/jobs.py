@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from openood_dream import ending
+from openood_dream.cli.own import Data, HoldOut, Ood, prepared
 from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
 
 
@@ -50,6 +51,9 @@ class Executor(str, Enum):
 @app.command(**CONFIGURED)
 def benchmark(
     context: typer.Context,
+    data: Data = None,
+    ood: Ood = None,
+    hold_out: HoldOut = None,
     methods: Annotated[str | None, typer.Option(help="Some of benchmark.methods, separated by commas.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many of benchmark.seeds.")] = None,
     executor: Annotated[Executor, typer.Option(help="Where jobs run: here, or on a Ray cluster.")] = Executor.local,
@@ -58,7 +62,7 @@ def benchmark(
     ] = None,
 ) -> None:
     """Compare methods over seeds and postprocessors, and write the leaderboard and the report."""
-    files, overrides = configured(context)
+    files, overrides = prepared(context, data, ood, hold_out)
     compare(files, overrides, None if methods is None else separated(methods), seeds, executor.value, jobs)
 
 

@@ -27,7 +27,15 @@ CONFIGURED: dict[str, Any] = {
 
 
 def configured(context: typer.Context) -> tuple[list[str], list[str]]:
-    """The config files and the overrides of a command line."""
+    """The config files and the overrides of a command line; InputError where there are no files."""
+    files, overrides = read_words(context)
+    if not files:
+        raise InputError(f"{context.info_name}: no config; expected --config A.yml B.yml ...")
+    return files, overrides
+
+
+def read_words(context: typer.Context) -> tuple[list[str], list[str]]:
+    """The config files, which there may be none of, and the overrides of a command line."""
     files, overrides, reading = list[str](), list[str](), False
     for word in context.args:
         if word in ("--config", "-c"):
@@ -41,8 +49,6 @@ def configured(context: typer.Context) -> tuple[list[str], list[str]]:
         else:
             reading = False
             overrides.append(word)
-    if not files:
-        raise InputError(f"{context.info_name}: no config; expected --config A.yml B.yml ...")
     return files, overrides
 
 

@@ -23,6 +23,7 @@ from openood_dream.dream.quality import Judge, make_quality, network_judge, spac
 from openood_dream.dream.residuals import make_residuals
 from openood_dream.dream.samplers import get_sampler
 from openood_dream.dream.settings import DreamSettings, GeneratorTraining
+from openood_dream.dream.shown import Findings, ImageSet
 from openood_dream.dream.source import Source, given_source, make_text_source
 from openood_dream.dream.space import check_space, make_space
 from openood_dream.networks.settings import AnyNetwork
@@ -184,7 +185,7 @@ class Dream:
         )
 
     @cached_property
-    def images(self) -> Artifact:
+    def images(self) -> ImageSet:
         """Phase 2b: the images of the embeddings."""
         check_executor(self.executor)
         self._check_size()
@@ -197,7 +198,7 @@ class Dream:
         residuals = partial(
             make_residuals, source=source, images=self._train, settings=synthesis, cache_dir=self.cache_dir
         )
-        return make_images(
+        made = make_images(
             source,
             outliers,
             self.names,
@@ -209,6 +210,7 @@ class Dream:
             worker_gpus=self.worker_gpus,
             residuals=residuals if synthesis.residual else None,
         )
+        return ImageSet.of(made)
 
     @cached_property
     def latents(self) -> Artifact:
@@ -217,7 +219,7 @@ class Dream:
         return make_latents(source, outliers, self.names, self.settings.synthesis, self.cache_dir, device=self.device)
 
     @cached_property
-    def quality(self) -> Artifact:
+    def quality(self) -> Findings:
         """What a judge says of the images, and which of them the filter keeps."""
         settings = self.settings
         if settings.quality.checkpoint is None:
@@ -228,7 +230,7 @@ class Dream:
             if self._there("images", []) is None:
                 judge.load()  # before anything is drawn: it may be missing, or not fit
             drawn = self.images
-        return make_quality(
+        made = make_quality(
             drawn,
             judge,
             data,
@@ -239,6 +241,7 @@ class Dream:
             inliers=self._keeps_class,
             device=self.device,
         )
+        return Findings.of(made)
 
     # --------------------------------------------------------------------------------------- what is made of them
 

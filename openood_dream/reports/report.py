@@ -25,7 +25,7 @@ from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.settings import GenerativeNetwork
 from openood_dream.reports import gallery, page, plots
 from openood_dream.reports.columns import groups_of, title
-from openood_dream.reports.quality import quality_table
+from openood_dream.dream.findings import quality_table
 from openood_dream.reports.records import TRAINED, read_training
 from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores

@@ -21,7 +21,7 @@ from openood_dream.dream.settings import FilterSettings
 from openood_dream.dream.space import load_encoder
 from openood_dream.errors import InputError
 from openood_dream.networks.factory import get_network
-from openood_dream.reports.quality import quality_table
+from openood_dream.dream.findings import quality_table
 from openood_dream.store.artifacts import Artifact
 from openood_dream.store.files import sha256
 from openood_dream.store.tensors import write_checkpoint
