@@ -19,7 +19,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", "
 FILES, CLASSES = ("file", "path", "image", "filename"), ("class", "label", "class_name")  # columns of a CSV
 LEAST = 5  # images of a class
 VAL, TEST = 0.1, 0.2  # shares of each class; the rest is for training
-REMEDY = "expected a folder with a folder of images per class, a list of lines 'path class', or a CSV with file and class"
+REMEDY = (
+    "expected a folder with a folder of images per class, a list of lines 'path class', or a CSV with file and class"
+)
 
 
 class Found(NamedTuple):
@@ -140,7 +142,9 @@ def digests(found: Found) -> dict[str, str]:
     read = hashes([found.root / name for name in names], f"read {found.root}")
     for name, one in zip(names, read):
         if isinstance(one, OSError):
-            raise InputError(f"{found.root / name}: cannot read this image ({one.strerror}); restore it or leave it out")
+            raise InputError(
+                f"{found.root / name}: cannot read this image ({one.strerror}); restore it or leave it out"
+            )
     return {name: one for name, one in zip(names, read) if isinstance(one, str)}
 
 
@@ -239,7 +243,9 @@ def _held_out(names: list[str], share: float, root: Path) -> list[str]:
         return []
     count = max(1, round(share * len(names)))
     if len(names) - count < 2:
-        raise InputError(f"--hold-out: {share:g} leaves {len(names) - count} of the {len(names)} classes of {root}; lower it")
+        raise InputError(
+            f"--hold-out: {share:g} leaves {len(names) - count} of the {len(names)} classes of {root}; lower it"
+        )
     chosen = sorted(names, key=lambda name: sha256(name.encode()).hexdigest())[:count]
     return [name for name in names if name in chosen]
 

@@ -12,10 +12,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from openood_dream.dream.findings import quality_table
 from openood_dream.errors import FORMULAS, InputError, printable
 from openood_dream.evaluators import significance
 from openood_dream.reports.columns import headers, metrics_of, primary
-from openood_dream.dream.findings import quality_table
 from openood_dream.reports.table import BASE
 from openood_dream.store.artifacts import Artifact
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from openood_dream.datasets.reading import read_image
 from openood_dream.device import pick_device
+from openood_dream.dream.findings import quality_table
 from openood_dream.dream.plain import load_plain
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
@@ -25,7 +26,6 @@ from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.settings import GenerativeNetwork
 from openood_dream.reports import gallery, page, plots
 from openood_dream.reports.columns import groups_of, title
-from openood_dream.dream.findings import quality_table
 from openood_dream.reports.records import TRAINED, read_training
 from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores

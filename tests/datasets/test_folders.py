@@ -28,7 +28,11 @@ def touch(folder: Path, *names: str) -> None:
 def test_folders_are_classes_and_other_files_are_left_out(tmp_path):
     touch(tmp_path, "great_tit/a b.JPG", "great_tit/deep/c.png", "robin/d.webp", "robin/notes.txt", ".hidden/e.png")
     found = find_images(tmp_path)
-    assert found.rows == [("great_tit/a b.JPG", "great tit"), ("great_tit/deep/c.png", "great tit"), ("robin/d.webp", "robin")]
+    assert found.rows == [
+        ("great_tit/a b.JPG", "great tit"),
+        ("great_tit/deep/c.png", "great tit"),
+        ("robin/d.webp", "robin"),
+    ]
     assert digests(found)["robin/d.webp"] == sha256(b"robin/d.webp").hexdigest()
 
 
@@ -65,7 +69,9 @@ def test_splits_are_stratified_never_overlap_and_do_not_depend_on_order():
     made = split(found, contents(found), 0)
     assert made == split(Found(found.root, found.rows[::-1]), contents(found), 0)
     assert made.classes == ["a", "b", "c"] and made.held_out == []
-    counts = {name: [sum(label == wanted for _, label in rows) for wanted in range(3)] for name, rows in made.lists.items()}
+    counts = {
+        name: [sum(label == wanted for _, label in rows) for wanted in range(3)] for name, rows in made.lists.items()
+    }
     assert counts == {"train": [35, 14, 3], "val": [5, 2, 1], "test": [10, 4, 1]}
     files = [file for rows in made.lists.values() for file, _ in rows]
     assert sorted(files) == [name for name, _ in sorted(found.rows)]
@@ -76,7 +82,9 @@ def test_classes_are_held_out():
     made = split(found, contents(found), 0.2)
     assert len(made.held_out) == 4 and len(made.classes) == 16 and not set(made.held_out) & set(made.classes)
     assert made.classes[:2] == sorted(made.classes[:2], key=lambda name: int(name[5:]))  # class2 before class10
-    ood = {part: {file.split("/")[0] for file, label in made.lists[part] if label == -1} for part in ("val_ood", "near")}
+    ood = {
+        part: {file.split("/")[0] for file, label in made.lists[part] if label == -1} for part in ("val_ood", "near")
+    }
     assert len(ood["val_ood"]) == 1 and ood["val_ood"] | ood["near"] == set(made.held_out)
     one = split(many(a=10, b=10, c=10), contents(many(a=10, b=10, c=10)), 0.2)
     assert len(one.held_out) == 1 and (len(one.lists["val_ood"]), len(one.lists["near"])) == (2, 8)

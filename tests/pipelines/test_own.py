@@ -70,7 +70,9 @@ def test_other_images_are_a_group_of_their_own(photos, digits):
     config = load_config(made.config)
     assert config.dataset.num_classes == 4 and list(config.ood_dataset.groups) == ["ood"]
     assert len(config.data.images("ood_dataset", "ood", "other")) == 320
-    both = load_config(prepare(photos, digits / "images_classic/digits/test_flower", 0.3, photos.parent / "both").config)
+    both = load_config(
+        prepare(photos, digits / "images_classic/digits/test_flower", 0.3, photos.parent / "both").config
+    )
     assert list(both.ood_dataset.groups) == ["nearood", "ood"] and both.dataset.num_classes == 3
 
 
