@@ -153,3 +153,9 @@ def test_hub_revision():
     source.load(Loader, subfolder="unet")
     assert asked == [("owner/name", {"revision": "0123abc", "subfolder": "unet"})]
     assert source.identity == {"hub": "owner/name", "revision": "0123abc"}
+
+
+def test_one_place_opens_images():
+    """Where the formats are those that start no program."""
+    opens = [file.name for file in PACKAGE.rglob("*.py") if "Image.open(" in file.read_text(encoding="utf-8")]
+    assert opens == ["reading.py"]

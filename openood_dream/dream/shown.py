@@ -7,6 +7,7 @@ import io
 import pandas as pd
 from PIL import Image
 
+from openood_dream.datasets.reading import read_image
 from openood_dream.dream.findings import quality_table
 from openood_dream.dream.image_set import read_images
 from openood_dream.store.artifacts import Artifact
@@ -33,8 +34,7 @@ class ImageSet(Artifact):
         sheet = Image.new("RGB", (CELL * max(map(len, rows)), CELL * len(rows)))
         for row, files in enumerate(rows):
             for column, file in enumerate(files):
-                with Image.open(self.path / file) as image:
-                    cell = image.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC)
+                cell = read_image(self.path / file).resize((CELL, CELL), Image.Resampling.BICUBIC)
                 sheet.paste(cell, (column * CELL, row * CELL))
         return sheet
 

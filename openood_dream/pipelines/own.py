@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from openood_dream.config.merge import quoted
 from openood_dream.datasets.folders import Found, Splits, digests, find_images, split, split_ood
@@ -197,14 +196,7 @@ def _config(asked: _Request, found: Found, splits: Splits, others: Found | None)
 def _shorter_side(found: Found) -> int:
     """The median of the shorter sides, of some of the images."""
     step = max(1, len(found.rows) // LOOKED_AT)
-    sides = []
-    for name, _ in found.rows[::step]:
-        try:
-            with Image.open(found.root / name) as image:
-                sides.append(min(image.size))
-        except OSError:
-            read_image(found.root / name, "restore it or leave it out")  # says what is wrong with it
-            raise
+    sides = [min(read_image(found.root / name, "restore it or leave it out").size) for name, _ in found.rows[::step]]
     return int(np.median(sides))
 
 
@@ -230,7 +222,7 @@ def _entry(data_dir: Path, imglist: Path) -> str:
 
 HEAD = """\
 # Written by openood-dream from SOURCE. Edit it freely: what stands here is what runs, and every key that does not stand here
-# has a default, which `openood-dream config KEY` explains.
+# has its default.
 include: [pipelines/train/base.yml, networks/timm_resnet18.yml]
 
 root: ROOT  # lists, artifacts, runs, leaderboard and report
