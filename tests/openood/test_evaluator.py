@@ -15,7 +15,7 @@ from openood_dream.datasets.imglist import read_imglist, write_imglist
 from openood_dream.errors import InputError
 from openood_dream.experiment import load_config
 from openood_dream.networks.factory import get_network
-from openood_dream.openood import compat, registry
+from openood_dream.openood import compat, host, registry
 from openood_dream.openood.evaluator import evaluate
 from openood_dream.pipelines.test import test as standalone
 from openood_dream.reports.runs import collect
@@ -65,11 +65,11 @@ def job(tiny, root, tmp_path_factory):
     shutil.copy(out / "lists.yml", out / "config.yml")
     (out / "config.yml").write_text("trainer: {name: base}\nseed: 0\noptimizer: {num_epochs: 1}\n")
 
-    def build(name, *overrides, detector="msp"):
+    def build(name, *overrides, detector="postprocessors/msp"):
         keys = {"data_root": root, "root": out, "output_dir": out, "exp_name": name, "num_gpus": 0, "num_workers": 0}
         keys |= {"network.checkpoint": checkpoint}
         words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        files = [tiny.file, "pipelines/test/test_ood.yml", f"postprocessors/{detector}.yml", str(out / "lists.yml")]
+        files = [tiny.file, "pipelines/test/test_ood.yml", f"{detector}.yml", str(out / "lists.yml")]
         return load_config(files, [*words, *overrides])
 
     torch.manual_seed(0)
@@ -86,8 +86,8 @@ def rows(folder, name="ood.csv"):
 @pytest.mark.parametrize("detector", ["msp", "react", "ash", "gen", "temperature_scaling"])
 def test_as_standalone_but_for_the_accuracy(job, detector):
     words = ["--postprocessor.APS_mode", "false"]
-    theirs = evaluate(job(f"{detector}/api", *words, detector=detector))
-    ours = standalone(job(f"{detector}/own", *words, "--backend", "standalone", detector=detector))
+    theirs = evaluate(job(f"{detector}/api", *words, detector=f"postprocessors/{detector}"))
+    ours = standalone(job(f"{detector}/own", *words, "--backend", "standalone", detector=f"postprocessors/{detector}"))
     found, expected = rows(theirs), rows(ours)
     assert list(found) == list(expected)
     for name, row in found.items():
@@ -102,7 +102,7 @@ def test_as_standalone_but_for_the_accuracy(job, detector):
 def test_accuracy_is_the_networks(job):
     """OpenOOD's pipelines count what ash predicts; its Evaluator what the network does."""
     keys = ["--postprocessor.APS_mode", "false"]
-    plain, shaped = (evaluate(job(f"acc/{name}", *keys, detector=name)) for name in ("msp", "ash"))
+    plain, shaped = (evaluate(job(f"acc/{name}", *keys, detector=f"postprocessors/{name}")) for name in ("msp", "ash"))
     assert rows(shaped)["nearood"]["ACC"] == rows(plain)["nearood"]["ACC"]
 
 
@@ -119,7 +119,7 @@ def test_full_spectrum(job):
 
 
 def test_hyperparameters_are_searched(job):
-    config = job("search", "--postprocessor.APS_mode", "true", detector="react")
+    config = job("search", "--postprocessor.APS_mode", "true", detector="postprocessors/react")
     assert "nearood" in rows(evaluate(config))
 
 
@@ -158,3 +158,36 @@ def test_command(job, command, tmp_path):
     assert done.code == 0 and (folder / "ood.csv").exists()
     again = command("evaluate", "--config", tmp_path / "all.yml", "--evaluator", "openood")
     assert again.code == 2 and str(folder) in again.err[-1]
+
+
+# what OpenOOD's own files say of postprocessors that its evaluation_api alone has, searches cut to one value
+THEIRS = {
+    "iodin": "{APS_mode: false, postprocessor_args: {temperature: 1000, noise: 0.0014}, postprocessor_sweep: {}}",
+    "cfood": "{APS_mode: false, postprocessor_args: {alpha: 1, k: 0.01, avg_topk: false}, postprocessor_sweep: {}}",
+    "adascale_a": "{APS_mode: true, postprocessor_args: {num_samples: 50, percentile: [75, 85], k1: 20, k2: 10, lmbda: 10, "
+    "o: 0.05}, postprocessor_sweep: {percentile_list: [[75, 85]], k1_list: [20], k2_list: [10], lmbda_list: [10], "
+    "o_list: [0.05]}}",
+}
+THEIRS["adascale_l"] = THEIRS["adascale_a"]
+
+
+def theirs(job, name, kind, tmp_path):
+    """The config of one of THEIRS."""
+    text = THEIRS[name].replace("{", f"postprocessor: {{name: {name}, ", 1)
+    (tmp_path / f"{name}.yml").write_text(text)
+    return job(f"{name}/{kind}", detector=tmp_path / name)
+
+
+@pytest.mark.parametrize("name", sorted(THEIRS))
+def test_postprocessors_of_evaluation_api_alone(job, name, tmp_path):
+    if name.startswith("adascale") and not compat.installed("statsmodels"):
+        pytest.skip("statsmodels is not installed")
+    assert 0 <= float(rows(evaluate(theirs(job, name, "api", tmp_path)))["nearood"]["AUROC"]) <= 100
+
+
+@pytest.mark.parametrize("name", ["cfood", "iodin"])
+def test_pipelines_have_them_too(job, name, tmp_path):
+    folder = host.run(theirs(job, name, "pipeline", tmp_path))
+    expected = rows(evaluate(theirs(job, name, "same", tmp_path)))
+    for row, values in rows(folder).items():
+        assert float(values["AUROC"]) == pytest.approx(float(expected[row]["AUROC"]), abs=0.0101)
