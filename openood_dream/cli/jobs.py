@@ -81,10 +81,30 @@ def train(context: typer.Context) -> None:
     hosted("train", context)
 
 
+class Evaluator(str, Enum):
+    """Whose evaluation it is."""
+
+    config = "config"
+    openood = "openood"
+
+
 @app.command(**CONFIGURED)
-def evaluate(context: typer.Context) -> None:
+def evaluate(
+    context: typer.Context,
+    evaluator: Annotated[
+        Evaluator,
+        typer.Option(help="Who scores: what the config says, or OpenOOD's Evaluator, by which its leaderboard goes."),
+    ] = Evaluator.config,
+) -> None:
     """Score a checkpoint with one postprocessor; write ood.csv and scores."""
-    hosted("test", context)
+    if evaluator is Evaluator.config:
+        hosted("test", context)
+        return
+    files, overrides = configured(context)
+    from openood_dream.experiment import load_config
+    from openood_dream.openood.evaluator import evaluate as by_openood
+
+    finished(by_openood(load_config(files, overrides)))
 
 
 def hosted(kind: str, context: typer.Context) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ import yaml
 from openood_dream.config.schema import Section
 from openood_dream.datasets.loaders import Data
 from openood_dream.errors import InputError, show, warn
-from openood_dream.evaluators.metrics import Scores, accuracy_rows, compute_metrics, metric_rows, together, write_rows
+from openood_dream.evaluators.metrics import (
+    Row,
+    Scores,
+    accuracy_rows,
+    compute_metrics,
+    metric_rows,
+    together,
+    write_rows,
+)
 from openood_dream.evaluators.passes import TEST, Passes, Set
 from openood_dream.postprocessors.base import Postprocessor, find_postprocessor
 from openood_dream.postprocessors.settings import PostprocessorSettings
@@ -118,20 +126,36 @@ def _write(found: Evaluation, out: Path, config: Mapping[str, Any], id_name: str
     spectrum = together([found.id_scores, *found.shifted.values()])
     rows = metric_rows(spectrum if found.full_spectrum else found.id_scores, found.ood_scores)
     ood = {name: scores for sets in found.ood_scores.values() for name, scores in sets.items()}
+    tables = {}
+    if found.shifted:
+        tables["csid.csv"] = accuracy_rows(found.shifted)
+    if found.shifted and not found.full_spectrum:
+        tables["fsood.csv"] = metric_rows(spectrum, found.ood_scores)
+    write_files(out, config, {id_name: found.id_scores} | found.shifted | ood, tables | {"ood.csv": rows})
+    return dict(rows)[next(iter(found.ood_scores))]
+
+
+def write_files(
+    out: Path, config: Mapping[str, Any], scores: Mapping[str, Scores], tables: Mapping[str, Sequence[Row]]
+) -> None:
+    """Writes the files of an evaluation: `config.yml`, `scores/<set>.npz` and tables.
+
+    Args:
+        out: the folder.
+        config: all settings.
+        scores: those of each set, by its name.
+        tables: the rows of each csv file, by its name; ood.csv comes last, since it says that the others are there.
+    """
     with artifacts.exclusive(out):
         (out / "ood.csv").unlink(missing_ok=True)  # of an earlier evaluation, whose scores are replaced from here on
         for folder in (out, out / "scores"):
             files.remove_unfinished(folder)
         files.write_text(out / "config.yml", yaml.safe_dump(dict(config), sort_keys=False))
-        for name, scores in ({id_name: found.id_scores} | found.shifted | ood).items():
+        for name, one in scores.items():
             with files.replacing(out / "scores" / f"{name}.npz") as work:
-                np.savez(work, pred=scores.pred, conf=scores.conf, label=scores.label)
-        if found.shifted:
-            write_rows(out / "csid.csv", accuracy_rows(found.shifted))
-        if found.shifted and not found.full_spectrum:
-            write_rows(out / "fsood.csv", metric_rows(spectrum, found.ood_scores))
-        write_rows(out / "ood.csv", rows)
-    return dict(rows)[next(iter(found.ood_scores))]
+                np.savez(work, pred=one.pred, conf=one.conf, label=one.label)
+        for name in sorted(tables, key=lambda name: name == "ood.csv"):
+            write_rows(out / name, tables[name])
 
 
 def fitted(cls: type[Postprocessor], args: Section, passes: Passes) -> Postprocessor:

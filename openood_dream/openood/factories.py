@@ -42,7 +42,13 @@ from openood_dream.trainers.base import check_auxiliary
 PREPROCESSOR = "dream"
 OUR_NETWORKS = ("timm:<model>", *GENERATIVE_SETTINGS)
 # postprocessors that OpenOOD has and its pipelines' table lacks
-NOT_IN_TABLE = {"scale": "ScalePostprocessor", "nnguide": "NNGuidePostprocessor"}
+NOT_IN_TABLE = {
+    "scale": "ScalePostprocessor",
+    "nnguide": "NNGuidePostprocessor",
+    "iodin": "IODINPostprocessor",
+    "cfood": "CFOODPostprocessor",
+    "reweightood": "ReweightOODPostprocessor",
+}
 GENERATIVE_DETECTORS = tuple(name for name, cls in POSTPROCESSORS.items() if cls.generative)
 
 OURS: dict[str, tuple[str, ...]] = {
