@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.config.tree import lookup
 from openood_dream.datasets.imglist import read_imglist, write_imglist

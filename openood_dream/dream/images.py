@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream._version import __version__
 from openood_dream.dream.image_set import join_shards, missing_shards, shards, write_image, write_shard

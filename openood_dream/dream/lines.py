@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.images import set_inputs

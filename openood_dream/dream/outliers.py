@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.device import pick_device
 from openood_dream.dream.anchors import load_anchors

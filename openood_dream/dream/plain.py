@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.datasets.images import Transform
 from openood_dream.device import pick_device

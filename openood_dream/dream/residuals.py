@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.datasets.images import ImageList
 from openood_dream.dream.generator.training import unit_range

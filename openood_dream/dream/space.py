@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import trange
+from tqdm import trange
 
 from openood_dream.datasets.images import ImageList, loader, placed
 from openood_dream.device import autocast, enough_memory, pick_device

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.device import autocast, dtype_name, pick_dtype
 from openood_dream.store import files

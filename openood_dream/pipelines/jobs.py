@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.device import pick_device
 from openood_dream.ending import BAD_INPUT, FAILURE, PARENT

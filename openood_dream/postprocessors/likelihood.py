@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torchvision.io import encode_png
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.config.schema import Section
 from openood_dream.errors import InputError

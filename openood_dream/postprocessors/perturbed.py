@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.config.schema import Section
 from openood_dream.datasets.settings import NORMALIZATION

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.datasets.reading import read_image
 from openood_dream.dream.anchors import load_anchors

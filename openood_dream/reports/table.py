@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.config.files import shipped_configs
 from openood_dream.errors import InputError, warn

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.errors import InputError, show
 

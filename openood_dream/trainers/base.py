@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
 from openood_dream.device import autocast, copied, pick_dtype

@@ -21,7 +21,7 @@ optimizer: {num_epochs: 1}
 dream:
   generator: {steps: 10, vae_steps: 5, batch_size: 16, text_dim: 16, vae_channels: [32, 32], unet_channels: [32]}
   space: {network: 'timm:resnet10t', network_args: {channels: [8, 8, 16, 16]}, epochs: 2}
-  outliers: {n_draws: 20, rounds: 1}
+  outliers: {sigma: 0.15, n_draws: 20, rounds: 1}
   synthesis: {per_class: 4, steps: 2, size: 16, save_size: 16}
   filter: {distance: null}
 """

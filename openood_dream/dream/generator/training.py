@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torchvision.transforms import RandomHorizontalFlip
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from openood_dream.datasets.images import Transform, random_flip
 from openood_dream.device import autocast
