@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from openood_dream.openood.registry import register, unregister
     from openood_dream.sampling.boundary import cross_boundary
     from openood_dream.sampling.knn import sample_outliers
-    from openood_dream.trainers import TRAINERS
+    from openood_dream.trainers.known import TRAINERS
 
 __all__ = [
     "TRAINERS",
@@ -43,7 +43,7 @@ __all__ = [
 _HOMES = {
     "Dream": "experiment",
     "Imaginer": "dream.imaginer",
-    "TRAINERS": "trainers",
+    "TRAINERS": "trainers.known",
     "cross_boundary": "sampling.boundary",
     "load_config": "experiment",
     "register": "openood.registry",

@@ -44,7 +44,7 @@ from openood_dream.errors import InputError, nearest, warn
 from openood_dream.evaluators.settings import EvaluatorSettings
 from openood_dream.networks.settings import AnyNetwork, network_model
 from openood_dream.postprocessors.settings import PostprocessorSettings
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 from openood_dream.trainers.settings import TrainerSettings
 
 

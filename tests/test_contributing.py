@@ -18,7 +18,8 @@ from openood_dream.dream.families.base import FAMILIES, find_family
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers.base import SAMPLERS, get_sampler
 from openood_dream.experiment import Experiment
-from openood_dream.postprocessors.base import POSTPROCESSORS, Pass, find_postprocessor
+from openood_dream.postprocessors.base import Pass
+from openood_dream.postprocessors.known import POSTPROCESSORS, find_postprocessor
 from openood_dream.store.artifacts import Artifact
 from openood_dream.trainers.base import TRAINERS
 

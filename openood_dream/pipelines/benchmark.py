@@ -20,7 +20,7 @@ from openood_dream.pipelines.test import identity_of, images_identity, is_scored
 from openood_dream.reports import report
 from openood_dream.reports.records import CONFIG, TRAINED, find, read_config, run_folders
 from openood_dream.store import artifacts, files
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 NAMED = 5  # folders that a line names
 

@@ -9,7 +9,7 @@ import pytest
 
 from openood_dream.config.files import shipped_configs
 from openood_dream.pipelines.train import train
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 FILES = sorted(path.stem for path in (shipped_configs() / "pipelines" / "train").glob("*.yml"))
 NETWORKS = {"frl": "vae_small", "frl_glow": "glow_small", "frl_pixelcnnpp": "pixelcnnpp_small"}

@@ -13,7 +13,7 @@ from toys import Batches, Net, options
 
 from openood_dream import losses
 from openood_dream.pipelines.train import train
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 from openood_dream.trainers.oal import Conditional, OALTrainer
 
 TERMS = {"cross-entropy", "logits", "features", "knn", "latents"}
