@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from openood_dream.config.files import is_shipped
-from openood_dream.config.listing import listing
+from openood_dream.config.listing import listing, shown_file
 from openood_dream.config.merge import merge
 from openood_dream.config.paths import expand_paths
 from openood_dream.config.schema import (
@@ -149,7 +149,7 @@ class BenchmarkSettings(Section):
 
 
 class HostTrainer(TrainerSettings):
-    """`trainer` where its name is none of ours: OpenOOD may know it."""
+    """`trainer`: the training method; a name that is none of ours OpenOOD may know."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -355,6 +355,10 @@ class Sections:
     def where(self, key: str) -> str:
         """The beginning of a message about a dotted key: the file that set it, where known, and the key."""
         return self._origins.where(key.split("."))
+
+    def source(self, key: str) -> str:
+        """The file that set a dotted key, as a command line names it, or the command line."""
+        return shown_file(self._origins.of(key.split(".")).file)
 
     def error(self, key: str, text: str) -> InputError:
         """The InputError that says `text` about a dotted key."""

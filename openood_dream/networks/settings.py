@@ -10,7 +10,7 @@ from openood_dream.config.schema import HostSection, Name, Section, rule
 
 
 class NetworkSettings(HostSection):
-    """`network` where it is a classifier: `timm:<model>`, or one of OpenOOD's."""
+    """`network`: a classifier, `timm:<model>` or one of OpenOOD's; generative models have other keys."""
 
     section = "network"
     HOST_KEYS = (
