@@ -124,15 +124,8 @@ def overview() -> str:
     """One line for each section, and how to go on."""
     lines = [f"{group.title}: {_plain(group.text)}" for group in groups() if group.title and not group.choice]
     top = ", ".join(RunSettings.model_fields)
-    return "\n".join(
-        [
-            f"at the top level: {top}",
-            *lines,
-            "",
-            "openood-dream config dream explains a section, openood-dream config dream.outliers.k a key",
-            "",
-        ]
-    )
+    how = "openood-dream config dream explains a section, openood-dream config dream.outliers.k a key"
+    return "".join(f"{line}\n" for line in [f"top level: {top}", *lines, "", how])
 
 
 def _explained(word: str, every: list[Group], config: Sections | None) -> list[str]:

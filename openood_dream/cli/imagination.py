@@ -11,7 +11,7 @@ import typer
 
 from openood_dream import ending
 from openood_dream.cli.own import Data, HoldOut, Ood, prepared
-from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
+from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, guide, separated
 from openood_dream.errors import printable
 
 if TYPE_CHECKING:
@@ -23,8 +23,17 @@ def made(artifact: Artifact) -> None:
     typer.echo(f"{artifact.path} ({'reused' if artifact.reused else 'made'} in {artifact.manifest['seconds']:.1f} s)")
 
 
-def stage(name: str, text: str, *aliases: str) -> None:
-    """Adds the command of a stage of the imagination, and hidden ones of its older names."""
+def stage(name: str, text: str, keys: str, changed: str, *aliases: str) -> None:
+    """Adds the command of a stage of the imagination, and hidden ones of its older names.
+
+    Args:
+        name: the stage.
+        text: what it does.
+        keys: its main config keys.
+        changed: an override for an example.
+        aliases: its older names.
+    """
+    shown = guide(keys, f"{name} --config benchmarks/digits.yml", f"{name} --config synthesis/digits.yml {changed}")
 
     def command(context: typer.Context) -> None:
         files, overrides = configured(context)
@@ -33,17 +42,46 @@ def stage(name: str, text: str, *aliases: str) -> None:
         made(stages.stage(name, files, overrides))
 
     for number, called in enumerate([name, *aliases]):
-        app.command(called, help=text, hidden=number > 0, **CONFIGURED)(command)
+        app.command(called, help=text, hidden=number > 0, **CONFIGURED, **shown)(command)
 
 
-stage("anchors", "Read the token embeddings T(y) of the class names.")
-stage("space", "Train the text-conditioned latent space (phase 1).")
-stage("generator", "Train a small diffusion pipeline on the ID images.")
-stage("outliers", "Sample outlier embeddings (phase 2a).", "sample")
+stage(
+    "anchors",
+    "Read the token embeddings T(y) of the class names.",
+    "dream.class_names, dream.generator, dream.anchors.multi_token",
+    "--dream.anchors.multi_token last",
+)
+stage(
+    "space",
+    "Train the text-conditioned latent space (phase 1).",
+    "dream.space.network, dream.space.epochs, dream.space.lr, dream.space.temperature, dream.space.seed",
+    "--dream.space.epochs 40",
+)
+stage(
+    "generator",
+    "Train a small diffusion pipeline on the ID images.",
+    "dream.generator.train, dream.generator.steps, dream.generator.unet_channels, dream.generator.lr",
+    "--dream.generator.steps 2000",
+)
+stage(
+    "outliers",
+    "Sample outlier embeddings (phase 2a).",
+    "dream.outliers.method, dream.outliers.sigma, dream.outliers.k, dream.outliers.select, dream.outliers.seed",
+    "--dream.outliers.method boundary",
+    "sample",
+)
+
+IMAGINE = guide(
+    "dream.synthesis.per_class, dream.synthesis.guidance, dream.synthesis.steps, dream.generator, dream.outliers.method, "
+    "dream.quality, dream.filter, dream.cache_dir",
+    "imagine --config benchmarks/digits.yml --dry-run",
+    "imagine --config benchmarks/digits.yml --dream.outliers.sigma 0.3",
+    "imagine --data photos/",
+)
 
 
-@app.command("synthesize", hidden=True, **CONFIGURED)
-@app.command(**CONFIGURED)
+@app.command("synthesize", hidden=True, **CONFIGURED, **IMAGINE)
+@app.command(**CONFIGURED, **IMAGINE)
 def imagine(
     context: typer.Context,
     data: Data = None,
@@ -67,7 +105,7 @@ def imagine(
     typer.echo(render_quality(quality), nl=False)
 
 
-@app.command()
+@app.command(**guide("", "verify results/dream/images-0123456789abcdef", "verify --quiet images-0123456789abcdef"))
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.", **PATH)],
     quiet: Quiet = False,
@@ -87,7 +125,14 @@ def verify(
 
 
 plot = typer.Typer(
-    help="Draw what was imagined to a PNG, making first what is missing.", no_args_is_help=True, rich_markup_mode=None
+    help="Draw what was imagined to a PNG, making first what is missing.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    **guide(
+        "dream.outliers.method, dream.cache_dir",
+        "plot embeddings --config benchmarks/digits.yml",
+        "plot grid --config benchmarks/digits.yml --class five",
+    ),
 )
 app.add_typer(plot, name="plot")
 Classes = Annotated[
@@ -112,7 +157,14 @@ class Method(str, Enum):
     umap = "umap"
 
 
-@plot.command(**CONFIGURED)
+@plot.command(
+    **CONFIGURED,
+    **guide(
+        "dream.space, dream.outliers.method, dream.outliers.sigma, dream.cache_dir",
+        "plot embeddings --config benchmarks/digits.yml --class five --method umap",
+        "plot embeddings --config benchmarks/digits.yml --outliers knn,boundary --out embeddings.png",
+    ),
+)
 def embeddings(
     context: typer.Context,
     class_: Classes = None,
@@ -124,13 +176,27 @@ def embeddings(
     draw(context, "embeddings", class_, out, outliers=separated(outliers), method=method.value)
 
 
-@plot.command(**CONFIGURED)
+@plot.command(
+    **CONFIGURED,
+    **guide(
+        "dream.synthesis, dream.outliers.method, dream.outliers.sigma, dream.cache_dir",
+        "plot grid --config benchmarks/digits.yml --class five --class two",
+        "plot grid --config benchmarks/digits.yml --outliers knn,pipelines/train/dream_id.yml",
+    ),
+)
 def grid(context: typer.Context, class_: Classes = None, outliers: Outliers = "", out: Out = None) -> None:
     """Draw the images of each class, or of each way of sampling, from near to far with their k-NN distances."""
     draw(context, "grid", class_, out, outliers=separated(outliers))
 
 
-@plot.command(**CONFIGURED)
+@plot.command(
+    **CONFIGURED,
+    **guide(
+        "dream.synthesis, dream.generator, dream.cache_dir",
+        "plot line --config benchmarks/digits.yml --class five",
+        "plot line --config benchmarks/digits.yml --out line.png",
+    ),
+)
 def line(context: typer.Context, class_: Classes = None, out: Out = None) -> None:
     """Draw a class along the line from its anchor to an outlier, in the same noise."""
     draw(context, "line", class_, out)

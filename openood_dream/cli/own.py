@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openood_dream.cli.words import CONFIGURED, PATH, app, configured, read_words, user_path
+from openood_dream.cli.words import CONFIGURED, PATH, app, configured, guide, read_words, user_path
 from openood_dream.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,14 @@ def root_of(overrides: list[str]) -> Path | None:
     return None
 
 
-@app.command(**CONFIGURED | {"options_metavar": "--data PATH [--ood PATH] [--root PATH]"})
+@app.command(
+    **CONFIGURED | {"options_metavar": "--data PATH [--ood PATH] [--root PATH]"},
+    **guide(
+        "root, dataset.train, ood_dataset.nearood, ood_dataset.farood, dream.class_names",
+        "init --data photos/ > my.yml",
+        "init --data photos/ --ood others/ --hold-out 0.1 --root results/photos > my.yml",
+    ),
+)
 def init(context: typer.Context, data: Data = None, ood: Ood = None, hold_out: HoldOut = None) -> None:
     """Divide your images into splits and print a commented config for them: --data photos/ > my.yml."""
     if data is None:

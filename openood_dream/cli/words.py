@@ -15,7 +15,7 @@ app = typer.Typer(
     name="openood-dream",
     help="Imagine out-of-distribution images with diffusion models, and prove what they are worth.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -24,6 +24,18 @@ CONFIGURED: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "options_metavar": "--config A.yml B.yml ... [--key value ...]",
 }
+
+
+def guide(keys: str, *examples: str) -> dict[str, Any]:
+    """The end of a command's help.
+
+    Args:
+        keys: its main config keys, "" where it reads no config.
+        examples: command lines without the word openood-dream.
+    """
+    lines = ["\b", "Examples:", *(f"  openood-dream {example}" for example in examples)]
+    main = f"Main keys, which openood-dream config KEY explains: {keys}\n\n" if keys else ""
+    return {"epilog": main + "\n".join(lines)}
 
 
 def configured(context: typer.Context) -> tuple[list[str], list[str]]:
