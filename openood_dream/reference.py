@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -61,11 +62,23 @@ class Group(NamedTuple):
     choice: Choice | None = None
 
 
+INCLUDE = Entry(
+    "include",
+    "a list of files",
+    "[]",
+    "config files that the one which holds the key is laid over; relative to it, or shipped ones",
+    None,
+    False,
+)
+
+
 def groups() -> list[Group]:
     """All keys there are: section by section, each with those that depend on a name."""
-    found = [Group("", (), summary(RunSettings), _common(RunSettings, ""), tuple(HOST_TOP))]
+    top = [INCLUDE, *_common(RunSettings, "")]
+    found = [Group("", (), summary(RunSettings), top, tuple(HOST_TOP))]
     for name, model in section_models({}).items():
-        found.append(Group(name, (name,), summary(model), _common(model, f"{name}."), _host(model, name)))
+        common = _common(model, f"{name}.")
+        found.append(Group(name, (name,), summary(model), common, _host(model, f"{name}.", common)))
         for choice in CHOICES:
             if choice.key.split(".")[0] == name:
                 found += _chosen(choice, found[-1].entries if choice.word == name else _under(choice.at, found))
@@ -96,12 +109,22 @@ def _under(key: str, found: Iterable[Group]) -> list[Entry]:
     return [entry for group in found for entry in group.entries if entry.key.startswith(f"{key}.")]
 
 
-def _host(model: type[Section], name: str) -> tuple[str, ...]:
-    """The keys of a section that OpenOOD alone reads, or that are nothing to either."""
-    if not issubclass(model, HostSection):
-        return ()
-    names = dict.fromkeys((*model.HOST_KEYS, *model.SILENT))
-    return tuple(f"{name}.{key}" for key in names if key not in model.model_fields)
+def _host(model: type[Section], prefix: str, found: Iterable[Entry]) -> tuple[str, ...]:
+    """The keys of a section and of those within it that OpenOOD alone reads, or that are nothing to either."""
+    places = [(model, prefix), *((entry.inner, f"{entry.key}.") for entry in found if entry.inner)]
+    return tuple(
+        at + key
+        for holder, at in places
+        if issubclass(holder, HostSection)
+        for key in dict.fromkeys((*holder.HOST_KEYS, *holder.SILENT))
+        if key not in holder.model_fields
+    )
+
+
+def _host_once(group: Group) -> list[str]:
+    """The keys of a group that OpenOOD alone reads, those of repeated settings once."""
+    shown = {group.title, *(entry.key for entry in _unrepeated(group.entries) if entry.inner)}
+    return [key for key in group.host if key.rpartition(".")[0] in shown]
 
 
 # --------------------------------------------------------------------------------------------------------- for a terminal
@@ -132,10 +155,10 @@ def _explained(word: str, every: list[Group], config: Sections | None) -> list[s
     named = next((group for group in every if word in group.words), None)
     if named is not None and named.choice:
         rows = [line for entry in named.entries for line in _lines(entry, entry.key, config)]
-        return [f"{named.title}: {_plain(named.text)}", *(rows or ["    no keys of its own"])]
+        return [": ".join(filter(None, [named.title, _plain(named.text)])), *(rows or ["    no keys of its own"])]
     lines = _of_a_name(word, every, config) or _of_a_key(word, every, config)
     if named is not None:
-        host = ", ".join(key.rpartition(".")[2] for key in named.host)
+        host = ", ".join(key.removeprefix(f"{word}.") for key in _host_once(named))
         lines = [f"{word}: {_plain(named.text)}", *lines, *([f"OpenOOD alone reads: {host}"] if host else [])]
     return lines or _of_no_model(word, every, config)
 
@@ -154,6 +177,8 @@ def _of_a_key(word: str, every: list[Group], config: Sections | None) -> list[st
     common = [line for group in every if not group.choice for line in _rows(word, group, config)]
     around = [choice for choice in CHOICES if f"{choice.at}.".startswith(f"{word}.")] if common else []
     lines = list(common)
+    if not common and not any(_rows(word, group, config) for group in every if _is_chosen(group, config)):
+        config = None  # its names have no such key, others do
     for group in every:
         # of a section without a config: the names alone, since the keys of all would be too many
         if group.choice and group.choice not in (around if config is None else ()) and _is_chosen(group, config):
@@ -173,7 +198,7 @@ def _of_no_model(word: str, every: list[Group], config: Sections | None) -> list
     while around := around.rpartition(".")[0]:
         if any(entry.free and entry.key == around for group in every for entry in group.entries):
             return _explained(around, every, config)
-    if any(word in group.host for group in every):
+    if any(_fits(word, key, group) and word.count(".") == key.count(".") for group in every for key in group.host):
         return [f"{word}: OpenOOD alone reads it", *_value(word, "not set", config)]
     if config is not None and _here(word, config) is not MISSING:
         return [f"{word}: no key of ours; other keys may refer to it", *_value(word, "", config)]
@@ -230,7 +255,8 @@ def _unrepeated(found: Iterable[Entry]) -> Iterator[Entry]:
             continue
         if entry.inner in seen:
             left_out = (*left_out, f"{entry.key}.")
-            entry = entry._replace(kind=entry.kind.replace("settings", f"settings as {seen[entry.inner]} has", 1))
+            kind = entry.kind.replace("settings", f"settings as {seen[entry.inner]} has", 1)
+            entry = entry._replace(kind=kind, inner=None)
         elif entry.inner is not None:
             seen[entry.inner] = entry.key
         yield entry
@@ -264,13 +290,14 @@ def _plain(text: str) -> str:
 
 HEAD = """# Reference: every key of a config
 
-Made from the settings models by `openood-dream config --markdown > docs/reference.md`; edit the models, not this page.
-`openood-dream config dream.outliers.k` says the same of one key, `openood-dream config --config birds.yml` shows the merged
-config with the file behind each value.
+Made from the settings models by `openood-dream config --markdown > docs/reference.md`: edit the models, not this page.
 
-A key is written below its section in YAML, or as `--section.key value` on the command line. A default of *required* means
-that there is none: whoever needs the section needs the key. Keys that *OpenOOD alone reads* are accepted and left to it; without
-OpenOOD those that would matter there are warned of.
+`openood-dream config dream.outliers` explains a section, `openood-dream config dream.outliers.k` a key, `openood-dream config
+trainer.npos` the keys that a name brings with it. With `--config A.yml B.yml ...` each key is shown with its value there and
+the file behind it, and the names that the config has decide which keys are explained.
+
+In YAML a key stands below its section; on the command line it is `--section.key value`. *Required* means that there is no
+default: who needs the section needs the key. What OpenOOD alone reads is accepted and passed on to it.
 """
 
 
@@ -290,11 +317,16 @@ def _page(group: Group) -> Iterator[str]:
         yield "|---|---|---|---|"
         for entry in _unrepeated(group.entries):
             default = "*required*" if entry.default == "required" else entry.default and f"`{entry.default}`"
-            cells = (f"`{entry.key}`", entry.kind.replace("<", "\\<"), default, entry.text.replace("<", "\\<"))
-            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+            cells = (f"`{entry.key}`", _escaped(entry.kind), default, _escaped(entry.text))
+            yield f"| {' | '.join(cells)} |"
     elif group.choice:
         yield "No keys of its own."
     if group.host:
         yield from ([""] if group.entries else [])
-        yield f"OpenOOD alone reads: {', '.join(f'`{key}`' for key in group.host)}."
+        yield f"OpenOOD alone reads: {', '.join(f'`{key}`' for key in _host_once(group))}."
     yield ""
+
+
+def _escaped(text: str) -> str:
+    """Text in a cell of a table, where <model> is no HTML."""
+    return re.sub(r"<(?=\w)|\|", r"\\\g<0>", text)

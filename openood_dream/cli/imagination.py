@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openood_dream import ending
+from openood_dream.cli.guides import guide
 from openood_dream.cli.own import Data, HoldOut, Ood, prepared
-from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, guide, separated
+from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
 from openood_dream.errors import printable
 
 if TYPE_CHECKING:
@@ -23,17 +24,8 @@ def made(artifact: Artifact) -> None:
     typer.echo(f"{artifact.path} ({'reused' if artifact.reused else 'made'} in {artifact.manifest['seconds']:.1f} s)")
 
 
-def stage(name: str, text: str, keys: str, changed: str, *aliases: str) -> None:
-    """Adds the command of a stage of the imagination, and hidden ones of its older names.
-
-    Args:
-        name: the stage.
-        text: what it does.
-        keys: its main config keys.
-        changed: an override for an example.
-        aliases: its older names.
-    """
-    shown = guide(keys, f"{name} --config benchmarks/digits.yml", f"{name} --config synthesis/digits.yml {changed}")
+def stage(name: str, text: str, *aliases: str) -> None:
+    """Adds the command of a stage of the imagination, and hidden ones of its older names."""
 
     def command(context: typer.Context) -> None:
         files, overrides = configured(context)
@@ -42,46 +34,17 @@ def stage(name: str, text: str, keys: str, changed: str, *aliases: str) -> None:
         made(stages.stage(name, files, overrides))
 
     for number, called in enumerate([name, *aliases]):
-        app.command(called, help=text, hidden=number > 0, **CONFIGURED, **shown)(command)
+        app.command(called, help=text, hidden=number > 0, **CONFIGURED, **guide(name))(command)
 
 
-stage(
-    "anchors",
-    "Read the token embeddings T(y) of the class names.",
-    "dream.class_names, dream.generator, dream.anchors.multi_token",
-    "--dream.anchors.multi_token last",
-)
-stage(
-    "space",
-    "Train the text-conditioned latent space (phase 1).",
-    "dream.space.network, dream.space.epochs, dream.space.lr, dream.space.temperature, dream.space.seed",
-    "--dream.space.epochs 40",
-)
-stage(
-    "generator",
-    "Train a small diffusion pipeline on the ID images.",
-    "dream.generator.train, dream.generator.steps, dream.generator.unet_channels, dream.generator.lr",
-    "--dream.generator.steps 2000",
-)
-stage(
-    "outliers",
-    "Sample outlier embeddings (phase 2a).",
-    "dream.outliers.method, dream.outliers.sigma, dream.outliers.k, dream.outliers.select, dream.outliers.seed",
-    "--dream.outliers.method boundary",
-    "sample",
-)
-
-IMAGINE = guide(
-    "dream.synthesis.per_class, dream.synthesis.guidance, dream.synthesis.steps, dream.generator, dream.outliers.method, "
-    "dream.quality, dream.filter, dream.cache_dir",
-    "imagine --config benchmarks/digits.yml --dry-run",
-    "imagine --config benchmarks/digits.yml --dream.outliers.sigma 0.3",
-    "imagine --data photos/",
-)
+stage("anchors", "Read the token embeddings T(y) of the class names.")
+stage("space", "Train the text-conditioned latent space (phase 1).")
+stage("generator", "Train a small diffusion pipeline on the ID images.")
+stage("outliers", "Sample outlier embeddings (phase 2a).", "sample")
 
 
-@app.command("synthesize", hidden=True, **CONFIGURED, **IMAGINE)
-@app.command(**CONFIGURED, **IMAGINE)
+@app.command("synthesize", hidden=True, **CONFIGURED, **guide("imagine"))
+@app.command(**CONFIGURED, **guide("imagine"))
 def imagine(
     context: typer.Context,
     data: Data = None,
@@ -105,7 +68,7 @@ def imagine(
     typer.echo(render_quality(quality), nl=False)
 
 
-@app.command(**guide("", "verify results/dream/images-0123456789abcdef", "verify --quiet images-0123456789abcdef"))
+@app.command(**guide("verify"))
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.", **PATH)],
     quiet: Quiet = False,
@@ -128,11 +91,7 @@ plot = typer.Typer(
     help="Draw what was imagined to a PNG, making first what is missing.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    **guide(
-        "dream.outliers.method, dream.cache_dir",
-        "plot embeddings --config benchmarks/digits.yml",
-        "plot grid --config benchmarks/digits.yml --class five",
-    ),
+    **guide("plot"),
 )
 app.add_typer(plot, name="plot")
 Classes = Annotated[
@@ -157,14 +116,7 @@ class Method(str, Enum):
     umap = "umap"
 
 
-@plot.command(
-    **CONFIGURED,
-    **guide(
-        "dream.space, dream.outliers.method, dream.outliers.sigma, dream.cache_dir",
-        "plot embeddings --config benchmarks/digits.yml --class five --method umap",
-        "plot embeddings --config benchmarks/digits.yml --outliers knn,boundary --out embeddings.png",
-    ),
-)
+@plot.command(**CONFIGURED, **guide("plot embeddings"))
 def embeddings(
     context: typer.Context,
     class_: Classes = None,
@@ -176,27 +128,13 @@ def embeddings(
     draw(context, "embeddings", class_, out, outliers=separated(outliers), method=method.value)
 
 
-@plot.command(
-    **CONFIGURED,
-    **guide(
-        "dream.synthesis, dream.outliers.method, dream.outliers.sigma, dream.cache_dir",
-        "plot grid --config benchmarks/digits.yml --class five --class two",
-        "plot grid --config benchmarks/digits.yml --outliers knn,pipelines/train/dream_id.yml",
-    ),
-)
+@plot.command(**CONFIGURED, **guide("plot grid"))
 def grid(context: typer.Context, class_: Classes = None, outliers: Outliers = "", out: Out = None) -> None:
     """Draw the images of each class, or of each way of sampling, from near to far with their k-NN distances."""
     draw(context, "grid", class_, out, outliers=separated(outliers))
 
 
-@plot.command(
-    **CONFIGURED,
-    **guide(
-        "dream.synthesis, dream.generator, dream.cache_dir",
-        "plot line --config benchmarks/digits.yml --class five",
-        "plot line --config benchmarks/digits.yml --out line.png",
-    ),
-)
+@plot.command(**CONFIGURED, **guide("plot line"))
 def line(context: typer.Context, class_: Classes = None, out: Out = None) -> None:
     """Draw a class along the line from its anchor to an outlier, in the same noise."""
     draw(context, "line", class_, out)

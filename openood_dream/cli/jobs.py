@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from openood_dream import ending
+from openood_dream.cli.guides import guide
 from openood_dream.cli.own import Data, HoldOut, Ood, prepared
-from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, guide, separated
+from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
 
 
-@app.command(**guide("", "quickstart", "quickstart --seeds 1 --methods all --out results/all"))
+@app.command(**guide("quickstart"))
 def quickstart(
     out: Annotated[Path, typer.Option(help="Where everything is written.", metavar="PATH", **PATH)] = Path(
         "results/digits"
@@ -31,14 +32,7 @@ def quickstart(
     compare(["benchmarks/digits.yml"], [f"--root={out}"], chosen, seeds)
 
 
-@app.command(
-    **CONFIGURED,
-    **guide(
-        "pipeline.name, backend, trainer.name, network.name, dataset.name, output_dir, seed",
-        "run --config benchmarks/digits.yml",
-        "run --config datasets/cifar10/cifar10.yml networks/timm_resnet18.yml pipelines/train/dream_ood.yml preprocessors/dream.yml --seed 0",
-    ),
-)
+@app.command(**CONFIGURED, **guide("run"))
 def run(context: typer.Context) -> None:
     """Run any pipeline that the config names: train, train_oe, test_ood or benchmark."""
     files, overrides = configured(context)
@@ -55,14 +49,7 @@ class Executor(str, Enum):
     ray = "ray"
 
 
-@app.command(
-    **CONFIGURED,
-    **guide(
-        "benchmark.methods, benchmark.seeds, benchmark.postprocessors, benchmark.vary, root, data_root",
-        "benchmark --config benchmarks/digits.yml --methods base,oe --seeds 1",
-        "benchmark --data photos/ --ood others/",
-    ),
-)
+@app.command(**CONFIGURED, **guide("benchmark"))
 def benchmark(
     context: typer.Context,
     data: Data = None,
@@ -80,14 +67,7 @@ def benchmark(
     compare(files, overrides, None if methods is None else separated(methods), seeds, executor.value, jobs)
 
 
-@app.command(
-    **CONFIGURED,
-    **guide(
-        "benchmark.methods, benchmark.seeds, root",
-        "job --config benchmarks/digits.yml --method oe --seed 0",
-        "job --config benchmarks/cifar10.yml --method dream_ood --seed 1 --device cuda:0",
-    ),
-)
+@app.command(**CONFIGURED, **guide("job"))
 def job(context: typer.Context) -> None:
     """Train one method with one seed and score it, as a benchmark does: --config ... --method NAME --seed N."""
     files, overrides = configured(context)
@@ -96,14 +76,7 @@ def job(context: typer.Context) -> None:
     finished(jobs.job(files, overrides))
 
 
-@app.command(
-    **CONFIGURED,
-    **guide(
-        "trainer.name, network.name, optimizer.num_epochs, optimizer.lr, dataset.train.batch_size, seed, output_dir",
-        "train --config benchmarks/digits.yml benchmarks/methods/base.yml --seed 1",
-        "train --config datasets/cifar10/cifar10.yml networks/timm_resnet18.yml pipelines/train/dream_ood.yml preprocessors/dream.yml --trainer.beta 2",
-    ),
-)
+@app.command(**CONFIGURED, **guide("train"))
 def train(context: typer.Context) -> None:
     """Train one network, imagining its outliers first if it needs them."""
     hosted("train", context)
@@ -116,14 +89,7 @@ class Evaluator(str, Enum):
     openood = "openood"
 
 
-@app.command(
-    **CONFIGURED,
-    **guide(
-        "network.checkpoint, postprocessor.name, postprocessor.APS_mode, ood_dataset.nearood, evaluator.ood_scheme, output_dir",
-        "evaluate --config datasets/cifar10/cifar10.yml datasets/cifar10/cifar10_ood.yml networks/timm_resnet18.yml pipelines/test/test_ood.yml postprocessors/ebo.yml --network.checkpoint best.ckpt",
-        "evaluate --evaluator openood --config datasets/cifar10/cifar10.yml networks/timm_resnet18.yml pipelines/test/test_ood.yml postprocessors/react.yml --network.checkpoint best.ckpt",
-    ),
-)
+@app.command(**CONFIGURED, **guide("evaluate"))
 def evaluate(
     context: typer.Context,
     evaluator: Annotated[

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openood_dream.cli.words import CONFIGURED, PATH, app, configured, guide, read_words, user_path
+from openood_dream.cli.guides import guide
+from openood_dream.cli.words import CONFIGURED, PATH, app, configured, read_words, user_path
 from openood_dream.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,11 +67,7 @@ def root_of(overrides: list[str]) -> Path | None:
 
 @app.command(
     **CONFIGURED | {"options_metavar": "--data PATH [--ood PATH] [--root PATH]"},
-    **guide(
-        "root, dataset.train, ood_dataset.nearood, ood_dataset.farood, dream.class_names",
-        "init --data photos/ > my.yml",
-        "init --data photos/ --ood others/ --hold-out 0.1 --root results/photos > my.yml",
-    ),
+    **guide("init"),
 )
 def init(context: typer.Context, data: Data = None, ood: Ood = None, hold_out: HoldOut = None) -> None:
     """Divide your images into splits and print a commented config for them: --data photos/ > my.yml."""

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from openood_dream._version import __version__
-from openood_dream.cli.words import CONFIGURED, PATH, app, finished, guide, read_words
+from openood_dream.cli.guides import guide
+from openood_dream.cli.words import CONFIGURED, PATH, app, finished, read_words
 from openood_dream.errors import InputError
 
 
@@ -25,9 +26,7 @@ class Format(str, Enum):
     json = "json"
 
 
-@app.command(
-    **guide("", "leaderboard results/digits --sort near_fpr95", "leaderboard results/digits --format md --out table.md")
-)
+@app.command(**guide("leaderboard"))
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.", **PATH)],
     format: Annotated[Format, typer.Option(help="Form of the table.")] = Format.terminal,
@@ -83,13 +82,7 @@ def leaderboard(
 
 @app.command(
     **CONFIGURED | {"options_metavar": "[KEY ...] [--config A.yml B.yml ... [--key value ...]]"},
-    **guide(
-        "all of them",
-        "config dream.outliers",
-        "config trainer.npos",
-        "config trainer.beta dream.outliers.k --config benchmarks/digits.yml benchmarks/methods/dream_ood.yml",
-        "config --config benchmarks/digits.yml",
-    ),
+    **guide("config"),
 )
 def config(
     context: typer.Context,
@@ -129,7 +122,7 @@ def keys_and_files(context: typer.Context) -> tuple[list[str], list[str], list[s
     return [*keys, *(name for name in named if name not in files)], files, overrides
 
 
-@app.command(**guide("", "doctor", "doctor > doctor.txt"))
+@app.command(**guide("doctor"))
 def doctor() -> None:
     """Show what is installed, what will run, what is missing and how to get it."""
     from openood_dream import doctor as diagnosis

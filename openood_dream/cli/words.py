@@ -26,18 +26,6 @@ CONFIGURED: dict[str, Any] = {
 }
 
 
-def guide(keys: str, *examples: str) -> dict[str, Any]:
-    """The end of a command's help.
-
-    Args:
-        keys: its main config keys, "" where it reads no config.
-        examples: command lines without the word openood-dream.
-    """
-    lines = ["\b", "Examples:", *(f"  openood-dream {example}" for example in examples)]
-    main = f"Main keys, which openood-dream config KEY explains: {keys}\n\n" if keys else ""
-    return {"epilog": main + "\n".join(lines)}
-
-
 def configured(context: typer.Context) -> tuple[list[str], list[str]]:
     """The config files and the overrides of a command line; InputError where there are no files."""
     files, overrides = read_words(context)

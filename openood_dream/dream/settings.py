@@ -137,7 +137,7 @@ class OutlierSettings(Section):
 
 
 class KNNSettings(OutlierSettings):
-    """`dream.outliers` with method knn or inlier: DREAM-OOD, Sec. 3.2."""
+    """`dream.outliers` with method knn or inlier: draws around embeddings far from, or near to, the others (DREAM-OOD, Sec. 3.2)."""
 
     method: Literal["knn", "inlier"] = Field("knn", description="the sampler")
     sigma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
@@ -163,7 +163,7 @@ class KNNSettings(OutlierSettings):
 
 
 class BoundarySettings(OutlierSettings):
-    """`dream.outliers` with method boundary."""
+    """`dream.outliers` with method boundary: embeddings walked across the boundary of their class (BOOD, ICML 2025)."""
 
     method: Literal["boundary"] = Field("boundary", description="the sampler")
     step_size: float = Field(0.03, gt=0, description="boundary: length of a step along the sign of the gradient")
@@ -175,7 +175,7 @@ class BoundarySettings(OutlierSettings):
 
 
 class PlainSettings(OutlierSettings):
-    """`dream.outliers` with method plain."""
+    """`dream.outliers` with method plain: the class's own anchor in the place of outliers."""
 
     method: Literal["plain"] = Field("plain", description="the sampler")
 
