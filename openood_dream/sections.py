@@ -153,7 +153,7 @@ class HostTrainer(TrainerSettings):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Name = Field(description="the trainer")
+    name: Name = Field(description="the training method")
 
 
 def section_models(values: Mapping[str, Any]) -> dict[str, type[Section]]:
