@@ -140,7 +140,8 @@ def explain(words: Iterable[str], config: Sections | None = None) -> str:
     Raises:
         InputError: there is no such key; the message offers some that look alike.
     """
-    return "\n".join("".join(f"{line}\n" for line in _explained(word, groups(), config)) for word in words)
+    every = groups()
+    return "\n".join("".join(f"{line}\n" for line in _explained(word, every, config)) for word in words)
 
 
 def overview() -> str:
@@ -239,11 +240,17 @@ def _rows(word: str, group: Group, config: Sections | None) -> list[str]:
 def _fits(word: str, key: str, group: Group) -> bool:
     """Whether a word names a key or a section around it; <name> is any word that does not look like a misspelt key."""
     asked, parts = word.split("."), key.split(".")
+    if len(asked) > len(parts):
+        return False
     for place, (name, part) in enumerate(zip(asked, parts)):
-        beside = {other.key.split(".")[place] for other in group.entries if other.key.count(".") >= place}
-        if name != part and (part != ANY or nearest(name, beside, 0.7)):
+        if name != part and (part != ANY or nearest(name, _beside(place, group), 0.7)):
             return False
-    return len(asked) <= len(parts)
+    return True
+
+
+def _beside(place: int, group: Group) -> set[str]:
+    """The names that the keys of a group have at a place between their dots."""
+    return {entry.key.split(".")[place] for entry in group.entries if entry.key.count(".") >= place}
 
 
 def _unrepeated(found: Iterable[Entry]) -> Iterator[Entry]:

@@ -69,7 +69,7 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
         "dream.generator.train, dream.generator.steps, dream.generator.unet_channels, dream.generator.lr",
         (
             "generator --config benchmarks/digits.yml",
-            "generator --config datasets/cifar10_5k/cifar10_5k.yml synthesis/cifar10_small.yml",
+            "generator --config benchmarks/digits.yml --dream.generator.steps 2000",
         ),
     ),
     "outliers": (
