@@ -40,7 +40,7 @@ def entries(model: type[BaseModel], prefix: str = "") -> Iterator[Entry]:
     """
     for name, field in model.model_fields.items():
         inner = model_in(field.annotation)
-        free = dict in map(get_origin, _alternatives(field.annotation))
+        free = any(get_origin(kind) is dict for kind in _alternatives(field.annotation))
         yield Entry(prefix + name, _kind(model, name), default(field), field.description or "", inner, free)
         if inner:
             yield from entries(inner, f"{prefix}{name}.")
