@@ -60,6 +60,8 @@ def make(name: str, loader: Loader) -> BaseTrainer:
             "teacher": Teacher(),
             "embeddings": torch.randn(10_000, 768),
             "latents": torch.randn(300, 4, 64, 64),
+            "embedding_labels": torch.arange(10_000) % 10,
+            "latent_labels": torch.arange(300) % 10,
         }
     trainer = cls(net, loader, *([Loader(BATCH, label=-1)] if cls.auxiliary else []), **options)
     trainer.net.train()

@@ -36,7 +36,7 @@ from openood_dream.pipelines.train import teacher_data, training_plan
 from openood_dream.postprocessors.base import POSTPROCESSORS, check_fits
 from openood_dream.postprocessors.likelihood import LikelihoodScore, uint8_images
 from openood_dream.postprocessors.settings import PostprocessorSettings
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers import TRAINERS, oal
 from openood_dream.trainers.base import check_auxiliary
 
 PREPROCESSOR = "dream"
@@ -426,6 +426,6 @@ def outlier_label(config: Mapping[str, Any]) -> str | None:
     """What a training learns from besides ID images, as tables say it; None for imagined images, which are not there yet."""
     trainer, pipeline = (config.get("trainer") or {}).get("name"), (config.get("pipeline") or {}).get("name")
     if trainer in TRAINERS and TRAINERS[trainer].needs_teacher:
-        return "imagined (latents)"
+        return oal.outlier_label(config["trainer"].get("pairing", ""))
     imglist = ((config.get("dataset") or {}).get("oe") or {}).get("imglist_pth")
     return None if pipeline != "train_oe" or imglist in (None, IMAGINED) else Path(imglist).stem

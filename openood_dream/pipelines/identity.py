@@ -69,7 +69,10 @@ def network_identity(experiment: Experiment) -> dict[str, Any]:
     try:
         return about | {"checkpoint": files.sha256(network.checkpoint)}
     except OSError as error:
-        text = f"cannot read {network.checkpoint!r} ({error.strerror}); check the path"
+        text = (
+            f"cannot read {network.checkpoint!r} ({error.strerror}), the weights that training begins with; check the "
+            "path, or make them first"
+        )
         raise network.error("checkpoint", text) from None
 
 
