@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from hosts import ARGS, QUICK, scores, write
+from shipped import FILES, STUDENT, layers_of
 from torch.utils.data import DataLoader
 
 import openood_dream
@@ -334,6 +335,17 @@ def test_oal_in_openood(job, tmp_path):
     net = get_network(job("digits", []).network, image_size=16)
     load_weights(net, out / "best.ckpt")
     assert list(Path(config.dream.cache_dir).glob("teacher-*/best.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_trains_an_epoch_as_shipped(name, job, tmp_path):
+    def trained(name: str, *words: str) -> Path:
+        return hosted(job(f"as_shipped/{name}", layers_of(name, tmp_path), *words), training.train) / "best.ckpt"
+
+    words = ["--network.checkpoint", str(trained(STUDENT[name]))] if name in STUDENT else []
+    state = torch.load(trained(name, *words), weights_only=True)
+    assert state and all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
 def test_checkpoints_are_exchanged(job, trained):
