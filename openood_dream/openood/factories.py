@@ -30,7 +30,7 @@ from openood_dream.networks.generative.network import pixel_probability
 from openood_dream.networks.settings import GENERATIVE_SETTINGS, network_model
 from openood_dream.networks.timm_network import backbone_name
 from openood_dream.openood import adapted, cache
-from openood_dream.openood.names import NAMES
+from openood_dream.config.host_names import NAMES
 from openood_dream.parallel.processes import main_process_only, unwrap_model
 from openood_dream.pipelines.train import teacher_data, training_plan
 from openood_dream.postprocessors.base import POSTPROCESSORS, check_fits
