@@ -95,7 +95,8 @@ def identity(cls: type) -> dict[str, str]:
         The sha256 of the plugin file that defines it, as `plugin`; nothing for a class of this package, whose version
         is recorded with each result.
     """
-    return {"plugin": one.code for one in _added if one.cls is cls and one.code is not None}
+    codes = [one.code for one in _added if one.cls is cls and one.code is not None]
+    return {"plugin": codes[-1]} if codes else {}
 
 
 def files() -> list[str]:
