@@ -126,7 +126,7 @@ def load(paths: Iterable[str | Path]) -> None:
     Raises:
         InputError: one of them cannot be imported, registers nothing, or registers a name that exists.
     """
-    for path in map(os.fspath, paths):
+    for path in (os.fspath(one) for one in paths):
         key = os.path.realpath(path)
         try:
             code = sha256(key)

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from openood_dream.errors import InputError
-from openood_dream.evaluators.passes import forward_pass
+from openood_dream.evaluators.evaluate import swept
+from openood_dream.evaluators.passes import forward_pass, head_of
 from openood_dream.parallel.processes import unwrap_model
 from openood_dream.postprocessors.base import Images, Pass, Postprocessor
 from openood_dream.postprocessors.likelihood import LikelihoodScore, uint8_images
@@ -34,9 +35,7 @@ class HostDetector:
         self.given: tuple[nn.Module, Mapping[str, Any]] | None = None
         self.values: list[Any] = []
         self.passes: dict[str, Any] = {}
-        sweep = settings.postprocessor_sweep or {}
-        keys = {name: name if name in sweep and f"{name}_list" not in sweep else f"{name}_list" for name in cls.sweep}
-        self.args_dict = {name: sweep[key] for name, key in keys.items() if key in sweep}
+        self.args_dict = {name: swept(settings, name) for name in cls.sweep} if settings.searches else {}
 
     def setup(self, net: nn.Module, id_loader_dict: Any, ood_loader_dict: Any) -> None:
         """Fits the detector to ID images.
@@ -61,7 +60,7 @@ class HostDetector:
                 self.passes[name] = self._images(net, loaders[name])
             return self.passes[name]
 
-        self.detector.fit(split, cast(Any, unwrap_model(net)).get_fc_layer())
+        self.detector.fit(split, head_of(unwrap_model(net)))
 
     def set_hyperparam(self, hyperparam: list[Any]) -> None:
         """Fits the detector anew.
@@ -125,6 +124,6 @@ class _HostImages(Images):
     """Images of one of OpenOOD's loaders, whose labels only its batches say."""
 
     @cached_property
-    def labels(self) -> torch.Tensor:  # type: ignore[override]
+    def labels(self) -> torch.Tensor:
         """The labels (N,) of the images."""
         return torch.cat([batch["label"] for batch in self.loader])

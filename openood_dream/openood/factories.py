@@ -333,6 +333,7 @@ def _postprocessors(original: Callable) -> Callable:
         config.postprocessor.setdefault("postprocessor_sweep", None)  # without which OpenOOD's tag v1.5 stops
         if scores_here(name):
             settings = validated(PostprocessorSettings, plain(config.postprocessor), ("postprocessor",))
+            config.postprocessor.APS_mode = settings.searches  # OpenOOD would search where there is nothing to search
             return HostDetector(POSTPROCESSORS[name], settings, config.dataset.name)
         sizes = {config.dataset.name: config.dataset.num_classes}
         with mock.patch.dict(num_classes_dict, sizes):  # it knows four data sets
