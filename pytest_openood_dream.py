@@ -30,7 +30,7 @@ def against(request: pytest.FixtureRequest) -> Iterator[Callable[..., tuple[Any,
 
 def record(request: pytest.FixtureRequest, benchmark: Any) -> None:
     """Keeps what pytest-benchmark found in a test for the table."""
-    if benchmark.stats is not None:  # with --benchmark-disable nothing is timed
+    if benchmark.stats is not None and benchmark.stats.stats.data:  # else nothing was timed
         row = {"name": request.node.name, "seconds": benchmark.stats.stats.min, **benchmark.extra_info}
         request.config.stash.setdefault(_rows, []).append({"file": request.node.path.stem, **row})
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from openood_dream.config.files import shipped_configs
 from openood_dream.device import pick_device
 from openood_dream.dream.samplers import get_sampler
 from openood_dream.dream.settings import GeneratorTraining
@@ -74,28 +76,58 @@ def against(
     """
     spent: list[float] = []
     expected = None
+    with ExitStack() as round_:  # what ours needs around it, which is not timed
 
-    def before() -> None:
-        nonlocal expected
-        if len(spent) < reference_rounds + warmup:
+        def before() -> None:
+            nonlocal expected
+            if len(spent) < reference_rounds + warmup:
+                with _around(reference) as work:
+                    synchronize()
+                    start = time.perf_counter()
+                    expected = work()
+                    synchronize()
+                    spent.append(time.perf_counter() - start)
+            round_.enter_context(_around(ours))
             synchronize()
-            start = time.perf_counter()
-            expected = reference()
+
+        def done() -> Any:
+            found = _bare(ours)()
             synchronize()
-            spent.append(time.perf_counter() - start)
-        synchronize()
+            return found
 
-    def done() -> Any:
-        found = ours()
-        synchronize()
-        return found
-
-    result = benchmark.pedantic(done, setup=before, rounds=rounds, warmup_rounds=int(warmup))
+        result = benchmark.pedantic(done, setup=before, teardown=round_.close, rounds=rounds, warmup_rounds=int(warmup))
     if benchmark.stats is not None:  # with --benchmark-disable nothing is timed
         ratio = min(spent) / benchmark.stats.stats.min
         benchmark.extra_info |= {"reference": words, "reference_seconds": min(spent), "ratio": ratio}
         benchmark.extra_info |= {} if wanted is None else {"wanted": wanted}
     return result, expected
+
+
+class OnHost:
+    """What OpenOOD does on this machine.
+
+    Args:
+        work: the function.
+        cpu: whether the CPU stands in for CUDA.
+    """
+
+    def __init__(self, work: Callable[[], Any], cpu: bool) -> None:
+        self.work, self.cpu = work, cpu
+
+    def __call__(self) -> Any:
+        with compat.enabled(self.cpu):
+            return self.work()
+
+
+@contextmanager
+def _around(work: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
+    """A block in which the bare function can be called, without the time that it takes to make OpenOOD run here."""
+    with compat.enabled(work.cpu) if isinstance(work, OnHost) else nullcontext():
+        yield _bare(work)
+
+
+def _bare(work: Callable[[], Any]) -> Callable[[], Any]:
+    return work.work if isinstance(work, OnHost) else work
 
 
 def synchronize() -> None:
@@ -171,7 +203,7 @@ class _Random(Dataset):
         return {"data": self.images[row], "label": self.labels[row], "index": row}
 
 
-def training(files: str | Path | Iterable[str | Path], name: str = "base", *overrides: str) -> Callable[[], None]:
+def training(files: str | Path | Iterable[str | Path], name: str = "base", *overrides: str) -> Callable[[], Any]:
     """Training with a trainer for a few steps, as late as in the last epoch.
 
     Args:
@@ -196,7 +228,7 @@ def training(files: str | Path | Iterable[str | Path], name: str = "base", *over
             experiment = experiment.changed({"dataset.oe": experiment.at("dataset.train")})
         experiment = experiment.changed({"pipeline.name": "train_oe" if auxiliary else "train"})
         trainer, cpu = _of_openood(experiment, "trainer", loaders if auxiliary else loaders[0])
-        return _quietly(lambda: trainer.train_epoch(epoch), cpu)
+        return OnHost(lambda: trainer.train_epoch(epoch), cpu)
     cls = get_trainer(experiment.trainer)
     cls.check_plan(experiment.trainer, training_plan(experiment))
     given = teacher_data(experiment).teacher_inputs if cls.needs_teacher else {}
@@ -211,12 +243,12 @@ def training(files: str | Path | Iterable[str | Path], name: str = "base", *over
     return lambda: trainer.train_epoch(epoch)
 
 
-def scoring(files: str | Path | Iterable[str | Path], name: str = "msp", *overrides: str) -> Callable[[], None]:
+def scoring(files: str | Path | Iterable[str | Path], name: str = "msp", *overrides: str) -> Callable[[], Any]:
     """Scoring images with a postprocessor, the pass of the network included; it is fitted before.
 
     Args:
         files: config files with a dataset and a network.
-        name: the postprocessor.
+        name: the postprocessor; postprocessors/<name>.yml is laid over the config where there is such a file.
         overrides: words laid over them.
 
     Returns:
@@ -225,23 +257,27 @@ def scoring(files: str | Path | Iterable[str | Path], name: str = "msp", *overri
     Raises:
         InputError: the config is not fit for it, or nobody knows the postprocessor.
     """
-    experiment = load_config(files, ["--postprocessor.name", name, "--postprocessor.APS_mode", "false", *overrides])
+    layers, own = [files] if isinstance(files, (str, Path)) else list(files), f"postprocessors/{name}.yml"
+    if Path(own).is_file() or (shipped_configs() / own).is_file():
+        layers.append(own)
+    words = ["--postprocessor.name", name, "--postprocessor.APS_mode", "false"]
+    experiment = load_config(layers, [*words, *overrides])
     shape = experiment.dataset.shape
     images = _Random(max(IMAGES, 4 * shape["num_classes"]), shape)
     loader = DataLoader(images, batch_size=experiment.dataset.split("train").needs_batch_size())
+    loaders = {"train": loader, "val": loader, "test": loader}
     if host.wanted(experiment):
         (post, net), cpu = _of_openood(experiment, "postprocessor")
-    else:
-        settings, net, cpu = experiment.postprocessor, _network(experiment), False
-        find_postprocessor(settings, experiment.network.name)
-        post = HostDetector(POSTPROCESSORS[name], settings, experiment.dataset.name)
-    net.eval()
-    score = _quietly(lambda: post.inference(net, loader), cpu)
-    _quietly(lambda: post.setup(net, {"train": loader, "val": loader, "test": loader}, {"val": loader}), cpu)()
-    return score
+        OnHost(lambda: post.setup(net.eval(), loaders, loaders), cpu)()
+        return OnHost(lambda: post.inference(net, loader), cpu)
+    settings, net = experiment.postprocessor, _network(experiment).eval()
+    find_postprocessor(settings, experiment.network.name)
+    ours = HostDetector(POSTPROCESSORS[name], settings, experiment.dataset.name)
+    ours.setup(net, loaders, loaders)
+    return lambda: ours.inference(net, loader)
 
 
-def sampling(files: str | Path | Iterable[str | Path], name: str = "knn", *overrides: str) -> Callable[[], None]:
+def sampling(files: str | Path | Iterable[str | Path], name: str = "knn", *overrides: str) -> Callable[[], Any]:
     """Sampling the outlier embeddings of a class with a sampler, from random embeddings around random anchors.
 
     Args:
@@ -269,7 +305,7 @@ def sampling(files: str | Path | Iterable[str | Path], name: str = "knn", *overr
     z = F.normalize(anchors[:, None] + noise, dim=2).to(device)
     index = Index.of(z.flatten(0, 1), device) if settings.outliers.neighbours == "all" else None
     anchors = anchors.to(device)
-    return lambda: sampler.sample(z[0], 0, anchors, settings.space.temperature, index) and None
+    return lambda: sampler.sample(z[0], 0, anchors, settings.space.temperature, index)
 
 
 def _network(experiment: Experiment) -> nn.Module:
@@ -292,16 +328,3 @@ def _of_openood(experiment: Experiment, kind: str, loaders: Any = None) -> tuple
         if kind == "trainer":
             return made.get_trainer(net, loaders, None, config), cpu
         return (made.get_postprocessor(config), net), cpu
-
-
-def _quietly(work: Callable[[], Any], cpu: bool) -> Callable[[], None]:
-    """`work` as it is done on this machine, where `cpu` says that the CPU stands in for CUDA; what it returns is dropped."""
-
-    def do() -> None:
-        if not cpu:
-            work()
-            return
-        with compat.enabled(cpu):
-            work()
-
-    return do
