@@ -34,16 +34,18 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("openood-dream ")]
 
 
-def write_configs(page: Path, folder: Path) -> None:
-    """Writes the YAML blocks of a page that begin with their file's name."""
-    for text in blocks(page, "yaml"):
-        if match := re.match(r"# (\w+\.yml)\n", text):
+def write_files(page: Path, folder: Path) -> None:
+    """Writes the blocks of a page that begin with the name of a YAML or Python file."""
+    for text in [*blocks(page, "yaml"), *blocks(page, "python")]:
+        if match := re.match(r"# ([\w/]+\.(yml|py))\n", text):
+            (folder / match[1]).parent.mkdir(exist_ok=True)
             (folder / match[1]).write_text(text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.usefixtures("own_names")
 def test_commands_and_their_configs(page, tmp_path, monkeypatch):
-    write_configs(page, tmp_path)
+    write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     for name, *words in commands(page):
         shown = COMMANDS[name]
@@ -92,7 +94,7 @@ def test_own_data_from_lists_to_table(tmp_path, monkeypatch, command, backend):
     if backend == "openood" and not compat.installed("openood"):
         pytest.skip("OpenOOD is not installed")
     page = ROOT / "docs" / "own-data.md"
-    write_configs(page, tmp_path)
+    write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("small.yml").write_text(SMALL.replace("BACKEND", backend))
     bird = "one bird" if backend == "standalone" else "one_bird"  # OpenOOD splits lines at their first space
