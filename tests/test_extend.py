@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import Done, stamps
-from test_docs import ROOT, SMALL, commands, write_files
+from pages import ROOT, SMALL, commands, write_files
 
 from openood_dream import plugins, register, unregister
 from openood_dream.openood import compat
