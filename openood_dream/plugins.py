@@ -179,7 +179,8 @@ def _where(error: BaseException) -> str:
     """File and line that an error came from, within the plugin or what it imports."""
     if isinstance(error, SyntaxError):
         return ""  # which says so itself
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename != __file__]
+    importing = (__file__, import_module.__code__.co_filename)
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename not in importing]
     outside = [one for one in frames if not one.filename.startswith("<frozen")]
     return f"{outside[0].filename}:{outside[0].lineno}: " if outside else ""
 

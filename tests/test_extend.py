@@ -34,8 +34,8 @@ def page(tmp_path, monkeypatch, digits, command) -> Callable[..., Done]:
     Path("small.yml").write_text(SMALL.replace("BACKEND", "standalone") + "seed: 0\nmerge_option: merge\n")
     shown = {words[0]: words for words in commands(PAGE)}
 
-    def run(name: str, *overrides: object) -> Done:
-        words = list(shown[name])
+    def run(name: str, *overrides: object, without: str = "") -> Done:
+        words = [word for word in shown[name] if word not in without.split()]
         last = max(number for number, word in enumerate(words) if word.endswith(".yml"))
         words.insert(last + 1, "small.yml")
         return command(*words, "--data_root", digits, "--dataset.train.batch_size", 64, *overrides)
@@ -50,9 +50,8 @@ def test_both_hosts(page, backend):
     for name in ("train", "evaluate"):
         done = page(name, "--backend", backend)
         assert done.code == 0, done.err
-    folder = Path("results/digits/smooth")
-    assert (folder / "best.ckpt").exists()
-    rows = {row["dataset"]: float(row["AUROC"]) for row in csv.DictReader(open(folder / "entropy" / "ood.csv"))}
+    assert Path("results/digits/smooth/best.ckpt").exists()
+    rows = {row["dataset"]: float(row["AUROC"]) for row in csv.DictReader(open(Path(done.out.strip()) / "ood.csv"))}
     assert {"near_digits", "nearood", "farood"} <= set(rows) and all(0 < auroc < 100 for auroc in rows.values())
 
 
@@ -68,7 +67,7 @@ def test_hosts_agree_on_scores(page, search):
     for backend in ("standalone", "openood"):
         done = page("evaluate", "--backend", backend, "--exp_name", backend, *words)
         assert done.code == 0, done.err
-        found.append(pd.read_csv(Path("results/digits") / backend / "ood.csv", index_col="dataset").astype(float))
+        found.append(pd.read_csv(Path("results") / backend / "ood.csv", index_col="dataset").astype(float))
     assert list(found[0].index) == list(found[1].index)
     np.testing.assert_allclose(found[0], found[1], atol=0.0101)
 
@@ -88,23 +87,23 @@ def change() -> None:
 
 def test_change_of_the_file(page):
     """What was made with its names is not taken for finished; what was not, is."""
-    plain = ("--trainer.name", "base", "--exp_name", "base")
-    for words in ((), plain):
-        assert page("train", *(word for word in words)).code == 0
-    assert page("evaluate").code == 0
-    before = stamps(Path("results/digits"))
-    for words in ((), plain):
-        assert page("train", *words).code == 0  # finished
+
+    def plain() -> Done:
+        smooth = "--trainer.name smooth --trainer.amount 0.2"
+        return page("train", "--trainer.name", "base", "--exp_name", "base", without=smooth)
+
+    assert page("train").code == plain().code == page("evaluate").code == 0
+    before = stamps(Path("results"))
+    assert page("train").code == plain().code == page("evaluate").code == 0  # finished
+    assert stamps(Path("results")) == before
     change()
     done = page("train")
     assert done.code == 2 and len(done.err) == 1
     assert "trainer: results/digits/smooth holds a run of another version of the plugin file" in done.err[0]
-    assert page("train", *plain).code == 0
+    assert plain().code == 0
     done = page("evaluate")
-    assert (
-        done.code == 2 and "postprocessor: results/digits/smooth/entropy holds scores of another version" in done.err[0]
-    )
-    assert stamps(Path("results/digits")) == before
+    assert done.code == 2 and "postprocessor: results/smooth/entropy holds scores of another version" in done.err[0]
+    assert stamps(Path("results")) == before
     assert page("train", "--exp_name", "again").code == 0  # what the line offers
 
 
@@ -134,12 +133,16 @@ def test_benchmark(page):
 
 # ------------------------------------------------------------------------------------------------------------ bad plugins
 
-ONE = EMPTY + "from openood_dream.trainers.base import BaseTrainer\nfrom openood_dream.trainers.settings import Base\n"
+ONE = f"""{EMPTY}from openood_dream.trainers.base import BaseTrainer
+from openood_dream.trainers.settings import TrainerSettings
+class Settings(TrainerSettings):
+    pass
+"""
 CONFIG = ["config", "--config", "benchmarks/digits.yml"]
 
 
-def registers(name: str, decorator: str = "trainer") -> str:
-    return ONE + f"@trainer({name!r}, Base)\nclass Mine(BaseTrainer):\n    pass\n"
+def registers(name: str) -> str:
+    return ONE + f"@trainer({name!r}, Settings)\nclass Mine(BaseTrainer):\n    pass\n"
 
 
 @pytest.mark.parametrize(
