@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,7 +36,7 @@ def page(tmp_path, monkeypatch, digits, command) -> Callable[..., Done]:
     shown = {words[0]: words for words in commands(PAGE)}
 
     def run(name: str, *overrides: object, without: str = "") -> Done:
-        words = [word for word in shown[name] if word not in without.split()]
+        words = shlex.split(shlex.join(shown[name]).replace(without, ""))
         last = max(number for number, word in enumerate(words) if word.endswith(".yml"))
         words.insert(last + 1, "small.yml")
         return command(*words, "--data_root", digits, "--dataset.train.batch_size", 64, *overrides)
@@ -51,7 +52,7 @@ def test_both_hosts(page, backend):
         done = page(name, "--backend", backend)
         assert done.code == 0, done.err
     assert Path("results/digits/smooth/best.ckpt").exists()
-    rows = {row["dataset"]: float(row["AUROC"]) for row in csv.DictReader(open(Path(done.out.strip()) / "ood.csv"))}
+    rows = {row["dataset"]: float(row["AUROC"]) for row in csv.DictReader(open(Path(done.out.split()[-1]) / "ood.csv"))}
     assert {"near_digits", "nearood", "farood"} <= set(rows) and all(0 < auroc < 100 for auroc in rows.values())
 
 
