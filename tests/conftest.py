@@ -36,6 +36,8 @@ TRAINING = (
     "evaluators/test_passes.py",
     "parallel/",
     "pipelines/",
+    "test_bench.py",
+    "test_extend.py",
     "test_faults.py",
     "trainers/test_loop.py",
 )
