@@ -14,32 +14,27 @@ import torch
 from helpers import Tiny
 from torch import nn
 
-from openood_dream.dream.families.base import FAMILIES, find_family
+from openood_dream.dream.families.base import find_family
 from openood_dream.dream.outliers import load_outliers
-from openood_dream.dream.samplers.base import SAMPLERS, get_sampler
+from openood_dream.dream.samplers.base import get_sampler
 from openood_dream.experiment import Experiment
-from openood_dream.postprocessors.base import POSTPROCESSORS, Pass, find_postprocessor
+from openood_dream.postprocessors.base import Pass, find_postprocessor
 from openood_dream.store.artifacts import Artifact
 from openood_dream.trainers.base import TRAINERS
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = {match[1]: match[2] for match in re.finditer(r"```python\n# openood_dream/(\S+);[^\n]*\n(.*?)```", TEXT, re.S)}
-REGISTRIES: tuple[dict, ...] = (TRAINERS, POSTPROCESSORS, SAMPLERS, FAMILIES)
 
 
 @pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
+def registered(own_names) -> Iterator[None]:
     """Every block is executed as the module that it would be, and forgotten after the test."""
-    before = [dict(registry) for registry in REGISTRIES]
     for name, code in BLOCKS.items():
         module = sys.modules[name] = types.ModuleType(name)  # where pydantic looks for the names in annotations
         exec(compile(code, name, "exec", dont_inherit=True), vars(module))  # noqa: S102  (our own text)
     yield
     for name in BLOCKS:
         del sys.modules[name]
-    for registry, old in zip(REGISTRIES, before, strict=True):
-        registry.clear()
-        registry.update(old)
 
 
 def test_each_is_short():

@@ -43,6 +43,13 @@ def forward_pass(net: nn.Module, loader: DataLoader, device: torch.device) -> Pa
     return Pass(torch.cat(logits), torch.cat(features), torch.cat(labels))
 
 
+def head_of(net: Any) -> nn.Linear | None:
+    """The classifier of a network, a copy on the CPU in float32; None for a network that has none."""
+    if not hasattr(net, "get_fc_layer"):
+        return None
+    return copy.deepcopy(net.get_fc_layer()).cpu().float().requires_grad_(False)
+
+
 class Passes:
     """The passes of one network over data sets, each made when it is first asked for.
 
@@ -99,10 +106,7 @@ class Passes:
 
     def head(self) -> nn.Linear | None:
         """The network's classifier, a copy on the CPU; None for a network that has none."""
-        net: Any = self.net
-        if not hasattr(net, "get_fc_layer"):
-            return None
-        return copy.deepcopy(net.get_fc_layer()).cpu().float().requires_grad_(False)
+        return head_of(self.net)
 
     def image(self, which: Set, row: int) -> str:
         """How messages name an image: "image 6 of digits (digits/test/zero/0006.png)".

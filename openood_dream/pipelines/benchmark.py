@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from openood_dream import plugins
 from openood_dream.errors import InputError, check_name, warn
 from openood_dream.experiment import BenchmarkSettings, Experiment, load_config
 from openood_dream.parallel import ray
@@ -257,7 +258,7 @@ class Plan:
         words = [*self.overrides, f"--method={label}", "--seed", str(seed), *varied]
         experiment, scored = job_experiments(layers, words)
         log = _root(experiment) / "logs" / f"{label}-s{seed}.log"
-        return Job(label, seed, ["--config", *layers, *words], log, experiment, scored)
+        return Job(label, seed, ["--config", *layers, *_plugins(), *words], log, experiment, scored)
 
 
 def variants(plan: BenchmarkSettings, methods: Sequence[str]) -> list[tuple[str, str, list[str]]]:
@@ -302,4 +303,10 @@ def _command(
     """The command that makes a benchmark again."""
     chosen = ["--methods", ",".join(methods)] if methods is not None else []
     chosen += ["--seeds", str(seeds)] if seeds is not None else []
-    return shlex.join(["openood-dream", "benchmark", "--config", *map(os.fspath, config_files), *chosen, *overrides])
+    layers = [*map(os.fspath, config_files), *_plugins()]
+    return shlex.join(["openood-dream", "benchmark", "--config", *layers, *chosen, *overrides])
+
+
+def _plugins() -> list[str]:
+    """The words that load the same plugins in another process."""
+    return [word for file in plugins.files() for word in ("--plugin", file)]

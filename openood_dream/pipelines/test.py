@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openood_dream import plugins
 from openood_dream._version import __version__
 from openood_dream.datasets.imglist import list_identity
 from openood_dream.datasets.loaders import Data
@@ -16,8 +17,8 @@ from openood_dream.evaluators.passes import Passes, passes_dir
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import check_network, get_network
-from openood_dream.pipelines.identity import first_difference, value_word
-from openood_dream.postprocessors.base import find_postprocessor
+from openood_dream.pipelines.identity import first_difference, other_value
+from openood_dream.postprocessors.base import POSTPROCESSORS, find_postprocessor
 from openood_dream.reports.records import CONFIG, SCORED, TRAINED, read_config, read_scoring, read_training
 from openood_dream.store import artifacts, files
 
@@ -137,8 +138,9 @@ def _unscored(folder: Path, experiments: list[Experiment]) -> list[_Unscored]:
 
 def _scoring_inputs(experiment: Experiment) -> dict[str, Any]:
     """What decides about scores besides the network."""
+    name = experiment.postprocessor.name
     return {
-        "postprocessor": experiment.postprocessor.model_dump(),
+        "postprocessor": experiment.postprocessor.model_dump() | plugins.identity(POSTPROCESSORS[name]),
         "evaluator": {"ood_scheme": experiment.evaluator.ood_scheme},
         **images_identity(experiment),
     }
@@ -159,7 +161,8 @@ def _scored(out: Path, inputs: dict[str, Any], experiment: Experiment) -> bool:
     elif key.startswith(("ood_dataset", "dataset")):
         where, what = experiment.where(key), "of other images"
     else:
-        where, what = experiment.where(key), f"with {value_word(old)}, not {value_word(new)}"
+        key, what = other_value(key, old, new)
+        where = experiment.where(key)
     raise InputError(
         f"{where}: {out} holds scores {what}; choose another --output_dir, --root or --mark, or delete that folder"
     )

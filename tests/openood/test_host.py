@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 
 import openood_dream
 from openood_dream.config.files import shipped_configs
+from openood_dream.config.host_names import NAMES
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.errors import InputError, InputWarning
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import get_network
 from openood_dream.networks.timm_network import TimmNetwork
 from openood_dream.openood import adapted, cache, compat, host, registry
-from openood_dream.openood.names import NAMES
 from openood_dream.pipelines import test as scoring
 from openood_dream.pipelines import train as training
 from openood_dream.postprocessors.base import POSTPROCESSORS

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
+from openood_dream import plugins
 from openood_dream.config.schema import Name, Section, Seed, rule
 from openood_dream.errors import nearest
 from openood_dream.sampling.knn import Index
@@ -128,8 +129,8 @@ def sampler(name: str, settings: type[OutlierSettings]) -> Callable[[SamplerT], 
     """
 
     def register(cls: SamplerT) -> SamplerT:
+        plugins.add(SAMPLERS, "sampler", name, cls)
         cls.Settings = settings
-        SAMPLERS[name] = cls
         return cls
 
     return register
