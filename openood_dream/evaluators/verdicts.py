@@ -75,8 +75,9 @@ class Verdicts:
         ]
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each image, as `to_records`."""
-        return pd.DataFrame(self.to_records(), columns=COLUMNS)
+        """A row for each image, as `to_records`; bytes in the name of a file that are no UTF-8 are written out."""
+        rows = [row | {"image": row["image"].encode("utf-8", "backslashreplace").decode()} for row in self.to_records()]
+        return pd.DataFrame(rows, columns=COLUMNS)
 
     def summary(self) -> str:
         """In words: how many are in-distribution, and where the threshold comes from."""
@@ -88,7 +89,7 @@ class Verdicts:
 
     def _repr_html_(self) -> str:
         shown = self.to_pandas().drop(columns="threshold")
-        shown["image"] = [printable(name) for name in self.images]
+        shown["image"] = shown["image"].map(printable)
         with pd.option_context("display.max_colwidth", None):
             table = shown.to_html(index=False, float_format="{:.4g}".format, max_rows=SHOWN)
         return f"{table}<p>{self.summary()}</p>"

@@ -173,8 +173,8 @@ class Detector:
 
 def _joined(parts: Sequence[Pass]) -> Pass:
     """Passes over some images after another as one."""
-    columns = [torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "features", "labels")]
-    return Pass(*columns)
+    logits, features, labels = zip(*((part.logits, part.features, part.labels) for part in parts))
+    return Pass(torch.cat(logits), torch.cat(features), torch.cat(labels))
 
 
 def _batch_size(passes: Passes) -> int:

@@ -92,14 +92,11 @@ def render_verdicts(verdicts: Verdicts, fmt: str) -> str:
         verdicts: the verdicts.
         fmt: table, csv or json; scores and thresholds have all their digits in the last two.
     """
-    frame = verdicts.to_pandas()
     if fmt == "json":
         rows = [row | {"score": _finite(row["score"])} for row in verdicts.to_records()]
         # in ASCII, so that nothing in a name of a file does anything to a terminal
         return json.dumps(rows, indent=2).replace("\x7f", "\\u007f") + "\n"
-    names = [printable(name).encode("utf-8", "backslashreplace").decode() for name in verdicts.images]
-    frame["image"] = names
-    frame = _texts(frame, printable)
+    frame = _texts(verdicts.to_pandas(), printable)
     if fmt == "csv":
         return _texts(frame, inert).to_csv(index=False)
     frame["score"] = [f"{score:.4g}" for score in verdicts.scores]
