@@ -22,9 +22,7 @@ class Form(str, Enum):
 
 @app.command()
 def predict(
-    images: Annotated[
-        list[Path], typer.Argument(help="Image files, and folders with images anywhere in them.")
-    ],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders with images anywhere in them.")],
     run: Annotated[
         Path, typer.Option("--run", help="Folder of a finished training, or of its scores.", metavar="PATH", **PATH)
     ],
