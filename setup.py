@@ -60,7 +60,10 @@ setup(
         "dev": [
             "bandit>=1.9.4",
             "hypothesis>=6.168",
+            "ipykernel>=7.4",
             "mypy>=2.4.1",
+            "nbclient>=0.11",
+            "nbformat>=5.11.1",
             "pandas-stubs>=3.1.0.261029",
             "pytest>=9",
             "pytest-benchmark>=5.2",

@@ -26,19 +26,20 @@ Set = tuple[str, ...]  # a data set by the keys of its section: ("dataset", "tes
 TEST: Set = ("dataset", "test")
 
 
-def forward_pass(net: nn.Module, loader: DataLoader, device: torch.device) -> Pass:
+def forward_pass(net: nn.Module, loader: DataLoader, device: torch.device, *, bar: bool = True) -> Pass:
     """Logits and features of every image of a loader, in float32.
 
     Args:
         net: a network of OpenOOD's protocol (`return_feature`); it is put on `device` and in evaluation mode.
         loader: gives batches with images as `data` and classes as `label`; it is iterated once.
         device: where the network runs.
+        bar: whether there is a progress bar.
 
     Returns:
         The pass, on the CPU.
     """
     net.to(device).eval()
-    parts = outputs(lambda x: net(x, return_feature=True), loader, device, desc="evaluate")
+    parts = outputs(lambda x: net(x, return_feature=True), loader, device, desc="evaluate", bar=bar)
     logits, features, labels = zip(*((out.float(), feature.float(), label) for (out, feature), label in parts))
     return Pass(torch.cat(logits), torch.cat(features), torch.cat(labels))
 

@@ -39,7 +39,7 @@ def test(experiment: Experiment) -> Path:
         raise network.error("checkpoint", "missing; give the file of a trained network, or --network.checkpoint")
     experiment.data.ensure()
     checkpoint = Path(network.checkpoint)
-    passes = _passes(experiment, experiment.data, checkpoint)
+    passes = make_passes(experiment, experiment.data, checkpoint)
     inputs = {"checkpoint": passes.checkpoint, **_scoring_inputs(experiment)}
     if _scored(out, inputs, experiment):
         return out
@@ -79,7 +79,7 @@ def score_run(folder: Path, experiments: list[Experiment], data: Data) -> None:
         todo = _unscored(folder, experiments)  # another process may have scored some while this one waited
         if not todo:
             return
-        passes = _passes(todo[0].experiment, data, folder / "best.ckpt", folder / "passes")
+        passes = make_passes(todo[0].experiment, data, folder / "best.ckpt", folder / "passes")
         for experiment, out, inputs in todo:
             _evaluate(passes, experiment, out)
             _write_record(out, inputs)
@@ -188,8 +188,18 @@ def _ood_identity(experiment: Experiment) -> dict[str, str]:
     return {f"{group}.{name}": identity_of(data.split("ood_dataset", group, name)) for group, name in sets}
 
 
-def _passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Path | None = None) -> Passes:
-    """The passes of a network with the weights of a checkpoint, beside which they are kept unless `cache_dir` is given."""
+def make_passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Path | None = None) -> Passes:
+    """The passes of a network with the weights of a checkpoint.
+
+    Args:
+        experiment: says which network, and where it runs.
+        data: the data sets.
+        checkpoint: file of the weights.
+        cache_dir: folder that passes are kept in; beside the checkpoint if not given.
+
+    Raises:
+        InputError: the network or its weights are not fit for it.
+    """
     settings = experiment.network.model_copy(update={"pretrained": False})
     dataset = experiment.dataset
     net = get_network(settings, **dataset.shape)
