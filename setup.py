@@ -1,4 +1,4 @@
-"""Packaging of openood-dream: `pip install .`, with extras gpu, ray, umap and dev."""
+"""Packaging of openood-dream: `pip install .`, with extras gpu, ray, umap, bench and dev."""
 
 import re
 from pathlib import Path
@@ -18,6 +18,7 @@ setup(
     python_requires=">=3.10",
     # The configs lie beside the package in a checkout, and inside it once installed.
     packages=[*find_packages(include=["openood_dream", "openood_dream.*"]), "openood_dream.configs"],
+    py_modules=["pytest_openood_dream"],
     package_dir={"openood_dream.configs": "configs"},
     package_data={
         "openood_dream": ["py.typed", "reports/report.html.j2"],
@@ -54,11 +55,15 @@ setup(
     extras_require={
         "gpu": ["faiss-gpu-cu12>=1.8"],
         "ray": ["ray>=2.60"],
+        "bench": ["pytest>=9", "pytest-benchmark>=5.2"],
         "umap": ["umap-learn>=0.5.12"],
         "dev": [
             "bandit>=1.9.4",
             "hypothesis>=6.168",
+            "ipykernel>=7.4",
             "mypy>=2.4.1",
+            "nbclient>=0.11",
+            "nbformat>=5.11.1",
             "pandas-stubs>=3.1.0.261029",
             "pytest>=9",
             "pytest-benchmark>=5.2",
@@ -69,5 +74,8 @@ setup(
             "types-tqdm>=4.70.0.20261106",
         ],
     },
-    entry_points={"console_scripts": ["openood-dream = openood_dream.cli:main"]},
+    entry_points={
+        "console_scripts": ["openood-dream = openood_dream.cli:main"],
+        "pytest11": ["openood_dream.bench = pytest_openood_dream"],
+    },
 )

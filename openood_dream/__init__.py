@@ -6,6 +6,7 @@ in no time:
 - `Dream`: the imagination of a config or of settings, stage by stage;
 - `sample_outliers`, `cross_boundary`: outlier embeddings of a class, as functions of tensors;
 - `Imaginer`: images of token embeddings, by a diffusion pipeline;
+- `Detector`: a trained run that says of images which class they are of, and whether they are in-distribution;
 - `load_config`: files and overrides as frozen, typed settings; `TRAINERS`: the training methods by name;
 - `register`, `unregister`: OpenOOD knows what is ours, and no longer.
 """
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from openood_dream.dream.imaginer import Imaginer
     from openood_dream.experiment import Dream, load_config
     from openood_dream.openood.registry import register, unregister
+    from openood_dream.pipelines.detector import Detector
     from openood_dream.sampling.boundary import cross_boundary
     from openood_dream.sampling.knn import sample_outliers
     from openood_dream.trainers.known import TRAINERS
 
 __all__ = [
     "TRAINERS",
+    "Detector",
     "Dream",
     "Imaginer",
     "__version__",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Detector": "pipelines.detector",
     "Dream": "experiment",
     "Imaginer": "dream.imaginer",
     "TRAINERS": "trainers.known",

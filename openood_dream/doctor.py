@@ -17,6 +17,7 @@ def text() -> str:
         f"{PACKAGE} {metadata.version(PACKAGE)}": machine(),
         "Packages": packages(),
         "Extras": extras(),
+        "Plugins": plugins(),
         "OpenOOD": openood(),
     }
     return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())
@@ -82,6 +83,19 @@ def extras() -> list[str]:
         state = f"{', '.join(faults)}; pip install '{PACKAGE}[{extra}]'" if faults else "installed"
         lines.append(f"{extra}: {state}")
     return lines
+
+
+def plugins() -> list[str]:
+    """What each installed plugin registers, or what is wrong with one."""
+    try:
+        ours = import_module(f"{__package__}.plugins")
+        ours.load_installed()
+    except ValueError as error:  # an InputError, whose class may not be there
+        return _wrapped(str(error))
+    except ImportError as error:
+        return [f"unknown: {error}"]
+    lines = [f"{one.cls.__module__}: {one.kind} {one.name}" for one in ours.added()]
+    return lines or ["none"]
 
 
 def openood() -> list[str]:

@@ -72,6 +72,6 @@ def load_config(files: str | Path | Iterable[str | Path], overrides: Iterable[st
         The validated experiment.
 
     Raises:
-        InputError: names file and key of the first mistake in the order of the files.
+        InputError: names file and key of the first mistake in the order of the files; or a plugin does not work.
     """
     return Experiment.load(files, overrides)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from openood_dream import plugins
 from openood_dream.config.files import is_shipped
 from openood_dream.config.listing import listing, shown_file
 from openood_dream.config.merge import merge
@@ -231,12 +232,13 @@ class Sections:
             overrides: the words `--key.sub value` of a command line.
 
         Raises:
-            InputError: names file and key of the first mistake in the order of the files.
+            InputError: names file and key of the first mistake in the order of the files; or a plugin does not work.
         """
         if isinstance(files, (str, Path)):
             files = [files]
         if isinstance(overrides, str):
             raise InputError(f"overrides: expected a list of words such as ['--seed', '3'], got the text {overrides!r}")
+        plugins.load_installed()
         try:
             values, origins = merge(files, overrides, known_keys, switches=SWITCHES, sections=section_models({}))
         except RecursionError:

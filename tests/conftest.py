@@ -18,11 +18,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share the cores must not
 import families  # noqa: E402
 from helpers import Done, Tiny, without_warnings, write_tiny  # noqa: E402
 
-from openood_dream import cli  # noqa: E402
+from openood_dream import cli, plugins  # noqa: E402
 from openood_dream.datasets.digits import make_digits  # noqa: E402
 from openood_dream.datasets.imglist import read_imglist, write_imglist  # noqa: E402
 from openood_dream.dream.chain import Dream  # noqa: E402
+from openood_dream.dream.families.base import FAMILIES  # noqa: E402
+from openood_dream.dream.samplers import SAMPLERS  # noqa: E402
+from openood_dream.dream.settings import SAMPLER_SETTINGS  # noqa: E402
 from openood_dream.pipelines.benchmark import benchmark  # noqa: E402
+from openood_dream.postprocessors.known import POSTPROCESSORS  # noqa: E402
+from openood_dream.postprocessors.settings import ARGUMENTS  # noqa: E402
+from openood_dream.trainers.known import TRAINERS  # noqa: E402
+from openood_dream.trainers.settings import TRAINER_SETTINGS  # noqa: E402
 
 # What trains networks or starts processes besides whatever uses a fixture of TRAINED; left out by `make test-fast`.
 TRAINED = {"dream", "benchmarked"}
@@ -32,6 +39,8 @@ TRAINING = (
     "evaluators/test_passes.py",
     "parallel/",
     "pipelines/",
+    "test_bench.py",
+    "test_extend.py",
     "test_faults.py",
     "trainers/test_loop.py",
 )
@@ -52,6 +61,24 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """What a test registers, and the plugins that it loads, are forgotten after it."""
+    registries: tuple[dict, ...] = (
+        *(TRAINERS, POSTPROCESSORS, SAMPLERS, FAMILIES),
+        *(TRAINER_SETTINGS, ARGUMENTS, SAMPLER_SETTINGS),
+    )
+    before, added = [dict(registry) for registry in registries], list(plugins._added)
+    plugins.load_installed.cache_clear()
+    yield
+    for registry, old in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(old)
+    plugins._added[:] = added
+    plugins._files.clear()
+    plugins.load_installed.cache_clear()
 
 
 @pytest.fixture(scope="session")

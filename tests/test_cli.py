@@ -47,6 +47,7 @@ COMMANDS = [
     "imagine",
     "train",
     "evaluate",
+    "predict",
     "benchmark",
     "leaderboard",
     "verify",
@@ -108,7 +109,7 @@ def test_door():
 def test_help_of_a_command(command, name):
     done = command(name, "--help")
     assert done.code == 0 and name in done.out and not done.err
-    takes_configs = name not in ("quickstart", "leaderboard", "verify", "doctor", "plot")
+    takes_configs = name not in ("quickstart", "predict", "leaderboard", "verify", "doctor", "plot")
     assert ("--config A.yml B.yml ... [--key value ...]" in " ".join(done.out.split())) == takes_configs
 
 

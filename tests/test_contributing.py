@@ -14,27 +14,20 @@ from helpers import Tiny
 from torch import nn
 
 from openood_dream.dream import settings as dream_settings
-from openood_dream.dream.families.base import FAMILIES, find_family
+from openood_dream.dream.families.base import find_family
 from openood_dream.dream.outliers import load_outliers
-from openood_dream.dream.samplers.base import SAMPLERS, get_sampler
-from openood_dream.dream.settings import SAMPLER_SETTINGS
+from openood_dream.dream.samplers.base import get_sampler
 from openood_dream.experiment import Experiment
 from openood_dream.postprocessors import settings as detector_settings
 from openood_dream.postprocessors.base import Pass
-from openood_dream.postprocessors.known import POSTPROCESSORS, find_postprocessor
-from openood_dream.postprocessors.settings import ARGUMENTS
+from openood_dream.postprocessors.known import find_postprocessor
 from openood_dream.store.artifacts import Artifact
 from openood_dream.trainers import settings as trainer_settings
 from openood_dream.trainers.base import TRAINERS
-from openood_dream.trainers.settings import TRAINER_SETTINGS
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = {match[1]: match[2] for match in re.finditer(r"```python\n# openood_dream/(\S+);[^\n]*\n(.*?)```", TEXT, re.S)}
-REGISTRIES: tuple[dict, ...] = (
-    *(TRAINERS, POSTPROCESSORS, SAMPLERS, FAMILIES),
-    *(TRAINER_SETTINGS, ARGUMENTS, SAMPLER_SETTINGS),
-    *(vars(trainer_settings), vars(detector_settings), vars(dream_settings)),
-)
+MODULES: tuple[dict, ...] = (vars(trainer_settings), vars(detector_settings), vars(dream_settings))
 SETTINGS = {
     "trainers/settings.py": trainer_settings,
     "postprocessors/settings.py": detector_settings,
@@ -43,14 +36,14 @@ SETTINGS = {
 
 
 @pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
+def registered(own_names) -> Iterator[None]:
     """Every block is executed in the module that it would be in, and forgotten after the test."""
-    before = [dict(registry) for registry in REGISTRIES]
+    before = [dict(registry) for registry in MODULES]
     for name, code in BLOCKS.items():
         module = SETTINGS.get(name) or types.ModuleType(name)
         exec(compile(code, name, "exec", dont_inherit=True), vars(module))  # noqa: S102  (our own text)
     yield
-    for registry, old in zip(REGISTRIES, before, strict=True):
+    for registry, old in zip(MODULES, before, strict=True):
         registry.clear()
         registry.update(old)
 

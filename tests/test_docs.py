@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+from pages import ROOT, SMALL, commands, write_files
 from PIL import Image
 
 from openood_dream.cli.reading import keys_and_files
@@ -18,33 +18,14 @@ from openood_dream.datasets.imglist import write_imglist
 from openood_dream.experiment import load_config
 from openood_dream.openood import compat
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = typer.main.get_command(app).commands
 
 
-def blocks(page: Path, language: str = "") -> list[str]:
-    """The fenced blocks of a page that are of a language."""
-    every = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
-    return [text for named, text in every if named == language]
-
-
-def commands(page: Path) -> list[list[str]]:
-    """The openood-dream command lines of a page, as words."""
-    lines = "\n".join(blocks(page)).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("openood-dream ")]
-
-
-def write_configs(page: Path, folder: Path) -> None:
-    """Writes the YAML blocks of a page that begin with their file's name."""
-    for text in blocks(page, "yaml"):
-        if match := re.match(r"# (\w+\.yml)\n", text):
-            (folder / match[1]).write_text(text)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.usefixtures("own_names")
 def test_commands_and_their_configs(page, tmp_path, monkeypatch):
-    write_configs(page, tmp_path)
+    write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     for name, *words in commands(page):
         shown = COMMANDS[name]
@@ -66,34 +47,13 @@ def test_links_and_pictures(page):
             assert (page.parent / target).exists(), target
 
 
-# The config of docs/own-data.md, made small.
-SMALL = """
-device: cpu
-precision: float32
-num_workers: 0
-num_gpus: 0
-backend: BACKEND
-dataset: {pre_size: 16, image_size: 16, num_workers: 0}
-ood_dataset: {num_workers: 0}
-preprocessor: {name: base}
-network: {name: 'timm:resnet10t', args: {channels: [8, 8, 16, 16]}}
-optimizer: {num_epochs: 1, lr: 0.1, momentum: 0.9, weight_decay: 0.0005}
-dream:
-  generator: {train: small, steps: 30, vae_steps: 15, batch_size: 16, text_dim: 16}
-  space: {network: 'timm:resnet10t', network_args: {channels: [8, 8, 16, 16]}, epochs: 2, batch_size: 16}
-  outliers: {k: 3, sigma: 0.3, select: 5, n_boundary: 3, n_draws: 20, rounds: 1}
-  synthesis: {per_class: 4, steps: 2, guidance: 2.0, size: 16, save_size: 16}
-  filter: {distance: 0.01}
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["standalone", pytest.param("openood", marks=pytest.mark.openood)])
 def test_own_data_from_lists_to_table(tmp_path, monkeypatch, command, backend):
     if backend == "openood" and not compat.installed("openood"):
         pytest.skip("OpenOOD is not installed")
     page = ROOT / "docs" / "own-data.md"
-    write_configs(page, tmp_path)
+    write_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("small.yml").write_text(SMALL.replace("BACKEND", backend))
     bird = "one bird" if backend == "standalone" else "one_bird"  # OpenOOD splits lines at their first space

@@ -573,12 +573,12 @@ def test_truncated_latents(folders, until, tiny, monkeypatch):
     cache = until("images")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(images_stage, "write_index", lambda *args: interrupt())
-        tiny.config("--dream.cache_dir", str(cache)).imagination.latents  # noqa: B018
+        tiny.config("--dream.cache_dir", str(cache)).imagination.latents(24)
     path = halve(next(cache.glob("latents-*/shards/000001.safetensors")))
     with pytest.raises(
         InputError, match=rf"{re.escape(str(path))}: not a readable safetensors file .* delete its folder"
     ):
-        tiny.config("--dream.cache_dir", str(cache)).imagination.latents  # noqa: B018
+        tiny.config("--dream.cache_dir", str(cache)).imagination.latents(24)
 
 
 # ------------------------------------------------------------------------------------------------- the same checkpoint?

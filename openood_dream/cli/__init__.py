@@ -10,7 +10,7 @@ import typer
 from openood_dream import ending
 
 # The order of these is the order of the help.
-from openood_dream.cli import jobs  # noqa: F401  # isort: skip
+from openood_dream.cli import jobs, judging  # noqa: F401  # isort: skip
 from openood_dream.cli import imagination, own, reading  # noqa: F401
 from openood_dream.cli.words import app
 from openood_dream.errors import InputError

@@ -54,6 +54,13 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
             "      pipelines/test/test_ood.yml postprocessors/react.yml --network.checkpoint best.ckpt",
         ),
     ),
+    "predict": (
+        "",
+        (
+            "predict --run results/digits/runs/base/s0 photos/",
+            "predict --run results/digits/runs/base/s0 --postprocessor knn --keep 0.9 --format csv one.png two.png",
+        ),
+    ),
     "anchors": (
         "dream.class_names, dream.generator, dream.anchors.multi_token",
         (

@@ -73,6 +73,8 @@ def init(context: typer.Context, data: Data = None, ood: Ood = None, hold_out: H
     """Divide your images into splits and print a commented config for them: --data photos/ > my.yml."""
     if data is None:
         raise InputError("init: no images; expected --data PATH")
+    if any(word.startswith("--plugin") for word in context.args):
+        raise InputError("init: takes no --plugin; give it to the commands that use the config")
     files, overrides = read_words(context)
     rest = [word for word in [*files, *overrides] if not word.startswith("--root")]
     if files or len(rest) > 1 or rest and "--root" not in overrides:

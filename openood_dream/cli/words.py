@@ -22,7 +22,7 @@ app = typer.Typer(
 # Commands that take OpenOOD's `--config A.yml B.yml --key value`: any --key may follow, so the words are read by us.
 CONFIGURED: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-    "options_metavar": "--config A.yml B.yml ... [--key value ...]",
+    "options_metavar": "--config A.yml B.yml ... [--plugin FILE.py ...] [--key value ...]",
 }
 
 
@@ -35,9 +35,9 @@ def configured(context: typer.Context) -> tuple[list[str], list[str]]:
 
 
 def read_words(context: typer.Context) -> tuple[list[str], list[str]]:
-    """The config files, which there may be none of, and the overrides of a command line."""
+    """The config files, which there may be none of, and the overrides of a command line; its plugins are loaded."""
     files, overrides, reading = list[str](), list[str](), False
-    for word in context.args:
+    for word in plugged(context.args):
         if word in ("--config", "-c"):
             reading = True
         elif word.startswith("--config="):
@@ -50,6 +50,25 @@ def read_words(context: typer.Context) -> tuple[list[str], list[str]]:
             reading = False
             overrides.append(word)
     return files, overrides
+
+
+def plugged(words: list[str]) -> list[str]:
+    """Loads the plugins that a command line names by --plugin FILE.py; the other words of it."""
+    rest, named, left = list[str](), list[str](), iter(words)
+    for word in left:
+        if word != "--plugin" and not word.startswith("--plugin="):
+            rest.append(word)
+            continue
+        file = word.partition("=")[2] or next(left, "")
+        if not file or file.startswith("--"):
+            raise InputError("--plugin: no file; expected --plugin FILE.py")
+        named.append(str(user_path(file)))
+    if named:
+        from openood_dream import plugins
+
+        plugins.load_installed()  # so that a name that one of them has is refused
+        plugins.load(named)
+    return rest
 
 
 def hush(wanted: bool = True) -> None:

@@ -39,8 +39,8 @@ def expanded(path: str) -> str:
     """A path with ~ expanded; ValueError where a variable of the shell is left in it, or nobody has that home folder."""
     if re.search(r"\$(\w|\{)", path):
         raise ValueError(f"expected a path, got {show(path)} with a variable; write its value, here nobody replaces it")
-    if long := next((part for part in path.split(os.sep) if len(part.encode()) > 255), None):
-        raise ValueError(f"expected names of at most 255 bytes in a path, got {len(long.encode())}: {show(long)}")
+    if long := next((part for part in path.split(os.sep) if len(os.fsencode(part)) > 255), None):
+        raise ValueError(f"expected names of at most 255 bytes in a path, got {len(os.fsencode(long))}: {show(long)}")
     found = os.path.expanduser(path)
     if found.startswith("~") and re.match(r"~[^/]*(/|$)", found):
         raise ValueError(f"expected a path, got {show(path)}; there is no such home folder (./~ is a folder named ~)")

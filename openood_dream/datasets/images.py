@@ -121,6 +121,11 @@ class Transform:
         """What decides how a network sees an image in training."""
         return self.test_identity | self.augmentation_identity
 
+    def cut(self, image: Image.Image) -> Tensor:
+        """An RGB image, resized and cropped as at test time, uint8 (3, S, S)."""
+        mode, size = InterpolationMode(self.interpolation), [self.image_size] * 2
+        return tvf.pil_to_tensor(tvf.center_crop(tvf.resize(image, self.pre_size, mode), size))
+
     def at_size(self, size: int) -> Transform:
         """The same cut of each image at `size` pixels a side."""
         return dataclasses.replace(self, image_size=size, pre_size=round(size * self.pre_size / self.image_size))
@@ -161,6 +166,23 @@ class ImageList(Dataset):
         self.oddities = Counter[str]()  # of the images that were decoded
         self.epoch = 0  # of the training that takes them
         self._open()
+
+    @classmethod
+    def of_pixels(cls, pixels: Tensor, transform: Transform) -> ImageList:
+        """Images that are in memory as those of a list, without labels: -1.
+
+        Args:
+            pixels: resized and cropped, uint8 (N, 3, S, S).
+            transform: what prepared them, which normalises them too.
+        """
+        images = cls.__new__(cls)
+        images.imglist, images.data_dir, images.key = "", Path(), ""
+        images.transform, images.augment, images.oddities, images.epoch = transform, False, Counter(), 0
+        images.rows = [(str(number), -1) for number in range(len(pixels))]
+        images.labels = torch.full((len(pixels),), -1)
+        images._open()
+        images._decoded = _Decoded.full(pixels)
+        return images
 
     def _open(self) -> None:
         """Makes what follows from transform and augment."""
@@ -300,13 +322,12 @@ class ImageList(Dataset):
 
     def _decode(self, index: int) -> Tensor:
         """An image, resized and cropped, uint8 (3, S, S)."""
-        image, size = self.image(index), [self.transform.image_size] * 2
-        if self._resized_crop:
-            box = RandomResizedCrop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
-            image = tvf.resized_crop(image, *box, size, self._interpolation)
-        else:
-            image = tvf.center_crop(tvf.resize(image, self.transform.pre_size, self._interpolation), size)
-        return tvf.pil_to_tensor(image)
+        image = self.image(index)
+        if not self._resized_crop:
+            return self.transform.cut(image)
+        box = RandomResizedCrop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+        size = [self.transform.image_size] * 2
+        return tvf.pil_to_tensor(tvf.resized_crop(image, *box, size, self._interpolation))
 
 
 class _Decoded:
@@ -315,6 +336,13 @@ class _Decoded:
     def __init__(self, count: int, size: int) -> None:
         self._pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)  # takes memory as it is filled
         self._there = torch.zeros(count, dtype=torch.bool)
+
+    @classmethod
+    def full(cls, pixels: Tensor) -> _Decoded:
+        """All of some images, uint8 (N, 3, S, S)."""
+        found = cls(0, pixels.shape[-1])
+        found._pixels, found._there = pixels, torch.ones(len(pixels), dtype=torch.bool)
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Decoded, (len(self._there), self._pixels.shape[-1])  # other processes decode what they read

@@ -267,6 +267,7 @@ class OptimizerSettings(HostSection):
     )
     num_epochs: int = Field(ge=1, description="training epochs")
     lr: float = Field(gt=0, description="learning rate at the start")
+    trunk_lr: float | None = Field(None, gt=0, description="the same of all but the last layer; null: lr")
     momentum: float = Field(gt=0, description="Nesterov momentum of sgd; the first beta of adam and adamw")
     weight_decay: float = Field(ge=0, description="weight decay")
     shift_factor: float = Field(1, gt=0, description="rate of biases of batch normalisation, in multiples of lr")

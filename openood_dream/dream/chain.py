@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from openood_dream.datasets.classnames import class_names
 from openood_dream.datasets.images import ImageList
 from openood_dream.datasets.loaders import Data
 from openood_dream.dream.anchors import make_anchors
+from openood_dream.dream.features import make_features
 from openood_dream.dream.forecast import forecast
 from openood_dream.dream.generator.models import noise_schedule
 from openood_dream.dream.generator.stage import check_size, make_generator, untrained
@@ -212,11 +216,44 @@ class Dream:
         )
         return ImageSet.of(made)
 
-    @cached_property
-    def latents(self) -> Artifact:
-        """The latents that the images would be decoded from."""
+    def latents(self, total: int) -> Artifact:
+        """Latents that images would be decoded from.
+
+        Args:
+            total: how many of all classes together; each has as many, and one at least.
+        """
         outliers, source = self.outliers, self.source
-        return make_latents(source, outliers, self.names, self.settings.synthesis, self.cache_dir, device=self.device)
+        synthesis = self.settings.synthesis.model_copy(update={"per_class": math.ceil(total / len(self.names))})
+        return make_latents(source, outliers, self.names, synthesis, self.cache_dir, device=self.device)
+
+    def outliers_around(self, net: nn.Module, weights: str) -> Artifact:
+        """Embeddings of outliers, sampled as `outliers` are, but around the features of a classifier.
+
+        Args:
+            net: a trained classifier in OpenOOD's protocol, for the ID images as it sees them.
+            weights: sha256 of its weights.
+        """
+        settings, names = self.settings, self.names
+        features = make_features(
+            net,
+            weights,
+            self._seen.images("dataset", "train"),
+            names,
+            self.cache_dir,
+            per_class=settings.space.per_class,
+            seed=settings.space.seed,
+            device=self.device,
+            workers=self.data.dataset.num_workers,
+        )
+        return make_outliers(
+            features,
+            features,
+            names,
+            settings.outliers,
+            settings.space.temperature,
+            self.cache_dir,
+            device=self.device,
+        )
 
     @cached_property
     def quality(self) -> Findings:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from openood_dream import plugins
 from openood_dream.device import pick_device
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.samplers import OutlierSettings, Sampler, get_sampler
@@ -65,7 +66,7 @@ def make_outliers(
     targets, id_tensors = load_anchors(anchors), load_space(space)
     _check_anchors_and_space(targets, id_tensors, names, anchors, space)
     sampler.check_counts(id_tensors["labels"].bincount().tolist(), names)
-    inputs = {"space": space.hash, "outliers": sampler.identity}
+    inputs = {"space": space.hash, "outliers": sampler.identity | plugins.identity(type(sampler))}
 
     def make(folder: Path) -> dict[str, Any]:
         todo = [label for label in range(len(names)) if not _part(folder, label).exists()]

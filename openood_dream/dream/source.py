@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from openood_dream import plugins
 from openood_dream.dream.families.base import find_family
 from openood_dream.dream.prompts import fitted_pair
 from openood_dream.dream.settings import GeneratorTraining
@@ -159,10 +160,18 @@ def given_source(generator: str, revision: str | None, where: str) -> Source:
         found = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
         # hidden folders hold what downloaders note for themselves, such as times
         files = {name.as_posix(): file for name, file in found.items() if not name.parts[0].startswith(".")}
-        return Source(str(path), None, {"folder": fingerprint([*files, contents(list(files.values()))])}, where)
+        identity = {"folder": fingerprint([*files, contents(list(files.values()))])}
+        return _with_family(Source(str(path), None, identity, where))
     if not HUB_ID.fullmatch(generator):
         raise InputError(f"{where}: no folder {generator!r}; {expected}")
-    return Source(generator, revision, {"hub": generator, "revision": revision}, where)
+    return _with_family(Source(generator, revision, {"hub": generator, "revision": revision}, where))
+
+
+def _with_family(source: Source) -> Source:
+    """A source that is identified by the plugin of its family too, where there may be one."""
+    if not any(one.kind == "family" for one in plugins.added()):
+        return source
+    return replace(source, identity=source.identity | plugins.identity(find_family(source.index)))
 
 
 # ----------------------------------------------------------------------------- the start of a pipeline to be trained

@@ -186,7 +186,7 @@ def best_on_validation(cls: type[Postprocessor], settings: PostprocessorSettings
     Raises:
         InputError: a list of values is missing, a value impossible, or no value fits the network and its images.
     """
-    lists = [_values(settings, name) for name in cls.sweep]
+    lists = [swept(settings, name) for name in cls.sweep]
     combinations = [dict(zip(reversed(cls.sweep), values)) for values in itertools.product(*reversed(lists))]
     every = [cls.arguments(settings, **given) for given in combinations]  # all are checked before the first is tried
     best, best_auroc, refused = None, -1.0, None
@@ -208,8 +208,8 @@ def best_on_validation(cls: type[Postprocessor], settings: PostprocessorSettings
     return best
 
 
-def _values(settings: PostprocessorSettings, name: str) -> list:
-    """The values to search of a hyperparameter, whose key OpenOOD's odin.yml writes without `_list`."""
+def swept(settings: PostprocessorSettings, name: str) -> list:
+    """The values in `settings` to search of the hyperparameter `name`, whose key OpenOOD's odin.yml writes without `_list`."""
     sweep = settings.postprocessor_sweep or {}
     key = name if name in sweep and f"{name}_list" not in sweep else f"{name}_list"
     values = sweep.get(key)

@@ -26,21 +26,29 @@ Set = tuple[str, ...]  # a data set by the keys of its section: ("dataset", "tes
 TEST: Set = ("dataset", "test")
 
 
-def forward_pass(net: nn.Module, loader: DataLoader, device: torch.device) -> Pass:
+def forward_pass(net: nn.Module, loader: DataLoader, device: torch.device, *, bar: bool = True) -> Pass:
     """Logits and features of every image of a loader, in float32.
 
     Args:
         net: a network of OpenOOD's protocol (`return_feature`); it is put on `device` and in evaluation mode.
         loader: gives batches with images as `data` and classes as `label`; it is iterated once.
         device: where the network runs.
+        bar: whether there is a progress bar.
 
     Returns:
         The pass, on the CPU.
     """
     net.to(device).eval()
-    parts = outputs(lambda x: net(x, return_feature=True), loader, device, desc="evaluate")
+    parts = outputs(lambda x: net(x, return_feature=True), loader, device, desc="evaluate", bar=bar)
     logits, features, labels = zip(*((out.float(), feature.float(), label) for (out, feature), label in parts))
     return Pass(torch.cat(logits), torch.cat(features), torch.cat(labels))
+
+
+def head_of(net: Any) -> nn.Linear | None:
+    """The classifier of a network, a copy on the CPU in float32; None for a network that has none."""
+    if not hasattr(net, "get_fc_layer"):
+        return None
+    return copy.deepcopy(net.get_fc_layer()).cpu().float().requires_grad_(False)
 
 
 class Passes:
@@ -99,10 +107,7 @@ class Passes:
 
     def head(self) -> nn.Linear | None:
         """The network's classifier, a copy on the CPU; None for a network that has none."""
-        net: Any = self.net
-        if not hasattr(net, "get_fc_layer"):
-            return None
-        return copy.deepcopy(net.get_fc_layer()).cpu().float().requires_grad_(False)
+        return head_of(self.net)
 
     def image(self, which: Set, row: int) -> str:
         """How messages name an image: "image 6 of digits (digits/test/zero/0006.png)".

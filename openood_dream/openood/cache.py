@@ -17,13 +17,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from openood_dream import plugins
 from openood_dream.config.tree import lookup, plain
 from openood_dream.datasets.images import Transform, as_is
 from openood_dream.datasets.imglist import list_identity
 from openood_dream.errors import InputError
 from openood_dream.evaluators.passes import forward_pass, stored_pass
 from openood_dream.openood import compat
-from openood_dream.postprocessors.base import Pass
+from openood_dream.postprocessors.base import POSTPROCESSORS, Pass
 from openood_dream.store import files
 
 # What needs logits, penultimate features and the classifier alone. All others, for gradients with respect to pixels, inner
@@ -36,13 +37,19 @@ NOT_THE_NETWORK = ("checkpoint", "pretrained", "num_gpus")
 FEW = 8  # images whose outputs stand for what a network does
 
 
+def _served(name: str) -> bool:
+    """Whether a postprocessor needs no more than passes: one of SERVED, or of a plugin that does not run the network."""
+    cls = POSTPROCESSORS.get(name)
+    return name in SERVED or cls is not None and plugins.is_added(cls) and not cls.runs_network and not cls.generative
+
+
 def serves(config: Any) -> bool:
     """Whether a config's pipeline scores a checkpoint, in one process, with a postprocessor that passes are enough for."""
     if (config.get("evaluator") or {}).get("passes") is False:
         return False
     alone = (config.get("num_gpus") or 0) * (config.get("num_machines") or 1) <= 1
     network = config.network
-    scores = str(config.pipeline.name) in ("test_ood", "test_ood_aps") and config.postprocessor.name in SERVED
+    scores = str(config.pipeline.name) in ("test_ood", "test_ood_aps") and _served(config.postprocessor.name)
     return alone and scores and bool(network.get("pretrained")) and isinstance(network.get("checkpoint"), str)
 
 

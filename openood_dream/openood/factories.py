@@ -8,16 +8,17 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from openood_dream import plugins
+from openood_dream.config.host_names import NAMES
 from openood_dream.config.schema import validated
 from openood_dream.config.tree import plain
 from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
@@ -30,12 +31,12 @@ from openood_dream.networks.generative.network import pixel_probability
 from openood_dream.networks.settings import GENERATIVE_SETTINGS, network_model
 from openood_dream.networks.timm_network import backbone_name
 from openood_dream.openood import adapted, cache
-from openood_dream.openood.names import NAMES
+from openood_dream.openood.detector import HostDetector
 from openood_dream.parallel.processes import main_process_only, unwrap_model
 from openood_dream.pipelines.train import teacher_data, training_plan
-from openood_dream.postprocessors.known import POSTPROCESSORS, check_fits
-from openood_dream.postprocessors.likelihood import LikelihoodScore, uint8_images
+from openood_dream.postprocessors.known import POSTPROCESSORS, check_fits, find_postprocessor
 from openood_dream.postprocessors.settings import PostprocessorSettings
+from openood_dream.trainers import oal
 from openood_dream.trainers.base import check_auxiliary
 from openood_dream.trainers.known import TRAINERS
 
@@ -49,19 +50,23 @@ NOT_IN_TABLE = {
     "cfood": "CFOODPostprocessor",
     "reweightood": "ReweightOODPostprocessor",
 }
-GENERATIVE_DETECTORS = tuple(name for name, cls in POSTPROCESSORS.items() if cls.generative)
 
-OURS: dict[str, tuple[str, ...]] = {
-    "get_trainer": tuple(TRAINERS),
-    "get_preprocessor": (PREPROCESSOR,),
-    "get_network": OUR_NETWORKS,
-    "get_postprocessor": (*NOT_IN_TABLE, *GENERATIVE_DETECTORS),
-}
+
+def scores_here(name: str) -> bool:
+    """Whether OpenOOD has no postprocessor of this name and we have one: for generative networks, or of a plugin."""
+    cls = POSTPROCESSORS.get(name)
+    return cls is not None and (cls.generative or plugins.is_added(cls))
 
 
 def known(name: str) -> list[str]:
-    """The names that a factory answers to, OpenOOD 1.5's and ours, sorted."""
-    return sorted({*NAMES[name], *OURS.get(name, ())})
+    """The names that a factory answers to, OpenOOD 1.5's, ours and those of plugins, sorted."""
+    ours: dict[str, Iterable[str]] = {
+        "get_trainer": TRAINERS,
+        "get_preprocessor": (PREPROCESSOR,),
+        "get_network": OUR_NETWORKS,
+        "get_postprocessor": (*NOT_IN_TABLE, *filter(scores_here, POSTPROCESSORS)),
+    }
+    return sorted({*NAMES[name], *ours.get(name, ())})
 
 
 def ask(factory: Callable, key: str, value: Any, *args: Any) -> Any:
@@ -313,7 +318,10 @@ def check_postprocessor(get_postprocessor: Callable, config: Mapping[str, Any]) 
     section = config.get("postprocessor") or {}
     check_known(get_postprocessor, "postprocessor.name", section.get("name"), config)
     settings = validated(PostprocessorSettings, plain(section), ("postprocessor",))
-    check_fits(settings, (config.get("network") or {}).get("name"))
+    if scores_here(settings.name):
+        find_postprocessor(settings, (config.get("network") or {}).get("name"))
+    else:
+        check_fits(settings, (config.get("network") or {}).get("name"))
 
 
 def _postprocessors(original: Callable) -> Callable:
@@ -324,10 +332,10 @@ def _postprocessors(original: Callable) -> Callable:
         check_postprocessor(original, config)
         name = config.postprocessor.name
         config.postprocessor.setdefault("postprocessor_sweep", None)  # without which OpenOOD's tag v1.5 stops
-        if name in GENERATIVE_DETECTORS:
-            cls = POSTPROCESSORS[name]
+        if scores_here(name):
             settings = validated(PostprocessorSettings, plain(config.postprocessor), ("postprocessor",))
-            return HostDetector(cls(cls.arguments(settings)))
+            config.postprocessor.APS_mode = settings.searches  # OpenOOD would search where there is nothing to search
+            return HostDetector(POSTPROCESSORS[name], settings, config.dataset.name)
         sizes = {config.dataset.name: config.dataset.num_classes}
         with mock.patch.dict(num_classes_dict, sizes):  # it knows four data sets
             if name in NOT_IN_TABLE:
@@ -338,37 +346,6 @@ def _postprocessors(original: Callable) -> Callable:
         return adapted.adapt(name, post, bool(config.postprocessor.get("APS_mode")))
 
     return get_postprocessor
-
-
-class HostDetector:
-    """One of our detectors of generative networks in OpenOOD's postprocessor protocol.
-
-    Args:
-        detector: a LikelihoodScore.
-    """
-
-    def __init__(self, detector: Any) -> None:
-        self.detector: LikelihoodScore = detector
-
-    def setup(self, net: nn.Module, id_loader_dict: Any, ood_loader_dict: Any) -> None:
-        """Nothing is fitted; OpenOOD passes `net`, `id_loader_dict` and `ood_loader_dict`."""
-
-    def inference(self, net: nn.Module, data_loader: Any, progress: bool = True) -> tuple[Any, Any, Any]:
-        """Scores a data set.
-
-        Args:
-            net: a generative network.
-            data_loader: its images.
-            progress: not used.
-
-        Returns:
-            Predictions, all -1, confidences and labels, as NumPy arrays (N,).
-        """
-        generative: Any = unwrap_model(net)
-        device = next(generative.parameters()).device
-        images, labels = uint8_images(generative, data_loader, device)
-        conf = self.detector.score(generative, images, device)
-        return torch.full((len(labels),), -1).numpy(), conf.numpy(), labels.numpy()
 
 
 # ------------------------------------------------------------------------------------------ evaluators and pipelines
@@ -426,6 +403,6 @@ def outlier_label(config: Mapping[str, Any]) -> str | None:
     """What a training learns from besides ID images, as tables say it; None for imagined images, which are not there yet."""
     trainer, pipeline = (config.get("trainer") or {}).get("name"), (config.get("pipeline") or {}).get("name")
     if trainer in TRAINERS and TRAINERS[trainer].needs_teacher:
-        return "imagined (latents)"
+        return oal.outlier_label(config["trainer"].get("pairing", ""))
     imglist = ((config.get("dataset") or {}).get("oe") or {}).get("imglist_pth")
     return None if pipeline != "train_oe" or imglist in (None, IMAGINED) else Path(imglist).stem

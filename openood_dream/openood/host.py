@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from openood_dream import plugins
 from openood_dream.config.tree import lookup, plain
 from openood_dream.datasets.imglist import IMGLIST_LINE, check_inside
 from openood_dream.datasets.settings import IMAGINED
@@ -70,7 +71,7 @@ def run(experiment: Experiment) -> Path:
 
         if processes > 1 and cpu:
             port = import_module("openood.utils.launch")._find_free_port()
-            torch.multiprocessing.spawn(work_on_cpu, (processes, port, whole), nprocs=processes)
+            torch.multiprocessing.spawn(work_on_cpu, (processes, port, whole, plugins.files()), nprocs=processes)
         else:
             launch(
                 work,
@@ -78,7 +79,7 @@ def run(experiment: Experiment) -> Path:
                 num_machines=settings.num_machines or 1,
                 machine_rank=settings.machine_rank or 0,
                 dist_url="auto",
-                args=(whole, cpu),
+                args=(whole, cpu, plugins.files()),
             )
     return settings.folder
 
@@ -210,13 +211,15 @@ def registration(cpu: bool) -> Iterator[None]:
                 registry.unregister()
 
 
-def work(config: dict[str, Any], cpu: bool) -> None:
+def work(config: dict[str, Any], cpu: bool, files: Sequence[str] = ()) -> None:
     """One process's part of a run; the main one leaves the config as plain YAML in the run's folder.
 
     Args:
         config: the complete config.
         cpu: whether the CPU stands in for CUDA.
+        files: plugins, which a process of its own has not loaded yet.
     """
+    plugins.load(files)
     with registration(cpu):
         from openood.pipelines import get_pipeline
         from openood.utils import Config as HostConfig
@@ -238,7 +241,7 @@ def work(config: dict[str, Any], cpu: bool) -> None:
             write_text(Path(host.output_dir) / "config.yml", yaml.safe_dump(plain(host), sort_keys=False))
 
 
-def work_on_cpu(rank: int, processes: int, port: int, config: dict[str, Any]) -> None:
+def work_on_cpu(rank: int, processes: int, port: int, config: dict[str, Any], files: Sequence[str]) -> None:
     """`work` in one of several processes on this machine's CPU, for which OpenOOD's launch has no place.
 
     Args:
@@ -246,6 +249,7 @@ def work_on_cpu(rank: int, processes: int, port: int, config: dict[str, Any]) ->
         processes: how many there are.
         port: where they meet.
         config: the complete config.
+        files: plugins.
     """
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, world_size=processes, rank=rank)
@@ -253,7 +257,7 @@ def work_on_cpu(rank: int, processes: int, port: int, config: dict[str, Any]) ->
         with compat.enabled(cpu=True):
             comm: Any = import_module("openood.utils.comm")
             comm._LOCAL_PROCESS_GROUP = torch.distributed.group.WORLD
-        work(config, True)
+        work(config, True, files)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from openood_dream import plugins
 from openood_dream.errors import InputError
 from openood_dream.openood import compat, factories
 
@@ -67,10 +68,12 @@ def register() -> None:
     yours has bound stays as it is.
 
     Raises:
-        InputError: OpenOOD is not installed, or its factories are not those of version 1.5; then nothing is changed.
+        InputError: OpenOOD is not installed, its factories are not those of version 1.5, or an installed plugin does
+            not work; then nothing is changed.
     """
     if _registrations:
         return
+    plugins.load_installed()
     registration = _Registration()
     with ExitStack() as stack:
         stack.enter_context(compat.faiss_takes_tensors())  # which OpenOOD's import sees to, and leaves

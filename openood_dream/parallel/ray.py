@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 
+from openood_dream import plugins
 from openood_dream._version import __version__
 from openood_dream.errors import InputError
 
@@ -29,10 +30,13 @@ class Worker:
         folder: the run's working directory.
         version: the run's version of openood-dream.
         threads: CPU threads of torch.
+        files: the plugins that the run has loaded.
     """
 
-    def __init__(self, build: Callable[[], Work], folder: str, version: str, threads: int) -> None:
-        self.build, self.folder, self.version, self.threads = build, folder, version, threads
+    def __init__(
+        self, build: Callable[[], Work], folder: str, version: str, threads: int, files: Sequence[str] = ()
+    ) -> None:
+        self.build, self.folder, self.version, self.threads, self.files = build, folder, version, threads, files
         self.do: Work | None = None
 
     def work(self, number: int, item: Any) -> int:
@@ -54,6 +58,8 @@ class Worker:
                 f"executor: {platform.node()} has no folder {self.folder}; expected a file system that all share"
             ) from None
         torch.set_num_threads(self.threads)
+        plugins.load_installed()
+        plugins.load(self.files)
         return self.build()
 
 
@@ -109,7 +115,7 @@ def _each(build: Callable[[], Work], items: Sequence[Any], device: str, worker_g
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     count, needs = places(device, machines, torch.get_num_threads(), worker_gpus)
     actor = cast(Any, ray.remote)(**needs, max_restarts=-1, max_task_retries=PATIENCE)(Worker)
-    given = build, os.getcwd(), __version__, needs.get("num_cpus", 1)
+    given = build, os.getcwd(), __version__, needs.get("num_cpus", 1), plugins.files()
     pool = ActorPool([actor.remote(*given) for _ in range(min(count, len(items)))])
     for numbered in enumerate(items):
         pool.submit(lambda worker, numbered: worker.work.remote(*numbered), numbered)

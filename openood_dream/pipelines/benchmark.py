@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from openood_dream import plugins
 from openood_dream.errors import InputError, check_name, warn
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.parallel import ray
@@ -79,10 +80,12 @@ def benchmark(
     todo[0].experiment.data.ensure()
     for one in todo:
         _check_images(one)
-        check_folder(one.experiment)
-        is_scored(one.experiment.run.folder, one.scored)  # InputError for other scores
+        if plan.begins_here(one, todo):  # else the job itself looks, once its first weights are there
+            check_folder(one.experiment)
+            is_scored(one.experiment.run.folder, one.scored)  # InputError for other scores
     claim.add([(one.method, one.seed) for one in todo])
-    _run(todo, executor, workers)
+    for some in jobs.waves(todo):
+        _run(some, executor, workers)
     bad = [one for one in todo if one.mark.exists()]
     good = [one for one in todo if not one.mark.exists()]
     which = ", ".join(f"{one.method} seed {one.seed} ({one.log})" for one in bad)
@@ -223,12 +226,40 @@ class Plan:
             if label in planned and seed in self.settings.seeds
         ]
 
+    def begins_here(self, job: Job, todo: Sequence[Job]) -> bool:
+        """Whether a job can begin as things are: with random weights, or with weights that are made.
+
+        Args:
+            job: one of the jobs that are asked for.
+            todo: those jobs.
+
+        Raises:
+            InputError: it begins with the weights of a run that is neither made nor asked for.
+        """
+        if job.start is None:
+            return True
+        if any(one.weights == job.start and not (one.weights.parent / TRAINED).exists() for one in todo):
+            return False
+        if not job.start.exists():
+            runs = [
+                (label, seed)
+                for seed in self.settings.seeds
+                for _, label, _ in variants(self.settings, list(self.settings.methods))
+            ]
+            makers = [one for one in self.jobs(runs) if one.weights == job.start]
+            if makers:
+                raise InputError(
+                    f"--methods: {job.method} begins with the weights of {makers[0].method}, which are not there yet "
+                    f"({job.start}); add {makers[0].method}"
+                )
+        return True
+
     def _job(self, label: str, seed: int, name: str, varied: Sequence[str]) -> Job:
         layers = [*self.files, *self.settings.methods[name]]
         words = [*self.overrides, f"--method={label}", "--seed", str(seed), *varied]
         experiment, scored = job_experiments(layers, words)
         log = _root(experiment) / "logs" / f"{label}-s{seed}.log"
-        return Job(label, seed, ["--config", *layers, *words], log, experiment, scored)
+        return Job(label, seed, ["--config", *layers, *_plugins(), *words], log, experiment, scored)
 
 
 def variants(plan: BenchmarkSettings, methods: Sequence[str]) -> list[tuple[str, str, list[str]]]:
@@ -273,4 +304,10 @@ def _command(
     """The command that makes a benchmark again."""
     chosen = ["--methods", ",".join(methods)] if methods is not None else []
     chosen += ["--seeds", str(seeds)] if seeds is not None else []
-    return shlex.join(["openood-dream", "benchmark", "--config", *map(os.fspath, config_files), *chosen, *overrides])
+    layers = [*map(os.fspath, config_files), *_plugins()]
+    return shlex.join(["openood-dream", "benchmark", "--config", *layers, *chosen, *overrides])
+
+
+def _plugins() -> list[str]:
+    """The words that load the same plugins in another process."""
+    return [word for file in plugins.files() for word in ("--plugin", file)]

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openood_dream import plugins
 from openood_dream._version import __version__
 from openood_dream.config.tree import MISSING, flat
 from openood_dream.datasets.settings import IMAGINED
+from openood_dream.dream.samplers import SAMPLERS
 from openood_dream.errors import InputError, show
 from openood_dream.experiment import Experiment
 from openood_dream.reports.records import STARTED, TRAINED, read_training
@@ -48,7 +50,7 @@ def run_inputs(experiment: Experiment) -> dict[str, Any]:
         },
         "preprocessor": data.transform.augmentation_identity,
         "network": network_identity(experiment),
-        "trainer": trainer.model_dump(exclude={"implementation"}),
+        "trainer": trainer.model_dump(exclude={"implementation"}) | plugins.identity(TRAINERS[trainer.name]),
         "optimizer": experiment.optimizer.model_dump(),
         "precision": experiment.run.precision,
         "compile": experiment.run.compile,
@@ -69,7 +71,10 @@ def network_identity(experiment: Experiment) -> dict[str, Any]:
     try:
         return about | {"checkpoint": files.sha256(network.checkpoint)}
     except OSError as error:
-        text = f"cannot read {network.checkpoint!r} ({error.strerror}); check the path"
+        text = (
+            f"cannot read {network.checkpoint!r} ({error.strerror}), the weights that training begins with; check the "
+            "path, or make them first"
+        )
         raise network.error("checkpoint", text) from None
 
 
@@ -81,7 +86,11 @@ def imagines(experiment: Experiment) -> bool:
 
 def imagination_settings(experiment: Experiment) -> dict[str, Any]:
     """The settings that a run's outliers are imagined with; empty where it learns from no imagined ones."""
-    return experiment.dream.model_dump(exclude={"cache_dir"}) if imagines(experiment) else {}
+    if not imagines(experiment):
+        return {}
+    settings = experiment.dream.model_dump(exclude={"cache_dir"})
+    settings["outliers"] |= plugins.identity(SAMPLERS[experiment.dream.outliers.method])
+    return settings
 
 
 def run_record(experiment: Experiment, outliers: Any) -> dict[str, Any]:
@@ -186,11 +195,24 @@ def other_run(folder: Path, experiment: Experiment, key: str, there: Any, here: 
     if key.endswith(".images"):
         key, what = key.removesuffix(".images"), "of other images"
     else:
-        what = f"with {value_word(there)}, not {value_word(here)}"
+        key, what = other_value(key, there, here)
     return InputError(
         f"{experiment.where(key)}: {folder} holds a run {what}; choose another --output_dir, --root or --exp_name, or "
         "delete that folder"
     )
+
+
+def other_value(key: str, there: Any, here: Any) -> tuple[str, str]:
+    """The key that a difference is about, and how it goes on after "holds a run" or "holds scores".
+
+    Args:
+        key: the dotted key, which plugins.identity may have made.
+        there: its value in the folder.
+        here: its value in the config.
+    """
+    if key.endswith(".plugin"):
+        return key.removesuffix(".plugin"), "of another version of the plugin file that defines it"
+    return key, f"with {value_word(there)}, not {value_word(here)}"
 
 
 def value_word(value: Any) -> str:

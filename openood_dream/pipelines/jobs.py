@@ -43,6 +43,17 @@ class Job(NamedTuple):
         return self.log.with_suffix(".failed")
 
     @property
+    def start(self) -> Path | None:
+        """The weights that its training begins with, None for random ones."""
+        network = self.experiment.network
+        return Path(network.checkpoint).resolve() if network.pretrained and network.checkpoint else None
+
+    @property
+    def weights(self) -> Path:
+        """The weights that it makes."""
+        return self.experiment.run.folder.resolve() / "best.ckpt"
+
+    @property
     def command(self) -> str:
         """The command that does the job again."""
         return shlex.join(["openood-dream", "job", *self.words])
@@ -104,6 +115,17 @@ def train_and_score(experiment: Experiment, scored: list[Experiment]) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------ ways to run
+
+
+def waves(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs in groups to be run one after the other: one that begins with another's weights comes after that."""
+    left, found = list(jobs), []
+    while left:
+        unmade = {one.weights for one in left}
+        ready = [one for one in left if one.start not in unmade]
+        found.append(ready or left)  # in a circle: each says for itself what it lacks
+        left = [one for one in left if one not in found[-1]]
+    return found
 
 
 def in_turn(jobs: Sequence[Job]) -> None:

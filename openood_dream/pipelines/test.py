@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openood_dream import plugins
 from openood_dream._version import __version__
 from openood_dream.datasets.imglist import list_identity
 from openood_dream.datasets.loaders import Data
@@ -16,8 +17,8 @@ from openood_dream.evaluators.passes import Passes, passes_dir
 from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import check_network, get_network
-from openood_dream.pipelines.identity import first_difference, value_word
-from openood_dream.postprocessors.known import find_postprocessor
+from openood_dream.pipelines.identity import first_difference, other_value
+from openood_dream.postprocessors.known import POSTPROCESSORS, find_postprocessor
 from openood_dream.reports.records import CONFIG, SCORED, TRAINED, read_config, read_scoring, read_training
 from openood_dream.store import artifacts, files
 
@@ -38,7 +39,7 @@ def test(experiment: Experiment) -> Path:
         raise network.error("checkpoint", "missing; give the file of a trained network, or --network.checkpoint")
     experiment.data.ensure()
     checkpoint = Path(network.checkpoint)
-    passes = _passes(experiment, experiment.data, checkpoint)
+    passes = make_passes(experiment, experiment.data, checkpoint)
     inputs = {"checkpoint": passes.checkpoint, **_scoring_inputs(experiment)}
     if _scored(out, inputs, experiment):
         return out
@@ -78,7 +79,7 @@ def score_run(folder: Path, experiments: list[Experiment], data: Data) -> None:
         todo = _unscored(folder, experiments)  # another process may have scored some while this one waited
         if not todo:
             return
-        passes = _passes(todo[0].experiment, data, folder / "best.ckpt", folder / "passes")
+        passes = make_passes(todo[0].experiment, data, folder / "best.ckpt", folder / "passes")
         for experiment, out, inputs in todo:
             _evaluate(passes, experiment, out)
             _write_record(out, inputs)
@@ -137,8 +138,9 @@ def _unscored(folder: Path, experiments: list[Experiment]) -> list[_Unscored]:
 
 def _scoring_inputs(experiment: Experiment) -> dict[str, Any]:
     """What decides about scores besides the network."""
+    name = experiment.postprocessor.name
     return {
-        "postprocessor": experiment.postprocessor.model_dump(),
+        "postprocessor": experiment.postprocessor.model_dump() | plugins.identity(POSTPROCESSORS[name]),
         "evaluator": {"ood_scheme": experiment.evaluator.ood_scheme},
         **images_identity(experiment),
     }
@@ -159,7 +161,8 @@ def _scored(out: Path, inputs: dict[str, Any], experiment: Experiment) -> bool:
     elif key.startswith(("ood_dataset", "dataset")):
         where, what = experiment.where(key), "of other images"
     else:
-        where, what = experiment.where(key), f"with {value_word(old)}, not {value_word(new)}"
+        key, what = other_value(key, old, new)
+        where = experiment.where(key)
     raise InputError(
         f"{where}: {out} holds scores {what}; choose another --output_dir, --root or --mark, or delete that folder"
     )
@@ -185,8 +188,18 @@ def _ood_identity(experiment: Experiment) -> dict[str, str]:
     return {f"{group}.{name}": identity_of(data.split("ood_dataset", group, name)) for group, name in sets}
 
 
-def _passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Path | None = None) -> Passes:
-    """The passes of a network with the weights of a checkpoint, beside which they are kept unless `cache_dir` is given."""
+def make_passes(experiment: Experiment, data: Data, checkpoint: Path, cache_dir: Path | None = None) -> Passes:
+    """The passes of a network with the weights of a checkpoint.
+
+    Args:
+        experiment: says which network, and where it runs.
+        data: the data sets.
+        checkpoint: file of the weights.
+        cache_dir: folder that passes are kept in; beside the checkpoint if not given.
+
+    Raises:
+        InputError: the network or its weights are not fit for it.
+    """
     settings = experiment.network.model_copy(update={"pretrained": False})
     dataset = experiment.dataset
     net = get_network(settings, **dataset.shape)

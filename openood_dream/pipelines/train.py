@@ -35,10 +35,11 @@ from openood_dream.parallel.processes import Processes, is_main_process, joined,
 from openood_dream.pipelines.identity import check_folder, check_record, run_record
 from openood_dream.reports.records import STARTED, TEACHER, TRAINED, read_training
 from openood_dream.store import artifacts, files
+from openood_dream.trainers import oal
 from openood_dream.trainers.base import BaseTrainer, Plan, check_auxiliary, get_trainer
 from openood_dream.trainers.known import TRAINERS
 from openood_dream.trainers.loop import TRAINING, fit
-from openood_dream.trainers.settings import OAL
+from openood_dream.trainers.settings import OAL, TeacherSettings
 
 
 class OutlierData(NamedTuple):
@@ -183,8 +184,8 @@ def new_network(experiment: Experiment) -> nn.Module:
 def outlier_label(experiment: Experiment) -> str:
     """What a network learns from besides ID images, as tables say it: none, train_aux (a list's name), imagined (knn)."""
     cls = TRAINERS[experiment.trainer.name]
-    if cls.needs_teacher:
-        return "imagined (latents)"
+    if isinstance(experiment.trainer, OAL):
+        return oal.outlier_label(experiment.trainer.pairing)
     if not cls.auxiliary:
         return "none"
     split = experiment.dataset.split("oe")
@@ -233,28 +234,39 @@ def teacher_data(experiment: Experiment) -> OutlierData:
     """
     settings, dream = experiment.trainer, experiment.imagination
     assert isinstance(settings, OAL)  # noqa: S101 # nosec B101 (no other trainer needs a teacher)
-    outliers, latents = main_process_only(lambda: (dream.outliers, dream.latents))
+    latents = main_process_only(lambda: dream.latents(settings.n_latents))
     teacher = settings.teacher
     own = experiment.changed({"network": {"name": teacher.network, "args": teacher.args}})
     if teacher.checkpoint is None:
-        checkpoint = train(_teacher_training(own, teacher.epochs, teacher.lr)) / "best.ckpt"
+        checkpoint = train(_teacher_training(own, teacher)) / "best.ckpt"
     else:
         checkpoint = Path(teacher.checkpoint)
     net = get_network(own.network, **own.dataset.shape)
     load_weights(net, checkpoint, "trainer.teacher.checkpoint")
-    inputs = {"teacher": net, "embeddings": load_outliers(outliers)[1].all(), "latents": load_latents(latents)[1].all()}
-    identity = [outliers.hash, latents.hash, files.sha256(checkpoint)]
+    weights = files.sha256(checkpoint)
+    outliers = main_process_only(lambda: dream.outliers_around(net, weights))
+    (outlier_table, embeddings), (latent_table, drawn) = load_outliers(outliers), load_latents(latents)
+    inputs = {
+        "teacher": net,
+        "embeddings": embeddings.all(),
+        "latents": drawn.all(),
+        "embedding_labels": torch.tensor(outlier_table["class"].to_numpy()),
+        "latent_labels": torch.tensor(latent_table["class"].to_numpy()),
+    }
+    identity = [outliers.hash, latents.hash, weights]
     return OutlierData(outlier_label(experiment), None, identity, [*outliers.warnings, *latents.warnings], inputs)
 
 
-def _teacher_training(own: Experiment, epochs: int, lr: float) -> Experiment:
+def _teacher_training(own: Experiment, teacher: TeacherSettings) -> Experiment:
     """The experiment that trains OAL's teacher, in a folder named by all that determines it."""
     changes = {
         "trainer": {"name": "base"},
         "method": "teacher",
         "seed": 0,
-        "optimizer.num_epochs": epochs,
-        "optimizer.lr": lr,
+        "optimizer.name": teacher.optimizer,
+        "optimizer.num_epochs": teacher.epochs,
+        "optimizer.lr": teacher.lr,
+        "optimizer.trunk_lr": teacher.trunk_lr,
         "network.num_classes": own.dataset.num_classes,
     }
     own = own.changed(changes)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from openood_dream import plugins
 from openood_dream.config.schema import Section
 from openood_dream.config.tree import plain
 from openood_dream.errors import check_name
@@ -158,8 +159,8 @@ def postprocessor(name: str, arguments: type[Section] = NoArguments) -> Callable
     """
 
     def register(cls: Detector) -> Detector:
-        POSTPROCESSORS[name], cls.name, cls.Arguments = cls, name, arguments
-        ARGUMENTS[name] = arguments
+        plugins.add(POSTPROCESSORS, "postprocessor", name, cls, ARGUMENTS, arguments)
+        cls.name, cls.Arguments = name, arguments
         return cls
 
     return register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ CONFIG = "config.yml"  # the settings of a training or an evaluation
 TRAINED = "train.json"  # the record of a finished training
 STARTED = "training.json"  # the same of one that is not finished
 SCORED = "evaluate.json"  # the record of a finished evaluation
+DETECTORS = "detectors"  # the folder of a run's detectors, a record of each
 TEACHER = "teacher-"  # how the folders of networks begin that are trained for the imagination, and are no runs
 REMEDY = "restore it, or delete its folder and run again"
 
@@ -31,6 +33,7 @@ TRAINING_KEYS: Kinds = {
     "precision": (str, NoneType),
 }
 SCORING_KEYS: Kinds = {"hash": str, "inputs": dict, "trained": (dict, NoneType)}
+DETECTOR_KEYS: Kinds = {"hash": str, "inputs": dict, "args": dict, "thresholds": dict, "images": int}
 
 
 class _ConfigLoader(BoundedLoader):
@@ -63,6 +66,21 @@ def read_training(path: Path) -> dict[str, Any]:
 def read_scoring(path: Path) -> dict[str, Any]:
     """The record of an evaluation; InputError where it is damaged."""
     return read_record(path, SCORING_KEYS)
+
+
+def read_detector(path: Path) -> dict[str, Any]:
+    """The record of a detector: its hyperparameters, and the threshold by the share of validation images that reach it.
+
+    Raises:
+        InputError: it is damaged.
+        FileNotFoundError: it is not there.
+    """
+    remedy = "delete it and run again"
+    record = read_record(path, DETECTOR_KEYS, remedy)
+    for keep, threshold in record["thresholds"].items():
+        if not isinstance(threshold, float) or not math.isfinite(threshold):
+            raise InputError(f"{path}: thresholds.{keep}: expected a number, got {show(threshold)}; {remedy}")
+    return record
 
 
 def find(folder: Path, *names: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 from openood_dream.dream.findings import quality_table
 from openood_dream.errors import FORMULAS, InputError, printable
 from openood_dream.evaluators import significance
+from openood_dream.evaluators.verdicts import Verdicts
 from openood_dream.reports.columns import headers, metrics_of, primary
 from openood_dream.reports.table import BASE
 from openood_dream.store.artifacts import Artifact
@@ -81,6 +83,30 @@ def render_quality(artifact: Artifact) -> str:
     shown = pd.DataFrame(rows, columns=frame.columns)
     words = f"judged by {judge}; distances of features to the nearest ID training images"
     return _printed(_columns(shown, headers, set(frame.columns.tolist()) - {"class"}), Text(words, style="dim"))
+
+
+def render_verdicts(verdicts: Verdicts, fmt: str) -> str:
+    """Verdicts on images as text.
+
+    Args:
+        verdicts: the verdicts.
+        fmt: table, csv or json; scores and thresholds have all their digits in the last two.
+    """
+    if fmt == "json":
+        rows = [row | {"score": _finite(row["score"])} for row in verdicts.to_records()]
+        # in ASCII, so that nothing in a name of a file does anything to a terminal
+        return json.dumps(rows, indent=2).replace("\x7f", "\\u007f") + "\n"
+    frame = _texts(verdicts.to_pandas(), printable)
+    if fmt == "csv":
+        return _texts(frame, inert).to_csv(index=False)
+    frame["score"] = [f"{score:.4g}" for score in verdicts.scores]
+    shown = frame[["image", "class" if any(verdicts.classes) else "label", "score", "verdict"]].astype(str)
+    return _printed(_columns(shown, {}, {"score"}), Text(verdicts.summary(), style="dim"))
+
+
+def _finite(number: float) -> float | None:
+    """A number as JSON has it, which knows no infinite ones."""
+    return number if math.isfinite(number) else None
 
 
 # ------------------------------------------------------------------------------------------------------------- cells

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from openood_dream import plugins
 from openood_dream.datasets.settings import IMAGINED, OptimizerSettings
 from openood_dream.device import autocast, copied, pick_dtype
 from openood_dream.errors import InputError, check_name
@@ -40,8 +41,8 @@ def trainer(name: str, settings: type[TrainerSettings]) -> Callable[[TrainerT], 
     """
 
     def register(cls: TrainerT) -> TrainerT:
+        plugins.add(TRAINERS, "trainer", name, cls, TRAINER_SETTINGS, settings)
         cls.name, cls.Settings = name, settings
-        TRAINERS[name], TRAINER_SETTINGS[name] = cls, settings
         return cls
 
     return register

@@ -59,14 +59,52 @@ class FitLoss(nn.Module):
         return reduce(torch.add, [gaussian_fit(mean, log_variance, features) for mean, log_variance in gaussians])
 
 
+def outlier_label(pairing: str) -> str:
+    """What tables say that a network learned from, by `trainer.pairing`."""
+    return "teacher, latents by class" if pairing == "class" else "teacher, latents at random"
+
+
+class Draws:
+    """Draws an outlier for each image: of all, or of those of its class.
+
+    Args:
+        labels: the class of each outlier (M,).
+        pairing: random, or class.
+
+    Raises:
+        ValueError: pairing by class, and a class below the largest has no outlier.
+    """
+
+    def __init__(self, labels: torch.Tensor, pairing: str) -> None:
+        self.total, self.by_class = len(labels), pairing == "class"
+        self.order, self.counts = labels.argsort(stable=True), labels.bincount()
+        self.starts = self.counts.cumsum(0) - self.counts
+        if self.by_class and not self.counts.all():
+            raise ValueError(f"class {int((self.counts == 0).nonzero()[0])} has no outlier to go with its images")
+
+    def __call__(self, labels: torch.Tensor) -> torch.Tensor:
+        """Rows of outliers (B,) for images of classes `labels` (B,); by class on the device of the labels."""
+        if not self.by_class:
+            return torch.randint(self.total, (len(labels),))
+        if self.order.device != labels.device:  # once
+            self.order, self.counts, self.starts = (
+                one.to(labels.device) for one in (self.order, self.counts, self.starts)
+            )
+        shares = copied(torch.rand(len(labels), dtype=torch.float64), labels.device)
+        return self.order[self.starts[labels] + (shares * self.counts[labels]).long()]
+
+
 @trainer("oal", OAL)
 class OALTrainer(BaseTrainer):
     """CE + logits * KL(teacher || student) of logits + features * the same of features + knn * CLUB(k-NN outliers;
     features) + latents * CLUB(latents of outliers; features), each weight a setting.
 
-    The teacher's features pass a small network, trained along, into the student's space. Outliers are drawn at random
-    for each image. CLUB's q is fitted by a step of maximum likelihood, with an optimiser of its own, before each bound
-    is taken; without that it bounds nothing.
+    The teacher's features pass a small network, trained along, into the student's space. CLUB's q is fitted by a step of
+    maximum likelihood, with an optimiser of its own, before each bound is taken; without that it bounds nothing.
+
+    Which outliers go with an image is `pairing`. As published they are drawn at random: they are independent of the
+    image, so there is no information to bound, the two terms are noise of mean 0, and what is learned is learned from
+    the teacher. With `class` they are of the image's class.
 
     Args:
         net: see BaseTrainer.
@@ -74,6 +112,8 @@ class OALTrainer(BaseTrainer):
         teacher: a network in OpenOOD's protocol for the same images and classes.
         embeddings: of k-NN outliers (M, m).
         latents: of images of outlier prompts (L, c, h, w).
+        embedding_labels: classes of the embeddings (M,), one of each class at least; only `pairing: class` reads them.
+        latent_labels: the same of the latents (L,).
         options: the other keyword arguments of BaseTrainer.
     """
 
@@ -93,12 +133,16 @@ class OALTrainer(BaseTrainer):
         teacher: nn.Module,
         embeddings: torch.Tensor,
         latents: torch.Tensor,
+        embedding_labels: torch.Tensor,
+        latent_labels: torch.Tensor,
         **options: Any,
     ) -> None:
         self.teacher = teacher.to(next(net.parameters()).device).eval().requires_grad_(False)
         pooled = F.adaptive_avg_pool2d(latents.float(), GRID).flatten(1)
         self.outliers = {"knn": embeddings.float(), "latents": pooled}
         super().__init__(net, train_loader, **options)
+        labels = {"knn": embedding_labels, "latents": latent_labels}
+        self.draws = {name: Draws(rows, self.settings.pairing) for name, rows in labels.items()}
         if 4 * sum(rows.nbytes for rows in self.outliers.values()) < room(self.device):
             self.outliers = {name: rows.to(self.device) for name, rows in self.outliers.items()}
         width = fc_layer(self.net).in_features
@@ -124,8 +168,7 @@ class OALTrainer(BaseTrainer):
             teacher_logits, teacher_features = self.teacher(x, return_feature=True)
         translated = self.translator(teacher_features.float())
         outliers = {
-            name: rows[copied(torch.randint(len(rows), (len(y),)), rows.device)].to(self.device)
-            for name, rows in self.outliers.items()
+            name: rows[copied(self.draws[name](y), rows.device)].to(self.device) for name, rows in self.outliers.items()
         }
         self.fit(outliers, features.detach())
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -92,19 +92,33 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 def groups(net: nn.Module, options: OptimizerSettings) -> list[dict[str, Any]]:
     """A network's parameters in groups: biases of batch normalisation have `optimizer.shift_factor` times the rate.
 
-    Their weight decay is as much less, so that it is the same in a step.
+    Their weight decay is as much less, so that it is the same in a step. With `optimizer.trunk_lr` the last layer is a
+    group of its own, and that is the rate of all others.
 
     Args:
-        net: the network.
+        net: the network; with `trunk_lr` a classifier in OpenOOD's protocol.
         options: the section `optimizer`.
+
+    Raises:
+        InputError: the network has no last layer that could have a rate of its own.
     """
+    last = _last_layer(net, options)
     layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
     shifts = [layer.bias for layer in layers if layer.bias is not None]
-    known = set(map(id, shifts))
+    known = set(map(id, [*shifts, *last]))
     others = [parameter for parameter in net.parameters() if parameter.requires_grad and id(parameter) not in known]
-    factor = options.shift_factor
-    own = {"params": shifts, "lr": options.lr * factor, "weight_decay": options.weight_decay / factor}
-    return [{"params": others}, *([own] if shifts else [])]
+    factor, rate = options.shift_factor, options.trunk_lr or options.lr
+    own = {"params": shifts, "lr": rate * factor, "weight_decay": options.weight_decay / factor}
+    return [{"params": others, "lr": rate}, *([own] if shifts else []), *([{"params": last}] if last else [])]
+
+
+def _last_layer(net: nn.Module, options: OptimizerSettings) -> list[nn.Parameter]:
+    """The parameters of the last layer where it has a rate of its own, else none."""
+    if options.trunk_lr is None:
+        return []
+    if not hasattr(net, "get_fc_layer"):
+        raise options.error("trunk_lr", "the network has no last layer that tells it from a trunk; leave it out")
+    return list(cast(Any, net).get_fc_layer().parameters())
 
 
 class Lookahead(nn.Module):

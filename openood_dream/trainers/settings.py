@@ -118,7 +118,9 @@ class TeacherSettings(Section):
         None, description="its trained weights; null: trained first, by trainer base, and kept in dream.cache_dir"
     )
     epochs: int = Field(50, ge=1, description="epochs of its training")
-    lr: float = Field(0.01, gt=0, description="learning rate of its training")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="the optimiser of its training")
+    lr: float = Field(1e-4, gt=0, description="learning rate of its training")
+    trunk_lr: float | None = Field(None, gt=0, description="the same of all but its last layer; null: lr")
 
 
 class OAL(TrainerSettings):
@@ -129,6 +131,14 @@ class OAL(TrainerSettings):
     features: float = Field(8.0, ge=0, description="weight of the distillation of features")
     knn: float = Field(0.1, ge=0, description="weight of the information shared with k-NN outliers")
     latents: float = Field(0.2, ge=0, description="weight of the information shared with latents of outlier prompts")
+    pairing: Literal["random", "class"] = Field(
+        "random",
+        description="which outliers go with an image: any, as published, with which CLUB is noise of mean 0; class: those "
+        "of its class",
+    )
+    n_latents: int = Field(
+        300, ge=1, description="latents of outlier prompts in all; each class has as many, 1 at least"
+    )
     translator_lr: float = Field(0.01, gt=0, description="learning rate of what translates the teacher's features")
     club_lr: float = Field(1e-4, gt=0, description="learning rate of CLUB's q")
     teacher: TeacherSettings = Field(default_factory=TeacherSettings, description="the teacher")

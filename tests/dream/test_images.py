@@ -192,9 +192,9 @@ def test_ray_is_missed_before_anything_is_made(tiny, tmp_path, monkeypatch):
 
 
 def test_latents_are_what_the_images_are_decoded_from(dream, tiny):
-    table, rows = load_latents(dream.latents)
+    table, rows = load_latents(dream.latents(24))
     drawn, found = read_images(dream.images.path), rows.all()
-    assert found.shape == (len(drawn), 8, 4, 4) and tiny.config().imagination.latents.reused
+    assert found.shape == (len(drawn), 8, 4, 4) and tiny.config().imagination.latents(24).reused
     assert table.equals(drawn[["class", "embedding", "seed"]])
     vae = diffusers.AutoencoderKL.from_pretrained(dream.source.path, subfolder="vae")
     with torch.inference_mode():
@@ -206,7 +206,7 @@ def test_latents_are_what_the_images_are_decoded_from(dream, tiny):
 
 
 def test_interrupted_latents_go_on_with_the_missing_shard(dream, tiny, tmp_path, monkeypatch):
-    expected = load_latents(dream.latents)[1].all()
+    expected = load_latents(dream.latents(24))[1].all()
     shutil.copytree(tiny.root / "dream", tmp_path / "dream", ignore=shutil.ignore_patterns("latents-*"))
     config, seen, draw = tiny.config("--dream.cache_dir", str(tmp_path / "dream")), [], Imaginer.latents
 
@@ -218,7 +218,7 @@ def test_interrupted_latents_go_on_with_the_missing_shard(dream, tiny, tmp_path,
 
     monkeypatch.setattr(Imaginer, "latents", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        config.imagination.latents  # noqa: B018
-    again = config.imagination.latents
+        config.imagination.latents(24)
+    again = config.imagination.latents(24)
     assert seen == [8, 2, 8, 2, 8, 2, 4]  # of 24 latents in shards of 10 and batches of 8, ten were there already
     assert torch.equal(load_latents(again)[1].all(), expected)

@@ -15,17 +15,18 @@ import pytest
 import torch
 import yaml
 from hosts import ARGS, QUICK, scores, write
+from shipped import FILES, STUDENT, layers_of
 from torch.utils.data import DataLoader
 
 import openood_dream
 from openood_dream.config.files import shipped_configs
+from openood_dream.config.host_names import NAMES
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.errors import InputError, InputWarning
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import get_network
 from openood_dream.networks.timm_network import TimmNetwork
 from openood_dream.openood import adapted, cache, compat, host, registry
-from openood_dream.openood.names import NAMES
 from openood_dream.pipelines import test as scoring
 from openood_dream.pipelines import train as training
 from openood_dream.postprocessors.known import POSTPROCESSORS
@@ -334,6 +335,17 @@ def test_oal_in_openood(job, tmp_path):
     net = get_network(job("digits", []).network, image_size=16)
     load_weights(net, out / "best.ckpt")
     assert list(Path(config.dream.cache_dir).glob("teacher-*/best.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_trains_an_epoch_as_shipped(name, job, tmp_path):
+    def trained(name: str, *words: str) -> Path:
+        return hosted(job(f"as_shipped/{name}", layers_of(name, tmp_path), *words), training.train) / "best.ckpt"
+
+    words = ["--network.checkpoint", str(trained(STUDENT[name]))] if name in STUDENT else []
+    state = torch.load(trained(name, *words), weights_only=True)
+    assert state and all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
 def test_checkpoints_are_exchanged(job, trained):

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import DataLoader
-from toys import TINY, Batches, Net, options
+from toys import TINY, Batches, Net, oal_inputs, options
 
 from openood_dream.errors import InputError
 from openood_dream.parallel import processes as parallel
@@ -118,8 +118,8 @@ def learn(rank: int, folder: Path) -> None:
         if name in ("base", "vos"):
             net = nn.parallel.DistributedDataParallel(net)
         loaders = [Batches(12)] + [Batches(3, label=-1)] * TRAINERS[name].auxiliary
-        more = {"teacher": Net(7), "embeddings": torch.randn(30, 6), "latents": torch.randn(20, 4, 8, 8)}
-        trainer = TRAINERS[name](net, *loaders, **options(name, epochs=2), **(more if name == "oal" else {}))
+        more = oal_inputs() if name == "oal" else {}
+        trainer = TRAINERS[name](net, *loaders, **options(name, epochs=2), **more)
         for epoch in (1, 2):
             found, metrics = trainer.train_epoch(epoch)
         assert found is net and ("outliers" in metrics["terms"]) == (name not in ("base", "oal"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -287,3 +288,35 @@ def test_report_says_how_to_run_again(benchmarked, tiny, tmp_path):
     assert f"openood-dream benchmark --config {tiny.file} --methods base --seeds 1 --root" in page
     assert f"openood-dream job --config {tiny.file} benchmarks/methods/base.yml --root" in page
     assert "--method=base --seed 0" in page
+
+
+@pytest.fixture
+def tuned(tiny, tmp_path):
+    """A benchmark with a method that begins with the weights of the base run of its seed, listed before it."""
+    start = {"pretrained": True, "checkpoint": "'@{root}'/runs/base/s'@{seed}'/best.ckpt"}
+    (tmp_path / "tuned.yml").write_text(yaml.safe_dump({"network": start}))
+    methods = {
+        "tuned": ["benchmarks/methods/base.yml", str(tmp_path / "tuned.yml")],
+        "base": ["benchmarks/methods/base.yml"],
+    }
+    (tmp_path / "both.yml").write_text(yaml.safe_dump({"benchmark": {"methods": methods, "postprocessors": ["msp"]}}))
+    root = tmp_path / "out"
+    words = ["--root", str(root), "--dream.cache_dir", str(tiny.root / "dream"), "--data_root", str(tiny.root / "data")]
+    return SimpleNamespace(files=[tiny.file, str(tmp_path / "both.yml")], words=words, root=root)
+
+
+def test_a_method_that_begins_with_another_comes_after_it(tuned):
+    benchmark(tuned.files, tuned.words, methods=["tuned", "base"], seeds=1)
+    assert scored(tuned.root) == {"tuned/s0/msp", "base/s0/msp"}
+    record = json.loads((tuned.root / "runs/tuned/s0/train.json").read_text())
+    weights = tuned.root / "runs/base/s0/best.ckpt"
+    assert record["inputs"]["network"]["checkpoint"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    before = stamps(tuned.root / "runs")
+    benchmark(tuned.files, tuned.words, methods=["tuned"], seeds=1)  # alone, now that base is there
+    assert stamps(tuned.root / "runs") == before
+
+
+def test_a_method_is_not_begun_without_the_weights_that_it_needs(tuned):
+    with pytest.raises(InputError, match="--methods: tuned begins with the weights of base, .* add base"):
+        benchmark(tuned.files, tuned.words, methods=["tuned"], seeds=1)
+    assert not tuned.root.exists()

@@ -269,8 +269,8 @@ def test_oal_trains_its_teacher_once(tiny, dream, tmp_path):
     layer.write_text(f"trainer: {{name: oal, teacher: {teacher}}}\n")
     experiment = tiny.config("--output_dir", str(tmp_path / "oal"), layers=[str(layer)])
     found = record(training.train(experiment))
-    assert found["outlier_data"] == "imagined (latents)"
-    assert found["inputs"]["outliers"][:2] == [dream.outliers.hash, dream.latents.hash]
+    assert found["outlier_data"] == "teacher, latents at random"
+    assert found["inputs"]["outliers"][1] == dream.latents(300).hash
     teachers = [path.parent for path in Path(experiment.dream.cache_dir).glob("teacher-*/best.ckpt")]
     before = [stamps(folder) for folder in teachers]
     training.train(experiment.changed({"output_dir": str(tmp_path / "oal1"), "seed": 1}))

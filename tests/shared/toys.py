@@ -100,3 +100,14 @@ def filled(name: str) -> tuple[BaseTrainer, Batches]:
 def total(trainer: BaseTrainer, *batches: dict[str, torch.Tensor]) -> torch.Tensor:
     """The loss of a step."""
     return sum(trainer.terms(*batches).values())
+
+
+def oal_inputs() -> dict[str, Any]:
+    """What OAL's trainer takes of a teacher: outliers of three classes."""
+    return {
+        "teacher": Net(7),
+        "embeddings": torch.randn(30, 6),
+        "latents": torch.randn(20, 4, 8, 8),
+        "embedding_labels": torch.arange(30) % 3,
+        "latent_labels": torch.arange(20) % 3,
+    }

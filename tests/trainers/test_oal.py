@@ -9,19 +9,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from toys import Batches, Net, options
+from toys import Batches, Net, oal_inputs, options
 
 from openood_dream import losses
+from openood_dream.dream.chain import Dream
+from openood_dream.dream.outliers import load_outliers
+from openood_dream.dream.space import load_space
 from openood_dream.pipelines.train import train
+from openood_dream.store.artifacts import Artifact
 from openood_dream.trainers.known import TRAINERS
-from openood_dream.trainers.oal import Conditional, OALTrainer
+from openood_dream.trainers.oal import Conditional, Draws, OALTrainer
 
 TERMS = {"cross-entropy", "logits", "features", "knn", "latents"}
 
 
 def trainer(loader: Batches, **settings) -> OALTrainer:
-    inputs = {"teacher": Net(7), "embeddings": torch.randn(30, 6), "latents": torch.randn(20, 4, 8, 8)}
-    return TRAINERS["oal"](Net(), loader, **options("oal", epochs=4, lr=0.05, settings=settings), **inputs)
+    return TRAINERS["oal"](Net(), loader, **options("oal", epochs=4, lr=0.05, settings=settings), **oal_inputs())
 
 
 def test_terms_by_hand():
@@ -58,6 +61,57 @@ def test_bounds_move_the_backbone_and_not_q(name):
     one.bound(name, one.outliers[name][:8], features).backward()
     assert one.net.backbone.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in one.q[name].parameters())
+
+
+def test_outliers_of_the_images_class_as_often_as_each_other():
+    torch.manual_seed(0)
+    classes, labels = torch.tensor([2, 0, 1, 2, 0, 2]), torch.randint(3, (60_000,))
+    rows = Draws(classes, "class")(labels)
+    assert torch.equal(classes[rows], labels)
+    for label in range(3):
+        of_class = (classes == label).nonzero()[:, 0]
+        counts = rows[labels == label].bincount(minlength=len(classes))[of_class]
+        expected = (labels == label).sum() / len(of_class)
+        assert (counts - expected).abs().max() < 5 * expected.sqrt()
+
+
+def test_outliers_at_random_are_of_every_class_for_every_image():
+    torch.manual_seed(0)
+    classes, labels = torch.arange(6) % 3, torch.zeros(60_000, dtype=torch.long)
+    counts = Draws(classes, "random")(labels).bincount()
+    assert (counts - 10_000).abs().max() < 500
+
+
+def test_a_class_without_outliers_is_named():
+    with pytest.raises(ValueError, match="class 1 has no outlier"):
+        Draws(torch.tensor([0, 2]), "class")
+    Draws(torch.tensor([0, 2]), "random")
+
+
+@pytest.mark.parametrize("pairing", ["random", "class"])
+def test_random_pairing_leaves_nothing_to_bound(pairing):
+    """Features that say their class alone: over all pairings CLUB is 0 as published, and a bound above 0 by class."""
+    torch.manual_seed(0)
+    centres = torch.tensor([[3.0, 0], [0, 3], [-3, -3]])
+    classes = torch.arange(300) % 3
+    outliers, q, draw = centres[classes] + torch.randn(300, 2), Conditional(2, 2), Draws(classes, pairing)
+    optimizer = torch.optim.Adam(q.parameters(), 1e-2)
+
+    def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.randint(3, (size,))
+        return outliers[draw(labels)], centres[labels] + torch.randn(size, 2)
+
+    for _ in range(300):
+        rows, features = batch(256)
+        loss = losses.gaussian_fit(*q(rows), features)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = torch.stack([losses.club(*q(rows), features) for rows, features in (batch(256) for _ in range(50))])
+    if pairing == "random":
+        assert found.mean().abs() < 4 * found.std() / 50**0.5 and found.mean().abs() < 0.1
+    else:
+        assert found.mean() > math.log(3)  # what there is to know
 
 
 def test_latents_become_means_over_a_grid():
@@ -118,3 +172,48 @@ def test_teacher_is_trained_once(tiny, dream, tmp_path):
     assert len(json.loads((made / "train.json").read_text())["epochs"]) == 2
     assert set(json.loads((folders[1] / "train.json").read_text())["epochs"][0]["terms"]) == TERMS
     assert not list(tmp_path.rglob("training.ckpt"))
+
+
+def test_teacher_is_fine_tuned_with_two_rates_and_outliers_lie_around_its_features(tiny, dream, tmp_path, monkeypatch):
+    made = {}
+
+    def around(self, net, weights):
+        made.update(net=net, artifact=kept(self, net, weights))
+        return made["artifact"]
+
+    kept = Dream.outliers_around
+    monkeypatch.setattr(Dream, "outliers_around", around)
+    layer = tmp_path / "oal.yml"
+    teacher = {"network": "timm:resnet10t", "args": {"channels": [8, 8, 8, 12]}, "epochs": 1, "trunk_lr": 1e-6}
+    layer.write_text(yaml.safe_dump({"trainer": {"name": "oal", "pairing": "class", "teacher": teacher}}))
+    keys = [
+        "--root",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--dream.cache_dir",
+        str(tiny.root / "dream"),
+    ]
+    experiment = tiny.config(*keys, layers=[str(layer)])
+    folder = train(experiment)
+    record = json.loads((folder / "train.json").read_text())
+    assert record["outlier_data"] == "teacher, latents by class"
+    (config,) = (
+        yaml.safe_load(path.read_text())
+        for path in (tiny.root / "dream").glob("teacher-*/config.yml")
+        if "trunk_lr: 1.0e-06" in path.read_text()
+    )
+    assert config["optimizer"]["name"] == "adam" and config["optimizer"]["lr"] == 1e-4
+    # by hand: unit features of the training images in the order of their list
+    features = load_space(
+        Artifact(tiny.root / "dream" / f"features-{made['artifact'].manifest['inputs']['space']}", {}, reused=True)
+    )
+    images = experiment.data.images("dataset", "train")
+    for row in (0, 7):
+        number = int(features["rows"][row])
+        with torch.inference_mode():
+            expected = made["net"].eval()(images[number]["data"][None], return_feature=True)[1]
+        assert torch.allclose(features["embeddings"][row], F.normalize(expected, dim=1)[0], atol=1e-5)
+        assert features["labels"][row] == images[number]["label"]
+    table, rows = load_outliers(made["artifact"])
+    assert rows.all().shape[1] == 12 and set(table["class"]) == set(range(6))

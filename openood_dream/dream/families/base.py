@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from openood_dream import plugins
 from openood_dream.dream.prompts import Prompt, encode, fitted_pair, token_table
 from openood_dream.errors import InputError
 
@@ -80,7 +81,7 @@ def family(name: str) -> Callable[[T], T]:
     """Registers the class of a family of pipelines under its name."""
 
     def register(cls: T) -> T:
-        FAMILIES[name] = cls
+        plugins.add(FAMILIES, "family", name, cls)
         return cls
 
     return register

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from torch import Tensor
 
+from openood_dream import plugins
 from openood_dream.dream.settings import SAMPLER_SETTINGS, OutlierSettings
 from openood_dream.sampling.knn import Index
 
@@ -94,7 +95,7 @@ def sampler(name: str, settings: type[OutlierSettings]) -> Callable[[SamplerT], 
 
     def register(cls: SamplerT) -> SamplerT:
         cls.Settings = settings
-        SAMPLERS[name], SAMPLER_SETTINGS[name] = cls, settings
+        plugins.add(SAMPLERS, "sampler", name, cls, SAMPLER_SETTINGS, settings)
         return cls
 
     return register
