@@ -21,7 +21,7 @@ from openood_dream.datasets.images import ImageList, Transform, loader, placed
 from openood_dream.datasets.imglist import write_imglist
 from openood_dream.datasets.settings import OptimizerSettings
 from openood_dream.networks.timm_network import TimmNetwork
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 CLASSES, BATCH, IMAGES = 10, 128, 12_800
 METHODS = {

@@ -13,7 +13,7 @@ from torch import nn
 from openood_dream.config.schema import validated
 from openood_dream.datasets.settings import OptimizerSettings
 from openood_dream.networks.timm_network import TimmNetwork
-from openood_dream.trainers import TRAINERS, BaseTrainer
+from openood_dream.trainers.known import TRAINERS, BaseTrainer
 
 CLASSES, BATCH, ROUNDS = 10, 64, 6
 # method -> the most that a step is promised to cost

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from openood_dream.pipelines.detector import Detector
     from openood_dream.sampling.boundary import cross_boundary
     from openood_dream.sampling.knn import sample_outliers
-    from openood_dream.trainers import TRAINERS
+    from openood_dream.trainers.known import TRAINERS
 
 __all__ = [
     "TRAINERS",
@@ -47,7 +47,7 @@ _HOMES = {
     "Detector": "pipelines.detector",
     "Dream": "experiment",
     "Imaginer": "dream.imaginer",
-    "TRAINERS": "trainers",
+    "TRAINERS": "trainers.known",
     "cross_boundary": "sampling.boundary",
     "load_config": "experiment",
     "register": "openood.registry",

@@ -33,7 +33,7 @@ from openood_dream.openood.detector import HostDetector
 from openood_dream.pipelines.train import teacher_data, training_plan
 from openood_dream.postprocessors.base import POSTPROCESSORS, find_postprocessor
 from openood_dream.sampling.knn import Index
-from openood_dream.trainers import TRAINERS, get_trainer
+from openood_dream.trainers.known import TRAINERS, get_trainer
 
 STEPS = 5  # of a training that is timed
 IMAGES = 512  # that are scored; more where there are many classes, so that each has some

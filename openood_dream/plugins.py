@@ -37,6 +37,7 @@ class Added(NamedTuple):
         name: its name in configs.
         cls: its class.
         registry: where it is registered.
+        models: where the model of its settings is.
         code: the sha256 of the file that defines it; None where there is no file, as in a notebook.
     """
 
@@ -44,6 +45,7 @@ class Added(NamedTuple):
     name: str
     cls: type
     registry: dict[str, Any]
+    models: dict[str, Any] | None
     code: str | None
 
 
@@ -51,7 +53,14 @@ _added: list[Added] = []
 _files: dict[str, tuple[str, str]] = {}  # real path of a plugin -> its path as it was given, and its sha256
 
 
-def add(registry: dict[str, Any], kind: str, name: str, cls: type) -> None:
+def add(
+    registry: dict[str, Any],
+    kind: str,
+    name: str,
+    cls: type,
+    models: dict[str, Any] | None = None,
+    model: type | None = None,
+) -> None:
     """Puts a class into a registry; one that is not ours must not take the place of another one.
 
     Args:
@@ -59,6 +68,8 @@ def add(registry: dict[str, Any], kind: str, name: str, cls: type) -> None:
         kind: trainer, postprocessor, sampler or family.
         name: its name.
         cls: the class. The same class of the same module, defined anew, takes its own place.
+        models: name -> model of its settings; None for a kind that has none.
+        model: the model of its settings.
 
     Raises:
         InputError: the name exists already.
@@ -67,11 +78,15 @@ def add(registry: dict[str, Any], kind: str, name: str, cls: type) -> None:
         there = registry.get(name)
         if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
             raise InputError(f"the {kind} {name!r} exists already, in {there.__module__}; choose another name")
+        if there is None and models and models.get(name, model) is not model:  # whose class is not imported yet
+            raise InputError(f"the {kind} {name!r} exists already, in {models[name].__module__}; choose another name")
         if name in NAMES.get(f"get_{kind}", ()):
             raise InputError(f"the {kind} {name!r} exists already, in OpenOOD; choose another name")
         _forget([one for one in _added if one.registry is registry and one.name == name])
-        _added.append(Added(kind, name, cls, registry, _code(cls)))
+        _added.append(Added(kind, name, cls, registry, models, _code(cls)))
     registry[name] = cls
+    if models is not None:
+        models[name] = model
 
 
 def added(module: str | None = None) -> list[Added]:
@@ -190,6 +205,8 @@ def _forget(gone: Iterable[Added]) -> None:
         _added.remove(one)
         if one.registry.get(one.name) is one.cls:
             del one.registry[one.name]
+            if one.models is not None:
+                del one.models[one.name]
 
 
 def _code(cls: type) -> str | None:

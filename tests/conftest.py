@@ -24,9 +24,12 @@ from openood_dream.datasets.imglist import read_imglist, write_imglist  # noqa: 
 from openood_dream.dream.chain import Dream  # noqa: E402
 from openood_dream.dream.families.base import FAMILIES  # noqa: E402
 from openood_dream.dream.samplers import SAMPLERS  # noqa: E402
+from openood_dream.dream.settings import SAMPLER_SETTINGS  # noqa: E402
 from openood_dream.pipelines.benchmark import benchmark  # noqa: E402
-from openood_dream.postprocessors.base import POSTPROCESSORS  # noqa: E402
-from openood_dream.trainers import TRAINERS  # noqa: E402
+from openood_dream.postprocessors.known import POSTPROCESSORS  # noqa: E402
+from openood_dream.postprocessors.settings import ARGUMENTS  # noqa: E402
+from openood_dream.trainers.known import TRAINERS  # noqa: E402
+from openood_dream.trainers.settings import TRAINER_SETTINGS  # noqa: E402
 
 # What trains networks or starts processes besides whatever uses a fixture of TRAINED; left out by `make test-fast`.
 TRAINED = {"dream", "benchmarked"}
@@ -63,7 +66,10 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def own_names() -> Iterator[None]:
     """What a test registers, and the plugins that it loads, are forgotten after it."""
-    registries: tuple[dict, ...] = (TRAINERS, POSTPROCESSORS, SAMPLERS, FAMILIES)
+    registries: tuple[dict, ...] = (
+        *(TRAINERS, POSTPROCESSORS, SAMPLERS, FAMILIES),
+        *(TRAINER_SETTINGS, ARGUMENTS, SAMPLER_SETTINGS),
+    )
     before, added = [dict(registry) for registry in registries], list(plugins._added)
     plugins.load_installed.cache_clear()
     yield

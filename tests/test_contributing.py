@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,31 +13,43 @@ import torch
 from helpers import Tiny
 from torch import nn
 
+from openood_dream.dream import settings as dream_settings
 from openood_dream.dream.families.base import find_family
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers.base import get_sampler
 from openood_dream.experiment import Experiment
-from openood_dream.postprocessors.base import Pass, find_postprocessor
+from openood_dream.postprocessors import settings as detector_settings
+from openood_dream.postprocessors.base import Pass
+from openood_dream.postprocessors.known import find_postprocessor
 from openood_dream.store.artifacts import Artifact
+from openood_dream.trainers import settings as trainer_settings
 from openood_dream.trainers.base import TRAINERS
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = {match[1]: match[2] for match in re.finditer(r"```python\n# openood_dream/(\S+);[^\n]*\n(.*?)```", TEXT, re.S)}
+MODULES: tuple[dict, ...] = (vars(trainer_settings), vars(detector_settings), vars(dream_settings))
+SETTINGS = {
+    "trainers/settings.py": trainer_settings,
+    "postprocessors/settings.py": detector_settings,
+    "dream/settings.py": dream_settings,
+}
 
 
 @pytest.fixture(autouse=True)
 def registered(own_names) -> Iterator[None]:
-    """Every block is executed as the module that it would be, and forgotten after the test."""
+    """Every block is executed in the module that it would be in, and forgotten after the test."""
+    before = [dict(registry) for registry in MODULES]
     for name, code in BLOCKS.items():
-        module = sys.modules[name] = types.ModuleType(name)  # where pydantic looks for the names in annotations
+        module = SETTINGS.get(name) or types.ModuleType(name)
         exec(compile(code, name, "exec", dont_inherit=True), vars(module))  # noqa: S102  (our own text)
     yield
-    for name in BLOCKS:
-        del sys.modules[name]
+    for registry, old in zip(MODULES, before, strict=True):
+        registry.clear()
+        registry.update(old)
 
 
 def test_each_is_short():
-    assert len(BLOCKS) == 4 and max(len(code.splitlines()) for code in BLOCKS.values()) < 40
+    assert len(BLOCKS) == 7 and max(len(code.splitlines()) for code in BLOCKS.values()) < 40
 
 
 def test_the_trainer():

@@ -24,7 +24,7 @@ from openood_dream.networks.timm_network import TimmNetwork
 from openood_dream.pipelines.benchmark import benchmark
 from openood_dream.postprocessors.base import Postprocessor
 from openood_dream.sampling.knn import Index, knn_distance, sample_outliers
-from openood_dream.trainers import TRAINERS, BaseTrainer
+from openood_dream.trainers.known import TRAINERS, BaseTrainer
 from openood_dream.trainers.settings import FRL
 
 pytestmark = [

@@ -12,6 +12,7 @@ import typer
 from pages import ROOT, SMALL, commands, write_files
 from PIL import Image
 
+from openood_dream.cli.reading import keys_and_files
 from openood_dream.cli.words import app, configured
 from openood_dream.datasets.imglist import write_imglist
 from openood_dream.experiment import load_config
@@ -30,9 +31,9 @@ def test_commands_and_their_configs(page, tmp_path, monkeypatch):
         shown = COMMANDS[name]
         while hasattr(shown, "commands"):
             shown = shown.commands[words.pop(0)]
-        context = shown.make_context(name, words)
+        context = shown.make_context(name, list(words))  # which takes them out of the list
         if "--config" in words:
-            load_config(*configured(context))
+            load_config(*(keys_and_files(context)[1:] if name == "config" else configured(context)))
 
 
 def test_pages_show_commands():

@@ -19,8 +19,9 @@ from openood_dream.config.files import shipped_configs
 from openood_dream.config.schema import Section
 from openood_dream.config.tree import plain
 from openood_dream.errors import InputError, InputWarning
-from openood_dream.experiment import Experiment, load_config, section_models
-from openood_dream.trainers import TRAINERS
+from openood_dream.experiment import Experiment, load_config
+from openood_dream.sections import section_models
+from openood_dream.trainers.known import TRAINERS
 
 DREAM = "dream: {class_names: [cat, dog], generator: some/model"
 OUTLIERS = DREAM + ", outliers: {%s}}"

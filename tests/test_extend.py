@@ -17,7 +17,7 @@ from pages import ROOT, SMALL, commands, write_files
 
 from openood_dream import plugins, register, unregister
 from openood_dream.openood import compat
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 PAGE = ROOT / "docs" / "extend.md"
 BACKENDS = ["standalone", pytest.param("openood", marks=pytest.mark.openood)]

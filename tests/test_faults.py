@@ -24,7 +24,8 @@ from openood_dream.errors import InputError
 from openood_dream.pipelines.jobs import job as run_job
 from openood_dream.pipelines.train import STARTED, train
 from openood_dream.store.files import UNFINISHED
-from openood_dream.trainers import BaseTrainer, loop
+from openood_dream.trainers import loop
+from openood_dream.trainers.known import BaseTrainer
 
 BASE = "benchmarks/methods/base.yml"
 HINT = "openood-dream: error: interrupted; run the same command again to go on where it stopped"
@@ -254,7 +255,7 @@ def _running(root: Path) -> list[int]:
 HOLD = """
 import time
 from pathlib import Path
-from openood_dream.trainers import BaseTrainer
+from openood_dream.trainers.known import BaseTrainer
 
 epoch, other = BaseTrainer.train_epoch, Path({other!r})
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openood_dream import ending
+from openood_dream.cli.guides import guide
 from openood_dream.cli.own import Data, HoldOut, Ood, prepared
 from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
 from openood_dream.errors import printable
@@ -33,7 +34,7 @@ def stage(name: str, text: str, *aliases: str) -> None:
         made(stages.stage(name, files, overrides))
 
     for number, called in enumerate([name, *aliases]):
-        app.command(called, help=text, hidden=number > 0, **CONFIGURED)(command)
+        app.command(called, help=text, hidden=number > 0, **CONFIGURED, **guide(name))(command)
 
 
 stage("anchors", "Read the token embeddings T(y) of the class names.")
@@ -42,8 +43,8 @@ stage("generator", "Train a small diffusion pipeline on the ID images.")
 stage("outliers", "Sample outlier embeddings (phase 2a).", "sample")
 
 
-@app.command("synthesize", hidden=True, **CONFIGURED)
-@app.command(**CONFIGURED)
+@app.command("synthesize", hidden=True, **CONFIGURED, **guide("imagine"))
+@app.command(**CONFIGURED, **guide("imagine"))
 def imagine(
     context: typer.Context,
     data: Data = None,
@@ -67,7 +68,7 @@ def imagine(
     typer.echo(render_quality(quality), nl=False)
 
 
-@app.command()
+@app.command(**guide("verify"))
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder images-* in the cache.", **PATH)],
     quiet: Quiet = False,
@@ -87,7 +88,10 @@ def verify(
 
 
 plot = typer.Typer(
-    help="Draw what was imagined to a PNG, making first what is missing.", no_args_is_help=True, rich_markup_mode=None
+    help="Draw what was imagined to a PNG, making first what is missing.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    **guide("plot"),
 )
 app.add_typer(plot, name="plot")
 Classes = Annotated[
@@ -112,7 +116,7 @@ class Method(str, Enum):
     umap = "umap"
 
 
-@plot.command(**CONFIGURED)
+@plot.command(**CONFIGURED, **guide("plot embeddings"))
 def embeddings(
     context: typer.Context,
     class_: Classes = None,
@@ -124,13 +128,13 @@ def embeddings(
     draw(context, "embeddings", class_, out, outliers=separated(outliers), method=method.value)
 
 
-@plot.command(**CONFIGURED)
+@plot.command(**CONFIGURED, **guide("plot grid"))
 def grid(context: typer.Context, class_: Classes = None, outliers: Outliers = "", out: Out = None) -> None:
     """Draw the images of each class, or of each way of sampling, from near to far with their k-NN distances."""
     draw(context, "grid", class_, out, outliers=separated(outliers))
 
 
-@plot.command(**CONFIGURED)
+@plot.command(**CONFIGURED, **guide("plot line"))
 def line(context: typer.Context, class_: Classes = None, out: Out = None) -> None:
     """Draw a class along the line from its anchor to an outlier, in the same noise."""
     draw(context, "line", class_, out)

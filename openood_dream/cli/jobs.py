@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from openood_dream import ending
+from openood_dream.cli.guides import guide
 from openood_dream.cli.own import Data, HoldOut, Ood, prepared
 from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
 
 
-@app.command()
+@app.command(**guide("quickstart"))
 def quickstart(
     out: Annotated[Path, typer.Option(help="Where everything is written.", metavar="PATH", **PATH)] = Path(
         "results/digits"
@@ -31,7 +32,7 @@ def quickstart(
     compare(["benchmarks/digits.yml"], [f"--root={out}"], chosen, seeds)
 
 
-@app.command(**CONFIGURED)
+@app.command(**CONFIGURED, **guide("run"))
 def run(context: typer.Context) -> None:
     """Run any pipeline that the config names: train, train_oe, test_ood or benchmark."""
     files, overrides = configured(context)
@@ -48,7 +49,7 @@ class Executor(str, Enum):
     ray = "ray"
 
 
-@app.command(**CONFIGURED)
+@app.command(**CONFIGURED, **guide("benchmark"))
 def benchmark(
     context: typer.Context,
     data: Data = None,
@@ -66,7 +67,7 @@ def benchmark(
     compare(files, overrides, None if methods is None else separated(methods), seeds, executor.value, jobs)
 
 
-@app.command(**CONFIGURED)
+@app.command(**CONFIGURED, **guide("job"))
 def job(context: typer.Context) -> None:
     """Train one method with one seed and score it, as a benchmark does: --config ... --method NAME --seed N."""
     files, overrides = configured(context)
@@ -75,7 +76,7 @@ def job(context: typer.Context) -> None:
     finished(jobs.job(files, overrides))
 
 
-@app.command(**CONFIGURED)
+@app.command(**CONFIGURED, **guide("train"))
 def train(context: typer.Context) -> None:
     """Train one network, imagining its outliers first if it needs them."""
     hosted("train", context)
@@ -88,7 +89,7 @@ class Evaluator(str, Enum):
     openood = "openood"
 
 
-@app.command(**CONFIGURED)
+@app.command(**CONFIGURED, **guide("evaluate"))
 def evaluate(
     context: typer.Context,
     evaluator: Annotated[

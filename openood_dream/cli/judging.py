@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from openood_dream import ending
+from openood_dream.cli.guides import guide
 from openood_dream.cli.words import PATH, Quiet, app, finished
 
 
@@ -20,7 +21,7 @@ class Form(str, Enum):
     json = "json"
 
 
-@app.command()
+@app.command(**guide("predict"))
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders with images anywhere in them.")],
     run: Annotated[

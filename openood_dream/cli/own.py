@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from openood_dream.cli.guides import guide
 from openood_dream.cli.words import CONFIGURED, PATH, app, configured, read_words, user_path
 from openood_dream.errors import InputError
 
@@ -64,7 +65,10 @@ def root_of(overrides: list[str]) -> Path | None:
     return None
 
 
-@app.command(**CONFIGURED | {"options_metavar": "--data PATH [--ood PATH] [--root PATH]"})
+@app.command(
+    **CONFIGURED | {"options_metavar": "--data PATH [--ood PATH] [--root PATH]"},
+    **guide("init"),
+)
 def init(context: typer.Context, data: Data = None, ood: Ood = None, hold_out: HoldOut = None) -> None:
     """Divide your images into splits and print a commented config for them: --data photos/ > my.yml."""
     if data is None:

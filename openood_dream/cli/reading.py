@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,8 @@ from typing import Annotated
 import typer
 
 from openood_dream._version import __version__
-from openood_dream.cli.words import CONFIGURED, PATH, app, configured, finished
+from openood_dream.cli.guides import guide
+from openood_dream.cli.words import CONFIGURED, PATH, app, finished, read_words
 from openood_dream.errors import InputError
 
 
@@ -24,7 +26,7 @@ class Format(str, Enum):
     json = "json"
 
 
-@app.command()
+@app.command(**guide("leaderboard"))
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.", **PATH)],
     format: Annotated[Format, typer.Option(help="Form of the table.")] = Format.terminal,
@@ -78,16 +80,49 @@ def leaderboard(
         finished(out)
 
 
-@app.command(**CONFIGURED)
-def config(context: typer.Context) -> None:
-    """Show the merged config as YAML, each value with the file that set it."""
-    files, overrides = configured(context)
-    from openood_dream.experiment import load_config
+@app.command(
+    **CONFIGURED | {"options_metavar": "[KEY ...] [--config A.yml B.yml ... [--key value ...]]"},
+    **guide("config"),
+)
+def config(
+    context: typer.Context,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/reference.md: every key there is.")] = False,
+) -> None:
+    """Explain keys and sections; without a KEY show the merged config, each value with the file that set it.
 
-    typer.echo(load_config(files, overrides).listing(), nl=False)
+    A KEY is a dotted key, a section, or a section and a name that it may have: trainer.npos, dream.outliers.boundary,
+    postprocessor.knn, network.vae. With --config the names that the config has decide which keys are explained, and each
+    is shown with its value and the file behind it. Without any word: the sections.
+    """
+    keys, files, overrides = keys_and_files(context)
+    from openood_dream import reference
+    from openood_dream.sections import Sections
+
+    if markdown and (keys or files or overrides):
+        raise InputError("--markdown: prints every key there is; leave the other words out")
+    if overrides and not files:
+        raise InputError("config: no config to lay keys over; expected --config A.yml B.yml ...")
+    found = Sections.load(files, overrides) if files else None
+    if markdown:
+        text = reference.markdown()
+    elif keys:
+        text = reference.explain(keys, found)
+    else:
+        text = found.listing() if found else reference.overview()
+    typer.echo(text, nl=False)
 
 
-@app.command()
+def keys_and_files(context: typer.Context) -> tuple[list[str], list[str], list[str]]:
+    """The keys to explain, which come first or after the last config file, the config files, and the overrides."""
+    words = context.args
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    keys, context.args = words[:first], words[first:]
+    named, overrides = read_words(context)
+    files = [name for name in named if name.endswith((".yml", ".yaml")) or os.sep in name or Path(name).exists()]
+    return [*keys, *(name for name in named if name not in files)], files, overrides
+
+
+@app.command(**guide("doctor"))
 def doctor() -> None:
     """Show what is installed, what will run, what is missing and how to get it."""
     from openood_dream import doctor as diagnosis

@@ -15,7 +15,7 @@ app = typer.Typer(
     name="openood-dream",
     help="Imagine out-of-distribution images with diffusion models, and prove what they are worth.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -30,12 +30,16 @@ def _lines(values: Mapping[str, Any], origins: tree.Origins, path: tree.Path) ->
             yield f"{indent}{quoted(key)}:"
             yield from _lines(value, origins, (*path, key))
         else:
-            text = quoted(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            file = _shown(origins.of((*path, key)).file)
-            yield f"{indent}{quoted(key)}: {text}" + (f"  # {file}" if file else "")
+            file = shown_file(origins.of((*path, key)).file)
+            yield f"{indent}{quoted(key)}: {shown_value(value)}" + (f"  # {file}" if file else "")
 
 
-def _shown(file: str) -> str:
+def shown_value(value: Any) -> str:
+    """A value as YAML in one line."""
+    return quoted(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def shown_file(file: str) -> str:
     """A file as a command line names it: a shipped one below the folder of the shipped configs."""
     path, shipped = Path(os.path.normpath(file)), shipped_configs()
     return file and (path.relative_to(shipped).as_posix() if path.is_relative_to(shipped) else str(path))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from openood_dream.config.schema import HostSection, Name, name_file, rule
+from openood_dream.config.schema import Expects, HostSection, Name, name_file, rule
 from openood_dream.errors import nearest
 
 IMAGINED = "imagined"  # an imglist_pth that stands for the image set which the section dream describes
@@ -64,7 +64,11 @@ class DatasetSettings(HostSection):
     image_size: int = Field(ge=1, description="pixels a side after cropping, what networks see")
     channels: Literal[1, 3] = Field(3, description="what classifiers see of an image; 3: colours, 1: its luma")
     interpolation: Interpolation = Field("bilinear", description="how images are resized")
-    normalization_type: str | None = Field(None, description="whose channel means and deviations normalise images")
+    normalization_type: Annotated[
+        str | None, Expects(f"one of {', '.join((*NORMALIZATION, *HALVES))}, dataset.name, or null")
+    ] = Field(
+        None, description="whose channel means and deviations normalise images; dataset.name: 0.5 in every channel"
+    )
     num_workers: int = Field(0, ge=0, description="processes that decode images")
     make: Literal["digits", "frl_cifar10"] | None = Field(
         None, description="built-in benchmark that is written under data_root if it is not there"
@@ -106,6 +110,7 @@ class GroupSettings(HostSection):
     """A group of test sets: `ood_dataset.nearood`, ...; each name of `datasets` is a key with its image list."""
 
     EXTRA: ClassVar[Any] = SplitSettings
+    EXTRA_TEXT: ClassVar[str] = "image list of a set, by its name in `datasets`"
     __pydantic_extra__: dict[str, SplitSettings]
 
     datasets: list[Name] = Field(min_length=1, description="names of the sets")
@@ -149,6 +154,7 @@ class OODDatasetSettings(HostSection):
         "shuffle",
     )
     EXTRA: ClassVar[Any] = GroupSettings
+    EXTRA_TEXT: ClassVar[str] = "a further group of test sets, by a name of your own"
     __pydantic_extra__: dict[str, Annotated[Any, BeforeValidator(_group)]]
 
     batch_size: int | None = Field(None, ge=1, description="images per batch")

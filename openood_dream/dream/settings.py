@@ -6,11 +6,10 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
-from openood_dream.config.schema import Expects, Name, Section, Seed, each_once, rule
-from openood_dream.dream.samplers import OutlierSettings
-from openood_dream.dream.samplers.base import sampler_settings
-from openood_dream.dream.samplers.knn import KNNSettings
+from openood_dream.config.schema import Expects, Name, Section, Seed, each_once, not_more, rule
+from openood_dream.errors import nearest
 
 Eights = Annotated[
     list[Annotated[int, Field(ge=8, multiple_of=8)]], Field(min_length=1), Expects("a list of multiples of 8")
@@ -104,6 +103,106 @@ class SpaceSettings(Section):
     temperature: float = Field(0.1, gt=0, description="temperature t of the cosine softmax")
     per_class: int = Field(500, ge=1, description="embeddings kept per class")
     seed: Seed = Field(0, description="seed of weights and batches")
+
+
+class OutlierSettings(Section):
+    """`dream.outliers`: phase 2a, embeddings of outliers or inliers; each sampler has keys of its own besides."""
+
+    section = "dream.outliers"
+
+    method: Name = Field(
+        "knn", description="the sampler: knn, inlier, boundary; plain: none, the class's own anchor stands for them"
+    )
+    k: int = Field(300, ge=1, description="which nearest neighbour measures the distance")
+    neighbours: Literal["class", "all"] = Field(
+        "class", description="whose embeddings count as neighbours: the class's own, or all"
+    )
+    seed: Seed = Field(0, description="seed of the draws")
+
+    @field_validator("method")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        near = nearest(name, SAMPLER_SETTINGS)
+        hint = f"did you mean {near!r}? " if near else ""
+        rule(name in SAMPLER_SETTINGS, f"unknown {name!r}; {hint}known are {', '.join(sorted(SAMPLER_SETTINGS))}")
+        return name
+
+    @classmethod
+    def known_fields(cls) -> dict[str, FieldInfo]:
+        """The keys of all samplers."""
+        fields = dict(cls.model_fields)
+        for model in SAMPLER_SETTINGS.values():
+            fields |= model.model_fields
+        return fields
+
+
+class KNNSettings(OutlierSettings):
+    """`dream.outliers` with method knn or inlier: draws around embeddings far from, or near to, the others (DREAM-OOD, Sec. 3.2)."""
+
+    method: Literal["knn", "inlier"] = Field("knn", description="the sampler")
+    sigma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        0.07, description="standard deviation of the Gaussian draws; auto: found for each class, by multiple"
+    )
+    multiple: float = Field(
+        1.1, gt=0, description="sigma auto: median distance of the kept, over the 99th percentile of ID distances"
+    )
+    select: int = Field(
+        50, ge=1, description="boundary points of a class: its farthest embeddings, or nearest with method inlier"
+    )
+    n_boundary: int = Field(50, ge=1, description="boundary points used in a round")
+    n_draws: int = Field(1500, ge=1, description="Gaussian draws around each boundary point")
+    keep: int = Field(2, ge=1, description="candidates kept per boundary point and round")
+    rounds: int = Field(100, ge=1, description="repetitions with fresh draws")
+    selection: Literal["far", "random"] = Field(
+        "far", description="which candidates are kept; far: the farthest, and the nearest with method inlier"
+    )
+
+    @model_validator(mode="after")
+    def _counts(self) -> KNNSettings:
+        return not_more(self, ("keep", "n_draws"), ("n_boundary", "select"))
+
+
+class BoundarySettings(OutlierSettings):
+    """`dream.outliers` with method boundary: embeddings walked across the boundary of their class (BOOD, ICML 2025)."""
+
+    method: Literal["boundary"] = Field("boundary", description="the sampler")
+    step_size: float = Field(0.03, gt=0, description="boundary: length of a step along the sign of the gradient")
+    extra_steps: int = Field(2, ge=0, description="boundary: steps c beyond the crossing")
+    max_steps: int = Field(100, ge=1, description="boundary: steps after which an embedding is given up")
+    fraction: float = Field(
+        0.05, gt=0, le=1, description="boundary: share of each class that is used, the one that crosses soonest"
+    )
+
+
+class PlainSettings(OutlierSettings):
+    """`dream.outliers` with method plain: the class's own anchor in the place of outliers."""
+
+    method: Literal["plain"] = Field("plain", description="the sampler")
+
+
+# the settings of each sampler by its name, for whoever does without the samplers, which need torch
+SAMPLER_SETTINGS: dict[str, type[OutlierSettings]] = {
+    "knn": KNNSettings,
+    "inlier": KNNSettings,
+    "boundary": BoundarySettings,
+    "plain": PlainSettings,
+}
+
+
+def sampler_settings(data: Any) -> Any:
+    """The section `dream.outliers` as the settings of the sampler that it names; pydantic reports what is wrong in it.
+
+    Keys of other samplers, which a config underneath may have set, are checked as theirs and left out.
+    """
+    if not isinstance(data, dict):
+        return data
+    model = SAMPLER_SETTINGS.get(str(data.get("method", "knn")), OutlierSettings)
+    for other in dict.fromkeys(SAMPLER_SETTINGS.values()):
+        foreign = {key: data[key] for key in data if key in other.model_fields.keys() - model.model_fields.keys()}
+        if foreign:
+            other.model_validate(foreign)
+    others = OutlierSettings.known_fields().keys() - model.model_fields.keys()
+    return model.model_validate({key: value for key, value in data.items() if key not in others})
 
 
 def _one_place(text: Any) -> Any:

@@ -24,7 +24,8 @@ from openood_dream.evaluators.metrics import (
     write_rows,
 )
 from openood_dream.evaluators.passes import TEST, Passes, Set
-from openood_dream.postprocessors.base import Postprocessor, find_postprocessor
+from openood_dream.postprocessors.base import Postprocessor
+from openood_dream.postprocessors.known import find_postprocessor
 from openood_dream.postprocessors.settings import PostprocessorSettings
 from openood_dream.store import artifacts, files
 

@@ -10,7 +10,7 @@ from openood_dream.config.schema import HostSection, Name, Section, rule
 
 
 class NetworkSettings(HostSection):
-    """`network` where it is a classifier: `timm:<model>`, or one of OpenOOD's."""
+    """`network`: a classifier, `timm:<model>` or one of OpenOOD's; generative models have other keys."""
 
     section = "network"
     HOST_KEYS = (
@@ -47,7 +47,7 @@ class NetworkSettings(HostSection):
     # of generative networks: trainers and detectors that set it take no other
     SILENT = (*HostSection.SILENT, "frequency")
 
-    name: Name = Field(description="timm:<model>, or a network of OpenOOD's")
+    name: Name = Field(description="what is trained or scored: a classifier, or with trainer frl a generative model")
     num_classes: int | None = Field(None, ge=1, description="ID classes")
     args: dict[str, Any] | None = Field(None, description="further arguments of timm's model")
     pretrained: bool = Field(False, description="whether to load the checkpoint")

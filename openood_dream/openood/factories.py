@@ -34,10 +34,11 @@ from openood_dream.openood import adapted, cache
 from openood_dream.openood.detector import HostDetector
 from openood_dream.parallel.processes import main_process_only, unwrap_model
 from openood_dream.pipelines.train import teacher_data, training_plan
-from openood_dream.postprocessors.base import POSTPROCESSORS, check_fits, find_postprocessor
+from openood_dream.postprocessors.known import POSTPROCESSORS, check_fits, find_postprocessor
 from openood_dream.postprocessors.settings import PostprocessorSettings
-from openood_dream.trainers import TRAINERS, oal
+from openood_dream.trainers import oal
 from openood_dream.trainers.base import check_auxiliary
+from openood_dream.trainers.known import TRAINERS
 
 PREPROCESSOR = "dream"
 OUR_NETWORKS = ("timm:<model>", *GENERATIVE_SETTINGS)

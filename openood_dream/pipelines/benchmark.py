@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openood_dream import plugins
 from openood_dream.errors import InputError, check_name, warn
-from openood_dream.experiment import BenchmarkSettings, Experiment, load_config
+from openood_dream.experiment import Experiment, load_config
 from openood_dream.parallel import ray
 from openood_dream.pipelines import jobs
 from openood_dream.pipelines.claim import Claim
@@ -20,8 +20,9 @@ from openood_dream.pipelines.jobs import Job, job_experiments
 from openood_dream.pipelines.test import identity_of, images_identity, is_scored
 from openood_dream.reports import report
 from openood_dream.reports.records import CONFIG, TRAINED, find, read_config, run_folders
+from openood_dream.sections import BenchmarkSettings
 from openood_dream.store import artifacts, files
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 NAMED = 5  # folders that a line names
 

@@ -11,8 +11,9 @@ from typing import Any
 from openood_dream.config import paths
 from openood_dream.datasets.settings import IMAGINED
 from openood_dream.errors import InputError, show
-from openood_dream.experiment import Experiment, RunSettings
+from openood_dream.experiment import Experiment
 from openood_dream.pipelines.identity import first_difference, value_word
+from openood_dream.sections import RunSettings
 from openood_dream.store import artifacts, files
 
 CLAIM = "benchmark.json"

@@ -16,7 +16,7 @@ from openood_dream.experiment import Experiment
 from openood_dream.reports.records import STARTED, TRAINED, read_training
 from openood_dream.store import files
 from openood_dream.store.artifacts import Missing, reusing_only
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 OUTLIERS = "outliers"  # the input that says which outliers a network learned from
 

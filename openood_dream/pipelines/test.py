@@ -18,7 +18,7 @@ from openood_dream.experiment import Experiment
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import check_network, get_network
 from openood_dream.pipelines.identity import first_difference, other_value
-from openood_dream.postprocessors.base import POSTPROCESSORS, find_postprocessor
+from openood_dream.postprocessors.known import POSTPROCESSORS, find_postprocessor
 from openood_dream.reports.records import CONFIG, SCORED, TRAINED, read_config, read_scoring, read_training
 from openood_dream.store import artifacts, files
 

@@ -35,8 +35,9 @@ from openood_dream.parallel.processes import Processes, is_main_process, joined,
 from openood_dream.pipelines.identity import check_folder, check_record, run_record
 from openood_dream.reports.records import STARTED, TEACHER, TRAINED, read_training
 from openood_dream.store import artifacts, files
-from openood_dream.trainers import TRAINERS, oal
+from openood_dream.trainers import oal
 from openood_dream.trainers.base import BaseTrainer, Plan, check_auxiliary, get_trainer
+from openood_dream.trainers.known import TRAINERS
 from openood_dream.trainers.loop import TRAINING, fit
 from openood_dream.trainers.settings import OAL, TeacherSettings
 

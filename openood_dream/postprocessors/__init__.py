@@ -1,13 +1,1 @@
-"""Detectors by OpenOOD's names; each module registers its own."""
-
-from openood_dream.postprocessors import (  # noqa: F401
-    features,
-    likelihood,
-    logits,
-    neighbours,
-    openmax,
-    perturbed,
-    principal,
-    regret,
-    shaped,
-)
+"""Detectors by OpenOOD's names. Importing `known` registers all of them."""

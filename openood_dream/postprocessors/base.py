@@ -20,7 +20,7 @@ from openood_dream.config.schema import Section
 from openood_dream.config.tree import plain
 from openood_dream.errors import check_name
 from openood_dream.networks.settings import GENERATIVE_SETTINGS
-from openood_dream.postprocessors.settings import PostprocessorSettings
+from openood_dream.postprocessors.settings import ARGUMENTS, NoArguments, PostprocessorSettings
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,6 @@ class Images:
     def labels(self) -> torch.Tensor:
         """The labels (N,) of the images."""
         return self.loader.dataset.labels  # type: ignore[attr-defined]
-
-
-class NoArguments(Section):
-    """`postprocessor.postprocessor_args` of a detector without hyperparameters."""
-
-    section = "postprocessor.postprocessor_args"
 
 
 class Postprocessor:
@@ -165,7 +159,7 @@ def postprocessor(name: str, arguments: type[Section] = NoArguments) -> Callable
     """
 
     def register(cls: Detector) -> Detector:
-        plugins.add(POSTPROCESSORS, "postprocessor", name, cls)
+        plugins.add(POSTPROCESSORS, "postprocessor", name, cls, ARGUMENTS, arguments)
         cls.name, cls.Arguments = name, arguments
         return cls
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from pytorch_ood.detector import NCI
 from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
-from openood_dream.config.schema import Section
 from openood_dream.errors import InputError
 from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
+from openood_dream.postprocessors.settings import FDBDArguments, NCIArguments, SHEArguments
 
 
 @postprocessor("mds")
@@ -88,14 +86,6 @@ def mahalanobis(centred: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         x' P x of each row, (N,).
     """
     return torch.cat([(part @ inverse @ part.T).diag() for part in centred.split(128)])
-
-
-class SHEArguments(Section):
-    """`postprocessor.postprocessor_args` of she."""
-
-    section = "postprocessor.postprocessor_args"
-
-    metric: Literal["inner_product"] = Field("inner_product", description="similarity of feature and pattern")
 
 
 @postprocessor("she", SHEArguments)
@@ -173,16 +163,6 @@ class GradNorm(Postprocessor):
         return (p.shape[1] * p - 1).abs().sum(1) * images.features.abs().sum(1)
 
 
-class FDBDArguments(Section):
-    """`postprocessor.postprocessor_args` of fdbd."""
-
-    section = "postprocessor.postprocessor_args"
-
-    distance_as_normalizer: bool = Field(
-        True, description="whether to divide by the distance to the training mean, not by the feature's length"
-    )
-
-
 @postprocessor("fdbd", FDBDArguments)
 class FDBD(Postprocessor):
     """Sum of the distances to the decision boundaries, by the distance to the training mean or the feature's length.
@@ -213,14 +193,6 @@ class FDBD(Postprocessor):
         values, predicted = images.logits.max(1)
         distances = ((values[:, None] - images.logits) / self.gaps[predicted]).sum(1)
         return distances / (images.features - self.centre).norm(dim=1)
-
-
-class NCIArguments(Section):
-    """`postprocessor.postprocessor_args` of nci."""
-
-    section = "postprocessor.postprocessor_args"
-
-    alpha: float = Field(0.0001, ge=0, description="weight of the feature's L1 norm")
 
 
 @postprocessor("nci", NCIArguments)

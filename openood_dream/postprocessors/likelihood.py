@@ -13,19 +13,18 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torchvision.io import encode_png
 from tqdm import tqdm
 
-from openood_dream.config.schema import Section
 from openood_dream.errors import InputError
 from openood_dream.networks.features import outputs
 from openood_dream.networks.generative.base import DensityModel
 from openood_dream.networks.generative.network import Generative
 from openood_dream.postprocessors.base import Images, Postprocessor, postprocessor
+from openood_dream.postprocessors.settings import CodeArguments, LikelihoodArguments
 from openood_dream.store import artifacts, tensors
 
 BATCH = 128
@@ -101,23 +100,6 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- detectors
-
-
-class LikelihoodArguments(Section):
-    """`postprocessor.postprocessor_args` of likelihood."""
-
-    section = "postprocessor.postprocessor_args"
-
-    cache_dir: str = Field(description="folder that keeps likelihoods, regrets and code lengths")
-
-
-class CodeArguments(LikelihoodArguments):
-    """`postprocessor.postprocessor_args` of input_complexity and frl."""
-
-    units: Literal["bits", "nats"] = Field(
-        "bits",
-        description="of the likelihood beside the code length in bits; nats: as the public code of FRL mixes them",
-    )
 
 
 class LikelihoodScore(Postprocessor):

@@ -7,13 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from pytorch_ood.detector import EnergyBased, MaxLogit, MaxSoftmax
 from scipy.special import rel_entr
 from torch import nn
 
-from openood_dream.config.schema import Section
 from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
+from openood_dream.postprocessors.settings import EBOArguments, GENArguments
 
 
 @postprocessor("msp")
@@ -73,14 +72,6 @@ class TemperatureScaling(Postprocessor):
         return (images.logits / self.temperature).softmax(1).amax(1)
 
 
-class EBOArguments(Section):
-    """`postprocessor.postprocessor_args` of ebo."""
-
-    section = "postprocessor.postprocessor_args"
-
-    temperature: float = Field(1, gt=0, description="temperature T of the energy")
-
-
 @postprocessor("ebo", EBOArguments)
 class EBO(Postprocessor):
     """Minus the energy.
@@ -93,15 +84,6 @@ class EBO(Postprocessor):
     def confidence(self, images: Pass) -> torch.Tensor:
         """T log sum_c exp(f_c / T), (N,), of a pass over images."""
         return -EnergyBased.score(images.logits, t=self.args.temperature)
-
-
-class GENArguments(Section):
-    """`postprocessor.postprocessor_args` of gen."""
-
-    section = "postprocessor.postprocessor_args"
-
-    gamma: float = Field(0.1, gt=0, description="exponent of the entropy")
-    M: int = Field(100, ge=1, description="how many of the largest probabilities are looked at")
 
 
 @postprocessor("gen", GENArguments)

@@ -8,22 +8,13 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from pydantic import Field
 from scipy.special import logsumexp
 from torch import nn
 
-from openood_dream.config.schema import Section
 from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
+from openood_dream.postprocessors.settings import KNNArguments, NNGuideArguments, RelationArguments
 
 CHUNK = 50  # images whose relations to all training images are in memory at a time
-
-
-class KNNArguments(Section):
-    """`postprocessor.postprocessor_args` of knn."""
-
-    section = "postprocessor.postprocessor_args"
-
-    K: int = Field(50, ge=1, description="which of the nearest training features counts")
 
 
 @postprocessor("knn", KNNArguments)
@@ -79,15 +70,6 @@ def unit(features: torch.Tensor) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True) + np.float32(1e-10)
 
 
-class NNGuideArguments(Section):
-    """`postprocessor.postprocessor_args` of nnguide."""
-
-    section = "postprocessor.postprocessor_args"
-
-    alpha: float = Field(0.01, gt=0, le=1, description="share of the training images that are kept, the first ones")
-    K: int = Field(100, ge=1, description="how many of the most similar kept images count")
-
-
 @postprocessor("nnguide", NNGuideArguments)
 class NNGuide(Postprocessor):
     """Energy times the mean similarity to the K most similar of the kept training images, each times its own energy.
@@ -121,14 +103,6 @@ class NNGuide(Postprocessor):
         """Mean of the K largest <z, e_i z_i>, times log sum_c exp(f_c), (N,), of a pass over images."""
         similarities, _ = self.index.search(unit(images.features), self.args.K)
         return torch.from_numpy(similarities.mean(1) * logsumexp(images.logits.numpy(), axis=1))
-
-
-class RelationArguments(Section):
-    """`postprocessor.postprocessor_args` of relation."""
-
-    section = "postprocessor.postprocessor_args"
-
-    pow: float = Field(1, gt=0, description="exponent of a relation")
 
 
 @postprocessor("relation", RelationArguments)

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from tqdm import tqdm
 
-from openood_dream.config.schema import Section
 from openood_dream.datasets.settings import NORMALIZATION
 from openood_dream.postprocessors.base import Images, Postprocessor, postprocessor
+from openood_dream.postprocessors.settings import ODINArguments
 
 
 class OnNetwork(Postprocessor):
@@ -53,15 +52,6 @@ def batches(images: Images) -> Iterator[torch.Tensor]:
     """Normalised images (B, C, S, S) on the device, in the order of the list."""
     for batch in tqdm(images.loader, desc="score", unit="batch", leave=False, delay=2):
         yield batch["data"].to(images.device)
-
-
-class ODINArguments(Section):
-    """`postprocessor.postprocessor_args` of odin."""
-
-    section = "postprocessor.postprocessor_args"
-
-    temperature: float = Field(1000, gt=0, description="temperature T of the softmax")
-    noise: float = Field(0.0014, ge=0, description="step along the gradient's sign, in pixels of 0 to 1")
 
 
 @postprocessor("odin", ODINArguments)

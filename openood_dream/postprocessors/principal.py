@@ -7,22 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from scipy.special import logsumexp
 from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
-from openood_dream.config.schema import Section
 from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
 from openood_dream.postprocessors.features import weight_and_bias
-
-
-class PrincipalArguments(Section):
-    """`postprocessor.postprocessor_args` of vim and residual."""
-
-    section = "postprocessor.postprocessor_args"
-
-    dim: int = Field(256, ge=0, description="dimensions of the principal space")
+from openood_dream.postprocessors.settings import PrincipalArguments
 
 
 @postprocessor("vim", PrincipalArguments)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from pydantic import Field
 from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call, vmap
 
@@ -16,7 +15,8 @@ from openood_dream.networks.generative.base import scaled
 from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.generative.vae import VAE, prior
 from openood_dream.postprocessors.base import postprocessor
-from openood_dream.postprocessors.likelihood import LikelihoodArguments, LikelihoodScore, batched, digest
+from openood_dream.postprocessors.likelihood import LikelihoodScore, batched, digest
+from openood_dream.postprocessors.settings import RegretArguments, RegretZArguments
 
 DECAY = 5e-5  # weight decay of the public code
 BYTES = 1 << 29  # of the encoders' copies, with their gradients and Adam's moments
@@ -124,22 +124,6 @@ def many_samples(model: VAE, x: torch.Tensor, q: Normal, noise: torch.Tensor) ->
     """
     parts = [model.importance_bound(x, q, some) + math.log(len(some)) for some in noise.split(SAMPLES_AT_ONCE)]
     return torch.stack(parts).logsumexp(0) - math.log(len(noise))
-
-
-class RegretArguments(LikelihoodArguments):
-    """`postprocessor.postprocessor_args` of likelihood_regret, with the numbers of the public code."""
-
-    steps: int = Field(100, ge=1, description="steps of Adam that improve an image's encoder")
-    lr: float = Field(2e-4, gt=0, description="learning rate of Adam")
-    samples: int = Field(1000, ge=1, description="importance samples of the bound")
-
-
-class RegretZArguments(LikelihoodArguments):
-    """`postprocessor.postprocessor_args` of likelihood_regret_z."""
-
-    steps: int = Field(100, ge=1, description="steps of Adam that improve an image's posterior")
-    lr: float = Field(0.05, gt=0, description="learning rate of Adam")
-    samples: int = Field(20, ge=1, description="importance samples of the bound")
 
 
 @postprocessor("likelihood_regret", RegretArguments)

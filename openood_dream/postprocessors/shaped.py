@@ -7,15 +7,20 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from pytorch_ood.detector import DICE, EnergyBased
 from pytorch_ood.detector.ash import ash_b
 from pytorch_ood.detector.scale import scale
 from torch import nn
 
-from openood_dream.config.schema import Section
 from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
 from openood_dream.postprocessors.features import classifier
+from openood_dream.postprocessors.settings import (
+    ASHArguments,
+    DiceArguments,
+    ReActArguments,
+    ScaleArguments,
+    VRAArguments,
+)
 
 
 class Shaped(Postprocessor):
@@ -48,14 +53,6 @@ class Shaped(Postprocessor):
         return self.logits(images).argmax(1)
 
 
-class ReActArguments(Section):
-    """`postprocessor.postprocessor_args` of react."""
-
-    section = "postprocessor.postprocessor_args"
-
-    percentile: float = Field(90, ge=0, le=100, description="percentile of all validation features to clip at")
-
-
 @postprocessor("react", ReActArguments)
 class ReAct(Shaped):
     """Features above a percentile of all validation features are clipped.
@@ -78,15 +75,6 @@ class ReAct(Shaped):
     def shape(self, features: torch.Tensor) -> torch.Tensor:
         """min(z, threshold) of features (N, D)."""
         return features.clip(max=self.threshold)
-
-
-class VRAArguments(Section):
-    """`postprocessor.postprocessor_args` of vra."""
-
-    section = "postprocessor.postprocessor_args"
-
-    percentile_low: float = Field(10, ge=0, le=100, description="percentile of all validation features below")
-    percentile_high: float = Field(90, ge=0, le=100, description="percentile of all validation features above")
 
 
 @postprocessor("vra", VRAArguments)
@@ -114,14 +102,6 @@ class VRA(Shaped):
         return features.clip(self.low, self.high)
 
 
-class ASHArguments(Section):
-    """`postprocessor.postprocessor_args` of ash."""
-
-    section = "postprocessor.postprocessor_args"
-
-    percentile: float = Field(90, ge=0, lt=100, description="share of an image's features that become 0, in percent")
-
-
 @postprocessor("ash", ASHArguments)
 class ASH(Shaped):
     """ASH-B: the largest features of an image share the sum of all, the others are 0.
@@ -136,14 +116,6 @@ class ASH(Shaped):
         return ash_b(features[:, :, None, None], self.args.percentile / 100)[:, :, 0, 0]
 
 
-class ScaleArguments(Section):
-    """`postprocessor.postprocessor_args` of scale."""
-
-    section = "postprocessor.postprocessor_args"
-
-    percentile: float = Field(85, ge=0, lt=100, description="share of features that are not the largest, in percent")
-
-
 @postprocessor("scale", ScaleArguments)
 class Scale(Shaped):
     """Features times exp(sum of all / sum of the largest).
@@ -156,14 +128,6 @@ class Scale(Shaped):
     def shape(self, features: torch.Tensor) -> torch.Tensor:
         """Features (N, D) scaled, each image by its own factor."""
         return scale(features[:, :, None, None], self.args.percentile / 100)[:, :, 0, 0]
-
-
-class DiceArguments(Section):
-    """`postprocessor.postprocessor_args` of dice."""
-
-    section = "postprocessor.postprocessor_args"
-
-    p: float = Field(90, ge=0, le=100, description="share of the classifier's weights that become 0, in percent")
 
 
 @postprocessor("dice", DiceArguments)

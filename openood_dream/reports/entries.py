@@ -12,7 +12,8 @@ import pandas as pd
 from openood_dream.config.tree import lookup
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.errors import InputError
-from openood_dream.postprocessors.base import POSTPROCESSORS, Postprocessor
+from openood_dream.postprocessors.base import Postprocessor
+from openood_dream.postprocessors.known import POSTPROCESSORS
 from openood_dream.reports.records import CONFIG, read_config
 
 SEEDS = 3  # that an entry averages over

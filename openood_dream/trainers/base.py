@@ -22,7 +22,7 @@ from openood_dream.networks.settings import AnyNetwork, GenerativeNetwork
 from openood_dream.parallel import processes as parallel
 from openood_dream.parallel.processes import Processes, unwrap_model
 from openood_dream.trainers.optimizers import Lookahead, groups, make_optimizer, make_schedule, running_mean
-from openood_dream.trainers.settings import Base, TrainerSettings
+from openood_dream.trainers.settings import TRAINER_SETTINGS, Base, TrainerSettings
 
 Batch = dict[str, Any]  # "data" (B, 3, H, W), "label" (B,), and more that trainers do not read
 Terms = dict[str, torch.Tensor]  # the terms of a loss, weighted, by name
@@ -41,7 +41,7 @@ def trainer(name: str, settings: type[TrainerSettings]) -> Callable[[TrainerT], 
     """
 
     def register(cls: TrainerT) -> TrainerT:
-        plugins.add(TRAINERS, "trainer", name, cls)
+        plugins.add(TRAINERS, "trainer", name, cls, TRAINER_SETTINGS, settings)
         cls.name, cls.Settings = name, settings
         return cls
 

@@ -149,3 +149,16 @@ class FRL(TrainerSettings):
 
     name: Literal["frl"] = Field(description="the trainer")
     frequency: bool = Field(True, description="whether the network also models the images' high-frequency channel")
+
+
+# the settings of each trainer by its name, for whoever does without the trainers, which need torch
+TRAINER_SETTINGS: dict[str, type[TrainerSettings]] = {
+    "base": Base,
+    "oe": OE,
+    "dream_ood": DreamOOD,
+    "dream_id": DreamID,
+    "vos": VOS,
+    "npos": NPOS,
+    "oal": OAL,
+    "frl": FRL,
+}

@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from openood_dream.errors import InputError
 from openood_dream.evaluators.evaluate import best_on_validation, fitted
-from openood_dream.postprocessors.base import POSTPROCESSORS, Postprocessor, find_postprocessor
+from openood_dream.postprocessors.base import Postprocessor
+from openood_dream.postprocessors.known import POSTPROCESSORS, find_postprocessor
 
 
 @torch.no_grad()

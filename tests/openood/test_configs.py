@@ -13,8 +13,8 @@ from openood_dream.experiment import Experiment, load_config
 from openood_dream.networks.timm_network import backbone_name
 from openood_dream.pipelines.benchmark import variants
 from openood_dream.pipelines.train import check_training
-from openood_dream.postprocessors.base import POSTPROCESSORS, find_postprocessor
-from openood_dream.trainers import TRAINERS
+from openood_dream.postprocessors.known import POSTPROCESSORS, find_postprocessor
+from openood_dream.trainers.known import TRAINERS
 
 ROOT = shipped_configs()
 # published.yml is a table, anew.yml a part that others include

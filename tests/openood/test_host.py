@@ -29,7 +29,7 @@ from openood_dream.networks.timm_network import TimmNetwork
 from openood_dream.openood import adapted, cache, compat, host, registry
 from openood_dream.pipelines import test as scoring
 from openood_dream.pipelines import train as training
-from openood_dream.postprocessors.base import POSTPROCESSORS
+from openood_dream.postprocessors.known import POSTPROCESSORS
 from openood_dream.run import hosted
 
 pytestmark = [

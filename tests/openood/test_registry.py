@@ -17,7 +17,7 @@ import openood_dream
 from openood_dream.errors import InputError
 from openood_dream.networks.timm_network import TimmNetwork
 from openood_dream.openood import factories, registry
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 # the modules that define factories and those that import them by name, as in OpenOOD 1.5
 FILES = {

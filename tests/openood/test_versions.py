@@ -18,7 +18,7 @@ from hosts import ARGS, scores
 import openood_dream
 from openood_dream.openood.cache import SERVED
 from openood_dream.pipelines import test as scoring
-from openood_dream.postprocessors.base import POSTPROCESSORS
+from openood_dream.postprocessors.known import POSTPROCESSORS
 from openood_dream.run import hosted
 
 FOLDER = os.environ.get("OPENOOD_VERSIONS")

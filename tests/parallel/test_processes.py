@@ -20,7 +20,7 @@ from toys import TINY, Batches, Net, oal_inputs, options
 from openood_dream.errors import InputError
 from openood_dream.parallel import processes as parallel
 from openood_dream.parallel.processes import Processes, current, is_main_process, joined, main_process_only
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 CPU = torch.device("cpu")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -22,7 +22,7 @@ from openood_dream.pipelines import jobs
 from openood_dream.pipelines.benchmark import Plan, benchmark
 from openood_dream.pipelines.claim import Claim
 from openood_dream.reports import report
-from openood_dream.trainers import BaseTrainer
+from openood_dream.trainers.known import BaseTrainer
 
 
 def scored(root) -> set[str]:

@@ -21,7 +21,7 @@ from openood_dream.networks.factory import get_network
 from openood_dream.networks.features import accuracy
 from openood_dream.pipelines import train as training
 from openood_dream.store import files
-from openood_dream.trainers import BaseTrainer, OutlierTrainer
+from openood_dream.trainers.known import BaseTrainer, OutlierTrainer
 
 
 @pytest.fixture

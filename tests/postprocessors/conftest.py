@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from openood_dream.postprocessors.base import POSTPROCESSORS, Pass, Postprocessor
+from openood_dream.postprocessors.base import Pass, Postprocessor
+from openood_dream.postprocessors.known import POSTPROCESSORS
 from openood_dream.postprocessors.settings import PostprocessorSettings
 
 CLASSES, DIM = 5, 12

@@ -7,7 +7,7 @@ import pytest
 from openood_dream.config.schema import validated
 from openood_dream.config.tree import Origins
 from openood_dream.errors import InputError
-from openood_dream.postprocessors.base import POSTPROCESSORS, check_fits, find_postprocessor
+from openood_dream.postprocessors.known import POSTPROCESSORS, check_fits, find_postprocessor
 from openood_dream.postprocessors.settings import PostprocessorSettings
 
 CLASSIFIERS = (

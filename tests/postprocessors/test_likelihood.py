@@ -15,7 +15,8 @@ from torchvision.io import encode_png
 
 from openood_dream.errors import InputError
 from openood_dream.postprocessors import likelihood as scores
-from openood_dream.postprocessors.base import POSTPROCESSORS, Images
+from openood_dream.postprocessors.base import Images
+from openood_dream.postprocessors.known import POSTPROCESSORS
 from openood_dream.postprocessors.settings import PostprocessorSettings
 
 CPU = torch.device("cpu")

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openood_dream.postprocessors.base import POSTPROCESSORS, Images
+from openood_dream.postprocessors.base import Images
+from openood_dream.postprocessors.known import POSTPROCESSORS
 from openood_dream.postprocessors.settings import PostprocessorSettings
 
 

@@ -14,7 +14,7 @@ from openood_dream.config.schema import validated
 from openood_dream.errors import InputError
 from openood_dream.networks.generative.vae import VAE, prior
 from openood_dream.postprocessors import regret as scores
-from openood_dream.postprocessors.base import POSTPROCESSORS
+from openood_dream.postprocessors.known import POSTPROCESSORS
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,8 @@ from openood_dream.config.files import shipped_configs
 from openood_dream.errors import InputError
 from openood_dream.evaluators.metrics import compute_metrics
 from openood_dream.openood import compat, registry
-from openood_dream.postprocessors.base import POSTPROCESSORS, Images, Pass
+from openood_dream.postprocessors.base import Images, Pass
+from openood_dream.postprocessors.known import POSTPROCESSORS
 from openood_dream.postprocessors.settings import PostprocessorSettings
 
 pytestmark = [

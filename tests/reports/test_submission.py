@@ -8,7 +8,7 @@ import pytest
 from finished_runs import scores, write_run
 
 from openood_dream.errors import InputWarning
-from openood_dream.postprocessors.base import POSTPROCESSORS
+from openood_dream.postprocessors.known import POSTPROCESSORS
 from openood_dream.reports import entries
 from openood_dream.reports.entries import DETECTORS, list_hash
 from openood_dream.reports.runs import collect

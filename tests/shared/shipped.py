@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openood_dream.config.files import shipped_configs
 from openood_dream.experiment import load_config
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 
 FILES = sorted(path.stem for path in (shipped_configs() / "pipelines" / "train").glob("*.yml"))
 NETWORKS = {"frl": "vae_small", "frl_glow": "glow_small", "frl_pixelcnnpp": "pixelcnnpp_small"}

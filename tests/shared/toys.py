@@ -10,7 +10,7 @@ from torch import nn
 
 from openood_dream.config.schema import validated
 from openood_dream.datasets.settings import OptimizerSettings
-from openood_dream.trainers import TRAINERS, BaseTrainer
+from openood_dream.trainers.known import TRAINERS, BaseTrainer
 
 # trainer -> settings for three classes and batches of four
 TINY: dict[str, dict[str, Any]] = {

@@ -15,8 +15,8 @@ from openood_dream.config.schema import validated
 from openood_dream.dream.samplers import SAMPLERS
 from openood_dream.errors import InputError
 from openood_dream.losses import energy_regularisation
-from openood_dream.trainers import TRAINERS, OutlierTrainer, get_trainer
 from openood_dream.trainers.base import Logistic, check_auxiliary
+from openood_dream.trainers.known import TRAINERS, OutlierTrainer, get_trainer
 from openood_dream.trainers.settings import TrainerSettings
 
 WITH_OUTLIERS = ("oe", "dream_ood")

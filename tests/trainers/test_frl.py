@@ -13,7 +13,7 @@ from openood_dream.datasets.settings import OptimizerSettings
 from openood_dream.errors import InputError
 from openood_dream.networks.features import embed
 from openood_dream.networks.generative.network import Generative, pixel_probability
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 from openood_dream.trainers.settings import FRL
 
 CPU = torch.device("cpu")

@@ -16,7 +16,8 @@ import yaml
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.pipelines.train import train
-from openood_dream.trainers import BaseTrainer, loop
+from openood_dream.trainers import loop
+from openood_dream.trainers.known import BaseTrainer
 
 EPOCHS = ["--optimizer.num_epochs", "3"]
 
@@ -75,7 +76,7 @@ def test_killed_process_goes_on(job, tiny, tmp_path):
     """What is on disk when the process dies is enough."""
     where = ["--config", tiny.file, "benchmarks/methods/base.yml", *EPOCHS, "--root", str(tmp_path / "out")]
     code = (
-        "import os, sys; from openood_dream import cli; from openood_dream.trainers import BaseTrainer as B\n"
+        "import os, sys; from openood_dream import cli; from openood_dream.trainers.known import BaseTrainer as B\n"
         "epoch = B.train_epoch\n"
         "B.train_epoch = lambda self, n: os._exit(9) if n == 2 else epoch(self, n)\n"
         "sys.argv = ['openood-dream', 'train', *sys.argv[1:]]; cli.main()"

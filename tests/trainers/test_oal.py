@@ -17,7 +17,7 @@ from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.space import load_space
 from openood_dream.pipelines.train import train
 from openood_dream.store.artifacts import Artifact
-from openood_dream.trainers import TRAINERS
+from openood_dream.trainers.known import TRAINERS
 from openood_dream.trainers.oal import Conditional, Draws, OALTrainer
 
 TERMS = {"cross-entropy", "logits", "features", "knn", "latents"}

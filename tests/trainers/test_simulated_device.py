@@ -9,8 +9,8 @@ from toys import Batches, Net, options
 
 from openood_dream.datasets.images import ImageList, Transform, _Resident, random_crop, random_flip
 from openood_dream.datasets.imglist import write_imglist
-from openood_dream.trainers import TRAINERS
 from openood_dream.trainers.base import Watch
+from openood_dream.trainers.known import TRAINERS
 
 AUXILIARY = ("oe", "dream_ood", "dream_id")
 

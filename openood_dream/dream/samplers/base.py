@@ -4,49 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-from pydantic import Field, field_validator
-from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from openood_dream import plugins
-from openood_dream.config.schema import Name, Section, Seed, rule
-from openood_dream.errors import nearest
+from openood_dream.dream.settings import SAMPLER_SETTINGS, OutlierSettings
 from openood_dream.sampling.knn import Index
-
-
-class OutlierSettings(Section):
-    """`dream.outliers`: phase 2a, embeddings of outliers or inliers; each sampler has keys of its own besides."""
-
-    section = "dream.outliers"
-
-    method: Name = Field(
-        "knn", description="the sampler: knn, inlier, boundary; plain: none, the class's own anchor stands for them"
-    )
-    k: int = Field(300, ge=1, description="which nearest neighbour measures the distance")
-    neighbours: Literal["class", "all"] = Field(
-        "class", description="whose embeddings count as neighbours: the class's own, or all"
-    )
-    seed: Seed = Field(0, description="seed of the draws")
-
-    @field_validator("method")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        near = nearest(name, SAMPLERS)
-        hint = f"did you mean {near!r}? " if near else ""
-        rule(name in SAMPLERS, f"unknown {name!r}; {hint}known are {', '.join(sorted(SAMPLERS))}")
-        return name
-
-    @classmethod
-    def known_fields(cls) -> dict[str, FieldInfo]:
-        """The keys of all samplers."""
-        fields = dict(cls.model_fields)
-        for found in SAMPLERS.values():
-            fields |= found.Settings.model_fields
-        return fields
-
 
 SettingsT = TypeVar("SettingsT", bound=OutlierSettings)
 
@@ -129,8 +94,8 @@ def sampler(name: str, settings: type[OutlierSettings]) -> Callable[[SamplerT], 
     """
 
     def register(cls: SamplerT) -> SamplerT:
-        plugins.add(SAMPLERS, "sampler", name, cls)
         cls.Settings = settings
+        plugins.add(SAMPLERS, "sampler", name, cls, SAMPLER_SETTINGS, settings)
         return cls
 
     return register
@@ -139,20 +104,3 @@ def sampler(name: str, settings: type[OutlierSettings]) -> Callable[[SamplerT], 
 def get_sampler(settings: OutlierSettings) -> Sampler[Any]:
     """The sampler that settings describe."""
     return SAMPLERS[settings.method](settings)
-
-
-def sampler_settings(data: Any) -> Any:
-    """The section `dream.outliers` as the settings of the sampler that it names; pydantic reports what is wrong in it.
-
-    Keys of other samplers, which a config underneath may have set, are checked as theirs and left out.
-    """
-    if not isinstance(data, dict):
-        return data
-    cls = SAMPLERS.get(str(data.get("method", "knn")))
-    model = cls.Settings if cls else OutlierSettings
-    for other in dict.fromkeys(found.Settings for found in SAMPLERS.values()):
-        foreign = {key: data[key] for key in data if key in other.model_fields.keys() - model.model_fields.keys()}
-        if foreign:
-            other.model_validate(foreign)
-    others = OutlierSettings.known_fields().keys() - model.model_fields.keys()
-    return model.model_validate({key: value for key, value in data.items() if key not in others})

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from openood_dream.dream.samplers.base import OutlierSettings, Sampler, sampler
+from openood_dream.dream.samplers.base import Sampler, sampler
+from openood_dream.dream.settings import BoundarySettings
 from openood_dream.sampling.boundary import cross_boundary, soonest
 from openood_dream.sampling.knn import Index, knn_distance
-
-
-class BoundarySettings(OutlierSettings):
-    """`dream.outliers` with method boundary."""
-
-    method: Literal["boundary"] = Field("boundary", description="the sampler")
-    step_size: float = Field(0.03, gt=0, description="boundary: length of a step along the sign of the gradient")
-    extra_steps: int = Field(2, ge=0, description="boundary: steps c beyond the crossing")
-    max_steps: int = Field(100, ge=1, description="boundary: steps after which an embedding is given up")
-    fraction: float = Field(
-        0.05, gt=0, le=1, description="boundary: share of each class that is used, the one that crosses soonest"
-    )
 
 
 @sampler("boundary", BoundarySettings)

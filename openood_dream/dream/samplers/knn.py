@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from openood_dream.config.schema import not_more
-from openood_dream.dream.samplers.base import OutlierSettings, Sampler, sampler
+from openood_dream.dream.samplers.base import Sampler, sampler
+from openood_dream.dream.settings import KNNSettings
 from openood_dream.sampling.knn import Index, sample_outliers
-
-
-class KNNSettings(OutlierSettings):
-    """`dream.outliers` with method knn or inlier: DREAM-OOD, Sec. 3.2."""
-
-    method: Literal["knn", "inlier"] = Field("knn", description="the sampler")
-    sigma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        0.07, description="standard deviation of the Gaussian draws; auto: found for each class, by multiple"
-    )
-    multiple: float = Field(
-        1.1, gt=0, description="sigma auto: median distance of the kept, over the 99th percentile of ID distances"
-    )
-    select: int = Field(
-        50, ge=1, description="boundary points of a class: its farthest embeddings, or nearest with method inlier"
-    )
-    n_boundary: int = Field(50, ge=1, description="boundary points used in a round")
-    n_draws: int = Field(1500, ge=1, description="Gaussian draws around each boundary point")
-    keep: int = Field(2, ge=1, description="candidates kept per boundary point and round")
-    rounds: int = Field(100, ge=1, description="repetitions with fresh draws")
-    selection: Literal["far", "random"] = Field(
-        "far", description="which candidates are kept; far: the farthest, and the nearest with method inlier"
-    )
-
-    @model_validator(mode="after")
-    def _counts(self) -> KNNSettings:
-        return not_more(self, ("keep", "n_draws"), ("n_boundary", "select"))
 
 
 @sampler("knn", KNNSettings)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from openood_dream.dream.samplers.base import OutlierSettings, Sampler, sampler
+from openood_dream.dream.samplers.base import Sampler, sampler
+from openood_dream.dream.settings import PlainSettings
 from openood_dream.sampling.knn import Index, knn_distance
-
-
-class PlainSettings(OutlierSettings):
-    """`dream.outliers` with method plain."""
-
-    method: Literal["plain"] = Field("plain", description="the sampler")
 
 
 @sampler("plain", PlainSettings)
