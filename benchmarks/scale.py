@@ -279,6 +279,50 @@ def one_run(options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------------------------------------- outliers
 
 
+def fake_space(folder: Path, classes: int, per_class: int) -> tuple[Artifact, Artifact]:
+    """Artifacts of anchors, and of embeddings around them, written in a process of their own that gives its memory back."""
+    anchors = torch.randn(classes, WIDTH, generator=torch.Generator().manual_seed(0))
+    write_tensors(folder / "anchors" / "anchors.safetensors", anchors=anchors)
+
+    def write() -> None:
+        labels = torch.arange(classes).repeat_interleave(per_class)
+        embeddings = torch.empty(len(labels), WIDTH)
+        for part in range(0, len(labels), 1 << 15):
+            some = F.normalize(anchors[labels[part : part + (1 << 15)]], dim=1)
+            embeddings[part : part + len(some)] = F.normalize(some + torch.randn_like(some) / WIDTH**0.5, dim=1)
+        rows = torch.arange(len(labels))
+        write_tensors(folder / "space" / "embeddings.safetensors", embeddings=embeddings, labels=labels, rows=rows)
+
+    writer = multiprocessing.get_context("fork").Process(target=write)
+    writer.start()
+    writer.join()
+    assert not writer.exitcode, "the embeddings could not be written"
+    return Artifact(folder / "anchors", {}, False), Artifact(folder / "space", {"hash": "fake"}, False)
+
+
+def sampling(options: argparse.Namespace) -> None:
+    """Samples around 768 numbers of each image, with the settings of DREAM-OOD for ImageNet but for the rounds."""
+    torch.set_num_threads(1)  # before the fork
+    anchors, space = fake_space(options.folder, options.classes, options.per_class)
+    torch.set_num_threads(options.threads)
+    names = [f"class {label}" for label in range(options.classes)]
+    settings = KNNSettings(sigma=0.03, select=200, rounds=options.rounds, neighbours=options.neighbours)
+    timed(outliers, "load_space", "mapping the embeddings")
+    timed(outliers, "_check_anchors_and_space", "checking them")
+    timed(outliers.Index, "of", "making the index")
+    timed(outliers, "_join", "joining the classes' tables")
+    total = options.classes * options.per_class
+    with measured(f"sampling around {total} embeddings, neighbours {options.neighbours}: time, memory"):
+        made = outliers.make_outliers(anchors, space, names, settings, 0.1, options.folder, device="cpu")
+    table, _ = outliers.load_outliers(made)
+    show("outliers", str(len(table)))
+    for words, seconds in spent.items():
+        show(words, f"{seconds:.1f} s")
+
+
+# -------------------------------------------------------------------------------------------------------------- both
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["images", "outliers", "draw"])
@@ -287,6 +331,9 @@ def main() -> None:
     parser.add_argument("--workers", choices=["fork", "ray"], default="fork")
     parser.add_argument("--count", type=int, default=64, help="of workers")
     parser.add_argument("--deaths", type=float, default=5, help="seconds between deaths of workers")
+    parser.add_argument("--rounds", type=int, default=13, help="of sampling, with 100 outliers of a class in each")
+    parser.add_argument("--neighbours", choices=["class", "all"], default="class")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of sampling")
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
     options = parser.parse_args()
     if options.what == "draw":
@@ -294,7 +341,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = options.folder or Path(temporary)
-        {"images": image_sets}[options.what](options)
+        {"images": image_sets, "outliers": sampling}[options.what](options)
 
 
 if __name__ == "__main__":
