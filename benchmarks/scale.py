@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -157,12 +157,15 @@ def forked(count: int) -> Callable[..., Iterator[Any]]:
         return ours, process
 
     def each(build: Callable[[], Any], items: Sequence[Any], **options: Any) -> Iterator[Any]:
-        todo = list(reversed(items))
-        workers = [start(build) for _ in range(min(count, len(todo)))]
-        doing = {}
-        for pipe, process in workers:
+        todo, doing = list(reversed(items)), {}
+
+        def give(pipe: Any, process: Any) -> None:
             doing[pipe] = todo.pop(), process
-            pipe.send(doing[pipe][0])
+            with suppress(OSError):  # of a worker that is dead already, which `wait` finds out
+                pipe.send(doing[pipe][0])
+
+        for pipe, process in [start(build) for _ in range(min(count, len(todo)))]:
+            give(pipe, process)
         while doing:
             for pipe in wait(list(doing)):
                 item, process = doing.pop(pipe)
@@ -173,8 +176,7 @@ def forked(count: int) -> Callable[..., Iterator[Any]]:
                     todo.append(item)
                     pipe, process = start(build)
                 if todo:
-                    doing[pipe] = todo.pop(), process
-                    pipe.send(doing[pipe][0])
+                    give(pipe, process)
                 else:
                     process.terminate()
 
