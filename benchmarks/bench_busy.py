@@ -93,7 +93,7 @@ def test_a_stage_beside_busy_processes(against, benchmark, tmp_path: Path, polic
             tell(busy, signal.SIGSTOP)
 
         load = os.getloadavg()[0]
-        against(beside_others, steps, f"{STEPS} steps on a quiet machine", wanted=wanted, rounds=3)
+        against(beside_others, steps, f"{STEPS} steps on a quiet machine", wanted=wanted, rounds=2, reference_rounds=2)
         stage.stdin.close()
     if benchmark.stats is not None:
         benchmark.extra_info |= {"times": 1 / benchmark.extra_info["ratio"], "busy_processes": count, "load": load}

@@ -272,8 +272,10 @@ def one_run(options: argparse.Namespace) -> None:
     """A run of `image_sets`."""
     start = time.perf_counter()
     draw(options)
-    show(f"this run: seconds, workers, deaths ({time.strftime('%H:%M')})", f"{time.perf_counter() - start:.1f} s, "
-         f"{options.count}, {spent.pop('deaths', 0):.0f}")
+    show(
+        f"this run: seconds, workers, deaths ({time.strftime('%H:%M')})",
+        f"{time.perf_counter() - start:.1f} s, {options.count}, {spent.pop('deaths', 0):.0f}",
+    )
     for words, seconds in spent.items():
         show(words, f"{seconds:.1f} s")
 

@@ -22,7 +22,9 @@ from openood_dream.sampling.blocks import blocks
 from openood_dream.sampling.pruning import contenders
 
 IVF_FROM = 200_000  # rows of a bank from which an exact search over all classes takes too long
-TRAINED_ON = 64  # rows that a cell of that search is found from; all of a million would take half an hour, and more memory
+TRAINED_ON = (
+    64  # rows that a cell of that search is found from; all of a million would take half an hour, and more memory
+)
 REACH = 256  # how many times as long as an embedding, or as short, the draws of an automatic sigma may be
 
 # ------------------------------------------------------------------------------------------------------ distances
