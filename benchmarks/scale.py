@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from openood_dream.dream import image_set, images, outliers
 from openood_dream.dream.samplers.knn import KNNSettings
 from openood_dream.dream.settings import SynthesisSettings
-from openood_dream.store import artifacts, files
+from openood_dream.store import artifacts
 from openood_dream.store.artifacts import Artifact
 from openood_dream.store.tables import write_table
 from openood_dream.store.tensors import write_index, write_tensors
@@ -211,7 +211,7 @@ def draw(options: argparse.Namespace) -> Artifact:
 
 def reap(ended: threading.Event, seconds: float) -> None:
     """Kills a worker every so many seconds."""
-    chance = random.Random(0)
+    chance = random.Random(0)  # noqa: S311
     while not ended.wait(seconds):
         everybody = psutil.Process().children(recursive=True)
         workers = [one for one in everybody if one.name().startswith("ray::Worker") or one.ppid() == os.getpid()]
