@@ -7,8 +7,11 @@ shards are there, `images.parquet` and `imglist.txt`.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from openood_dream.store.artifacts import MANIFEST, complete, completed
 from openood_dream.store.files import hashes, remove_unfinished, sync_folder
 from openood_dream.store.tables import INTEGERS, NUMBERS, TEXTS, read_table, write_table
 
+SYNCS = 32  # folders that are brought to the disk at a time, which a disk does in hardly more time than one
 IMAGES = {  # columns of images.parquet, and of a shard's table
     "file": TEXTS,
     "label": INTEGERS,
@@ -94,9 +98,9 @@ def write_shard(folder: Path, number: int, rows: Sequence[Mapping[str, Any]]) ->
         number: the shard's number.
         rows: a row for each image, with IMAGES among its keys.
     """
-    for place in {(folder / row["file"]).parent for row in rows}:
-        sync_folder(place)
-    sync_folder(folder)
+    places = {os.path.dirname(os.path.join(folder, row["file"])) for row in rows}
+    with ThreadPoolExecutor(min(SYNCS, 1 + len(places))) as pool:
+        deque(pool.map(sync_folder, [*places, folder]), maxlen=0)  # raises the first error
     write_table(shard_table(folder, number), pd.DataFrame(rows))
 
 
@@ -123,7 +127,7 @@ def join_shards(folder: Path, count: int) -> pd.DataFrame:
     tables = [read_table(shard_table(folder, number), IMAGES, "delete it and run again") for number in numbers]
     table = pd.concat(tables, ignore_index=True)
     write_table(folder / "images.parquet", table)
-    write_imglist(folder / "imglist.txt", zip(table["file"], table["label"], strict=True))
+    write_imglist(folder / "imglist.txt", zip(table["file"].tolist(), table["label"].tolist(), strict=True))
     return table
 
 
@@ -160,7 +164,7 @@ def verify(folder: Path) -> tuple[int, dict[str, str], list[Path]]:
     rows = None
     with suppress(InputError):
         rows = read_imglist(folder / "imglist.txt")
-    if rows != list(zip(table["file"], table["label"])):
+    if rows != list(zip(table["file"].tolist(), table["label"].tolist())):
         problems["imglist.txt"] = "not the files and labels of images.parquet"
     if manifest.get("images") != len(table):
         problems[MANIFEST] = f"{show(manifest.get('images'))} images, not the {len(table)} of images.parquet"
@@ -171,7 +175,8 @@ def _altered(folder: Path, table: pd.DataFrame, parts: Sequence[range]) -> tuple
     """What of the shards is not what the set's table says, file -> problem, and the tables of these shards."""
     problems, tables = {}, set()
     files = [folder / file for file in table["file"]]
-    inside = [_inside(folder, file) for file in files]
+    whole = cache(partial(_inside, folder))  # a folder is looked at once, not for each of its files
+    inside = [whole(file.parent) and file.name != ".." and not os.path.islink(file) for file in files]
     found = iter(hashes([file for file, there in zip(files, inside) if there], "verify: reading images"))
     digests = [next(found) if there else OSError(0, "behind a link") for there in inside]
     for number, rows in enumerate(parts):
@@ -193,20 +198,21 @@ def _altered(folder: Path, table: pd.DataFrame, parts: Sequence[range]) -> tuple
 
 
 def _inside(folder: Path, file: Path) -> bool:
-    """Whether a file lies in a folder, without links on the way and at the end."""
+    """Whether a file lies in a folder, or is that folder, without links on the way and at the end."""
     if not file.is_relative_to(folder):
         return False
-    return os.path.realpath(file) == os.path.join(os.path.realpath(folder), file.relative_to(folder))
+    return os.path.realpath(file) == os.fspath(Path(os.path.realpath(folder), file.relative_to(folder)))
 
 
 def _strangers(folder: Path, own: Collection[str]) -> list[str]:
-    """The files, and links of any kind, in a set's folder that are not its `own`."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        for name in sorted([*names, *links]):
-            path = Path(place, name)
-            file = path.relative_to(folder).as_posix()
-            if file not in own or path.is_symlink():
-                found.append(file)
-    return found
+    """The files, and links of any kind, in a set's folder that are not its `own`, in order."""
+    found, places = [], [""]
+    for place in places:  # which grows
+        with suppress(OSError), os.scandir(folder / place) as entries:
+            for entry in entries:
+                file, link = place + entry.name, entry.is_symlink()
+                if entry.is_dir(follow_symlinks=False):
+                    places.append(f"{file}/")
+                elif link or file not in own:
+                    found.append(file)
+    return sorted(found)

@@ -64,15 +64,16 @@ def choose(outliers: pd.DataFrame, per_class: int, classes: int, seed: int) -> n
     Raises:
         InputError: a class has no embedding.
     """
-    columns = []
+    labels, columns = outliers["class"].to_numpy(), []
+    order = labels.argsort(kind="stable")  # once, so that no class looks at all rows
+    starts, ends = (labels[order].searchsorted(np.arange(classes), side) for side in ("left", "right"))
     for label in range(classes):
-        rows = np.flatnonzero(outliers["class"].to_numpy() == label)
+        rows = order[starts[label] : ends[label]]
         if not len(rows):
             raise InputError(
                 f"dream.outliers: class {label} has no outlier embedding; change dream.outliers so that it gets some"
             )
-        order = np.random.default_rng([seed, label]).permutation(rows)
-        columns.append(np.resize(order, per_class))
+        columns.append(np.resize(np.random.default_rng([seed, label]).permutation(rows), per_class))
     return np.stack(columns, axis=1).reshape(-1)
 
 
@@ -182,7 +183,7 @@ def make_images(
         method = outliers.manifest["inputs"]["outliers"]["method"]
         return {"images": len(table), "generator": source.path, "description": imagined_label(method)}
 
-    return build(cache_dir, "images", set_inputs(source, outliers, names, settings), make)
+    return build(cache_dir, "images", set_inputs(source, outliers, names, settings), make, settled=True)
 
 
 def _draw(
@@ -254,6 +255,7 @@ class Shards:
         self.keeps_class, self._make_residuals = keeps_class, residuals
         self.folders = folder_names(names)
         self.table, self.embeddings = load_outliers(outliers)
+        self.distances = self.table["distance"].to_numpy()
         self.rows = choose(self.table, settings.per_class, len(names), settings.seed)
         self.wanted = shards(len(self.rows), settings.shard_size)
         self.imaginer = Imaginer(load_pipeline(source, settings, device), names, settings)
@@ -320,7 +322,7 @@ class Shards:
             "embedding": row,
             "seed": seed,
             "prompt": self.settings.prompt.format(self.names[label]),
-            "distance": float(self.table["distance"].iloc[row]),
+            "distance": float(self.distances[row]),
             "generator": self.source.path,
             "code": __version__,
         }

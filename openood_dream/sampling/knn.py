@@ -22,6 +22,9 @@ from openood_dream.sampling.blocks import blocks
 from openood_dream.sampling.pruning import contenders
 
 IVF_FROM = 200_000  # rows of a bank from which an exact search over all classes takes too long
+TRAINED_ON = (
+    64  # rows that a cell of that search is found from; all of a million would take half an hour, and more memory
+)
 REACH = 256  # how many times as long as an embedding, or as short, the draws of an automatic sigma may be
 
 # ------------------------------------------------------------------------------------------------------ distances
@@ -51,14 +54,20 @@ class Index:
         Args:
             rows: the embeddings (N, m), float32 on the CPU.
             device: where to search: on a GPU only where faiss was built for it.
+
+        Raises:
+            ValueError: a row is zero or not finite.
         """
+        check_rows("bank", rows)
         index: Any = faiss.IndexFlatL2(rows.shape[1])
         if len(rows) >= IVF_FROM:
             index = faiss.IndexIVFFlat(index, rows.shape[1], int(4 * math.sqrt(len(rows))), faiss.METRIC_L2)
             index.nprobe = math.ceil(index.nlist / 16)
         if device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):  # else faiss knows the CPU alone
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
-        index.train(rows.numpy())
+        if not index.is_trained:
+            some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: TRAINED_ON * index.nlist]
+            index.train(rows[some.sort().values].numpy())
         index.add(rows.numpy())
         return cls(rows, index, _off_unit(rows))
 
@@ -104,7 +113,7 @@ def knn_distance(x: Tensor, bank: Tensor | Index, k: int) -> Tensor:
     """
     rows = bank.rows if isinstance(bank, Index) else bank
     check_rows("x", x)
-    if rows is not x:
+    if bank is not x and not isinstance(bank, Index):  # which was checked when it was made
         check_rows("bank", rows)
     if x.shape[1] != rows.shape[1]:
         raise ValueError(
@@ -147,7 +156,7 @@ def check_rows(name: str, rows: Tensor) -> None:
 
 def _off_unit(rows: Tensor) -> float:
     """How far the squared length of a row is from 1, at most."""
-    return float((rows.square().sum(1) - 1).abs().max())
+    return max(float((rows[part].square().sum(1) - 1).abs().max()) for part in blocks(*rows.shape))
 
 
 def _check_k(k: int, count: int) -> None:

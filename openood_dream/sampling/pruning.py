@@ -71,14 +71,13 @@ def contenders(
     points, rows = possible.nonzero(as_tuple=True)
     level = (cut + slack).mul_(cosines.length)[points, rows]
     each = possible.sum(1).tolist()
-    # point by point, so that its cosines with the bank need no copy for each pair; gt_ leaves ones and zeros
-    above = torch.cat(
-        [
-            cosines.shift[some].add_(cosines.gram[b]).gt_(bar[:, None]).sum(1)
-            for b, (some, bar) in enumerate(zip(rows.split(each), level.split(each), strict=True))
-        ]
-    )
-    alive = above < rank
+    # point by point, so that its cosines with the bank need no copy for each pair, in one buffer, since fresh memory
+    # costs more than what is done in it; gt_ leaves ones and zeros
+    buffer, above = cosines.shift.new_empty(max(each, default=0), size), []
+    for b, (some, bar) in enumerate(zip(rows.split(each), level.split(each), strict=True)):
+        values = torch.index_select(cosines.shift, 0, some, out=buffer[: len(some)])
+        above.append(values.add_(cosines.gram[b]).gt_(bar[:, None]).sum(1))
+    alive = torch.cat(above) < rank
     return points[alive], rows[alive]
 
 

@@ -147,6 +147,8 @@ def build(
     stage: str,
     inputs: Mapping[str, Any],
     make: Callable[[Path], Mapping[str, Any] | None],
+    *,
+    settled: bool = False,
 ) -> Artifact:
     """An artifact: reused where it is complete, else made. Two processes that want the same one wait for each other.
 
@@ -156,6 +158,8 @@ def build(
         inputs: all that determines it (JSON-serialisable).
         make: writes it into the folder that it is given, where it finds what an interrupted run has left, and returns
             what the manifest should say besides; `warnings` among it are warned of whenever the artifact is used.
+        settled: whether `make` brings all that it writes to the disk itself, as stages with very many files do; else it
+            is done here, file by file.
 
     Raises:
         InputError: `cache_dir` is not writable.
@@ -177,7 +181,8 @@ def build(
         with writing_in(folder):
             extra = make(folder) or {}
             remove_unfinished(folder)
-            settle(folder)
+            if not settled:
+                settle(folder)
             sync_folder(folder.parent)
             manifest = {
                 **extra,

@@ -55,8 +55,8 @@ def read_table(path: Path, columns: Columns, remedy: str = AGAIN) -> pd.DataFram
             raise InputError(f"{path}: no column {name!r} but {', '.join(map(str, table.columns))}; {remedy}")
         column = table[name]
         fits = getattr(column.dtype, "kind", "O") in kinds and not column.isna().any()
-        if fits and column.dtype.kind == "O":
-            fits = all(isinstance(value, str) for value in column)
+        if fits and len(column) and column.dtype.kind == "O":
+            fits = pd.api.types.infer_dtype(column) == "string"
         if not fits:
             what = {INTEGERS: "whole numbers", NUMBERS: "numbers", TEXTS: "texts"}[str(kinds)]
             raise InputError(f"{path}: column {name}: expected {what}, got {column.dtype} or missing ones; {remedy}")

@@ -154,6 +154,23 @@ def test_twenty_kills_change_nothing(tiny, cache, tmp_path):
     assert tables[0].equals(tables[1])
 
 
+def test_every_file_and_folder_is_brought_to_the_disk_once(tiny, cache, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    folder = tiny.config("--dream.cache_dir", str(cache)).imagination.images.path
+    pictures = sorted(path for path in synced if path.suffix == ".png")
+    assert pictures == sorted(folder.glob("*/*.png"))
+    folders = {path for path in folder.rglob("*") if path.is_dir()} | {folder, folder.parent}
+    tables = [path for path in synced if path.suffix in (".parquet", ".txt", ".json") and folder in path.parents]
+    assert folders <= set(synced)
+    assert len(tables) == len([path for path in folder.rglob("*") if path.is_file()]) - len(pictures)
+
+
 # -------------------------------------------------------------------------------------------------------- full disks
 
 
@@ -283,7 +300,9 @@ def test_changed_settings(command, image_set):
     assert done.code == 2 and f"{manifest}: inputs: not those of its hash" in done.err[0]
 
 
-@pytest.mark.parametrize("file", ["../../secret.png", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "file", ["../../secret.png", "/etc/passwd", "zero/..", "zero/../one/0000001.png", "none/../../x", "."]
+)
 def test_nothing_outside_is_read(command, image_set, monkeypatch, file):
     table = read_images(image_set)
     table.loc[0, "file"] = file

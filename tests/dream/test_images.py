@@ -63,6 +63,15 @@ def test_first_images_stay_when_more_are_asked_for():
     assert (choose(table, 12, 3, 0)[:12] == choose(table, 4, 3, 0)).all()
 
 
+def test_rows_of_classes_in_any_order():
+    labels = np.random.default_rng(0).integers(0, 5, 200)
+    slow = [
+        np.resize(np.random.default_rng([3, label]).permutation(np.flatnonzero(labels == label)), 50)
+        for label in range(5)
+    ]
+    assert (choose(pd.DataFrame({"class": labels}), 50, 5, 3).reshape(50, 5).T == np.stack(slow)).all()
+
+
 def test_class_without_embeddings():
     with pytest.raises(InputError, match=r"dream\.outliers: class 1 has no outlier embedding"):
         choose(pd.DataFrame({"class": [0, 2]}), 2, 3, 0)

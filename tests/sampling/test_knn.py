@@ -203,8 +203,17 @@ def test_round_against_all_classes(args, others, apart, selection, data):
     assert torch.equal(rows[clear][:, :-1], slow_rows[clear][:, :-1])
 
 
-def test_large_bank(monkeypatch):
+def test_index_of_rows_that_cannot_be_measured():
+    bank = torch.eye(4)
+    bank[2] = 0
+    with pytest.raises(ValueError, match="bank: row 2 is zero"):
+        Index.of(bank, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("trained_on", [2, 64])  # rows of a cell; few make worse cells, and no wrong distance
+def test_large_bank(monkeypatch, trained_on):
     monkeypatch.setattr(knn, "IVF_FROM", 2000)
+    monkeypatch.setattr(knn, "TRAINED_ON", trained_on)
     generator = torch.Generator().manual_seed(0)
     centres = F.normalize(torch.randn(10, 32, generator=generator), dim=1)
     bank = F.normalize(centres.repeat_interleave(200, 0) + 0.1 * torch.randn(2000, 32, generator=generator), dim=1)

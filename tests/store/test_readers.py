@@ -156,6 +156,7 @@ def test_checkpoint_that_unpacks_to_more(tmp_path):
         {"file": ["a"]},
         {"file": [1, 2], "label": [0, 1]},
         {"file": ["a", None], "label": [0, 1]},
+        {"file": [b"a", b"b"], "label": [0, 1]},
         {"file": ["a", "b"], "label": ["0", "1"]},
         {"file": ["a", "b"], "label": [0.5, None]},
     ],
