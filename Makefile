@@ -35,7 +35,7 @@ lint: $(STAMP)
 
 lowest:
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	grep -oE '[a-z0-9-]+>=[0-9.]+' setup.py | sed 's/>=/==/' > $(LOWEST)/constraints.txt
+	grep -oE '[A-Za-z0-9-]+>=[0-9.]+' setup.py | sed 's/>=/==/' > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
 	$(LOWEST)/bin/python -m pytest -m "not slow"
 
