@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 
 from openood_dream.reports import plots
 from openood_dream.reports.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
+
+with suppress(ImportError):  # of the extra "report", of which `plots.styled` tells
+    from matplotlib import patheffects
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 MAX_POINTS = 3000  # of each kind
 MAX_NAMED = 20  # classes whose names and anchors are drawn large
@@ -86,7 +88,7 @@ def embedding_map(
     distances = {ID: id_distances} | {one.name: one.distances for one in sampled}
     few = len(class_names) <= MAX_NAMED
     looks = _looks(sampled, few)
-    with matplotlib.rc_context(plots.STYLE):
+    with plots.styled():
         fig = Figure(figsize=(11, 6.4), layout="constrained")
         plots.write_title(fig, title)
         axes = fig.subplot_mosaic([["map", "side"], ["map", "words"]], width_ratios=(2, 1), height_ratios=(1.2, 1))

@@ -8,17 +8,21 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import yaml
 
+from openood_dream.extras import check_installed
 from openood_dream.reports.columns import header, headers, metrics_of, primary
 from openood_dream.reports.render import LEGEND, cells, marks, plain_rows, ranks
 from openood_dream.reports.variants import ROW, VARIANT, variants
 from openood_dream.store.files import write_text
+
+with suppress(ImportError):  # of the extra "report", of which `report` tells
+    import jinja2
 
 HASHES = {"run": "Training", "checkpoint": "Checkpoint (SHA-256)", "evaluation": "Evaluation"}
 
@@ -52,7 +56,11 @@ def report(
 
     Returns:
         The path of the page.
+
+    Raises:
+        InputError: jinja2 is not installed.
     """
+    check_installed("report", "jinja2")
     out = Path(out) if Path(out).suffix == ".html" else Path(out) / "report.html"
     shown = cells(table)
     listed = runs.assign(path=[os.path.relpath(p, out.parent.resolve()) for p in runs["path"]])
