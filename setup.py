@@ -29,7 +29,7 @@ setup(
         "pillow>=10.3",
         "pyarrow>=16.1",
         "pydantic>=2.9",
-        "pytorch-ood>=0.2",
+        "pytorch-ood>=0.4",
         "pyyaml>=6.0.1",
         "rich>=13.7",
         "safetensors>=0.4.3",

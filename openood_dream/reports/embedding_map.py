@@ -97,7 +97,7 @@ def embedding_map(
         axes["side"].set(title="k-NN distance", xlabel="times the 99th percentile of the class's ID images")
         axes["words"].axis("off")
         axes["words"].legend(*axes["map"].get_legend_handles_labels(), loc="upper left", borderaxespad=0)
-        _write_names(axes["map"], spots[ANCHOR], class_names, 10 if few else 6.5)
+        _write_names(fig, axes["map"], spots[ANCHOR], class_names, 10 if few else 6.5)
         return plots.png(fig)
 
 
@@ -163,13 +163,11 @@ def _ridges(ax: Axes, sets: Mapping[str, np.ndarray], colours: Sequence[str]) ->
     ax.grid(False, axis="y")
 
 
-def _write_names(ax: Axes, spots: np.ndarray, names: Sequence[str], size: float) -> None:
+def _write_names(fig: Figure, ax: Axes, spots: np.ndarray, names: Sequence[str], size: float) -> None:
     """Writes each name as near to its spot as other names and spots leave room, or leaves it out.
 
     Of 100 names adjustText takes half a minute and leaves some that overlap.
     """
-    fig = ax.get_figure(root=True)
-    assert fig is not None  # noqa: S101 # nosec B101 (axes that are drawn have one)
     renderer = FigureCanvasAgg(fig).get_renderer()
     fig.draw_without_rendering()
     look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "zorder": 5, "in_layout": False}
