@@ -9,6 +9,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST ?= .venv-lowest
+# the oldest Python that is here and allowed; the oldest torch has wheels for 3.10 to 3.12 alone
+LOWEST_PYTHON ?= $(firstword $(foreach v,3.10 3.11 3.12,$(shell python$(v) -c "import sys; print(sys.executable)" 2>/dev/null)) $(PYTHON))
 
 .PHONY: quickstart test test-fast slow bench gpu lint lowest clean
 
@@ -34,10 +36,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy openood_dream
 
 lowest:
-	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	grep -oE '[a-z0-9-]+>=[0-9.]+' setup.py | sed 's/>=/==/' > $(LOWEST)/constraints.txt
+	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
+	grep -oE '[A-Za-z0-9-]+>=[0-9.]+' setup.py | sed 's/>=/==/' > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --constraint $(LOWEST)/constraints.txt --editable ".[dev]"
-	$(LOWEST)/bin/python -m pytest -m "not slow"
+	$(LOWEST)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 # Installed once; again only when setup.py names other packages.
 $(STAMP): setup.py

@@ -51,7 +51,7 @@ def pick_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":
-        native = torch.cpu.get_capabilities()
+        native: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
         has_bf16 = native.get("avx512_bf16") or native.get("amx_bf16") or native.get("bf16")
         return torch.bfloat16 if has_bf16 else torch.float32
     return torch.float32

@@ -246,7 +246,8 @@ def schema_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
     """The settings model among the alternatives of a field's type, if there is one."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    # Python 3.10 takes list[int] for a type
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(model_in, get_args(annotation))), None)
 

@@ -27,6 +27,7 @@ from openood_dream.dream.residuals import load_residuals, residuals_of
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
+from openood_dream.extras import check_installed
 from openood_dream.parallel import ray
 from openood_dream.store.artifacts import MANIFEST, Artifact, build, complete
 from openood_dream.store.tables import INTEGERS, read_table, write_table
@@ -121,7 +122,7 @@ def list_label(imglist: Path) -> str:
 def check_executor(executor: str) -> None:
     """Checks that what distributes the drawing is installed: InputError where `executor` is ray and Ray is not."""
     if executor == "ray":
-        ray.check_installed()
+        check_installed("executor", "ray")
 
 
 def make_images(

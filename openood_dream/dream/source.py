@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from huggingface_hub.utils import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import safe_open
 from tokenizers import pre_tokenizers, trainers
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast  # type: ignore[attr-defined]
 
 from openood_dream import plugins
 from openood_dream.dream.families.base import find_family
@@ -109,7 +110,7 @@ class Source:
             )
         return parts
 
-    def text_parts(self) -> list[tuple[CLIPTokenizer, CLIPTextModel]]:
+    def text_parts(self) -> list[tuple[CLIPTokenizerFast, CLIPTextModel]]:
         """Tokenizer and text encoder, on the CPU; as many pairs of them as the pipeline's family has.
 
         Raises:
@@ -124,7 +125,7 @@ class Source:
             library, name = index[part]
             if library != "transformers" or not name.startswith("CLIPText"):
                 raise InputError(f"{self.where}: {self.path!r} has the text encoder {name}; expected CLIP's")
-            tokenizer = self.load(CLIPTokenizer, subfolder=part.replace("text_encoder", "tokenizer"))
+            tokenizer = self.load(CLIPTokenizerFast, subfolder=part.replace("text_encoder", "tokenizer"))
             pairs.append(fitted_pair(tokenizer, self.load(getattr(transformers, name), subfolder=part)))
         return pairs
 
@@ -250,10 +251,10 @@ def make_text_encoder(inputs: dict[str, Any], folder: Path) -> None:
     encoder.save_pretrained(folder / "text_encoder")
 
 
-def word_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
+def word_tokenizer(texts: Sequence[str]) -> CLIPTokenizerFast:
     """A CLIP tokenizer whose byte-pair vocabulary is learned from texts until every word of them is one token."""
     start, end = "<|startoftext|>", "<|endoftext|>"
-    learner = CLIPTokenizer(vocab={start: 0, end: 1}).backend_tokenizer
+    learner = _tokenizer_of({start: 0, end: 1}, []).backend_tokenizer
     normal = [learner.normalizer.normalize_str(text) for text in texts]
     words = {word for text in normal for word, _ in learner.pre_tokenizer.pre_tokenize_str(text)}
     # named here, since else the trainer numbers them in another order every time
@@ -269,5 +270,16 @@ def word_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
         ),
     )
     model = json.loads(learner.to_str())["model"]
-    merges: Any = [tuple(pair) for pair in model["merges"]]  # the annotation of CLIPTokenizer says text, it takes pairs
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges)
+    return _tokenizer_of(model["vocab"], model["merges"])
+
+
+def _tokenizer_of(vocab: dict[str, int], merges: list[list[str]]) -> CLIPTokenizerFast:
+    """A CLIP tokenizer, read from files, which every version of transformers takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
+        Path(folder, "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+        tokenizer = CLIPTokenizerFast.from_pretrained(folder)
+    for word in ("is_local", "local_files_only"):  # of the reading, which newer versions would write
+        tokenizer.init_kwargs.pop(word, None)
+    return tokenizer

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,23 @@ PREFIXES = ("module.", "model.", "net.", "network.", "backbone.")  # of all name
 INSERTED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # by torch, anywhere
 # what such files hold beside tensors, and what runs no code: timm's arguments, and NumPy's numbers such as an accuracy
 _NUMBER: Any = np.float64(0).__reduce__()[0]
-HARMLESS = [
+
+
+def _number_of(module: str) -> Callable[..., Any]:
+    """What makes NumPy's numbers, by the name of a module of NumPy's, which its version 2 changed."""
+
+    def scalar(*args: Any) -> Any:
+        return _NUMBER(*args)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
+
+
+HARMLESS: list[Any] = [
     argparse.Namespace,
+    codecs.encode,
     np.dtype,
-    _NUMBER,
-    (_NUMBER, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+    *map(_number_of, ("numpy.core.multiarray", "numpy._core.multiarray")),
     *{type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")},
 ]
 REMEDY = (
@@ -89,21 +103,24 @@ def _content(checkpoint: Path, key: str) -> Mapping[str, Any]:
             head = file.read(9)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27:  # the length of a header in JSON
             return tensors.read_tensors(checkpoint)
-        with torch.serialization.safe_globals(HARMLESS):
-            return tensors.read_checkpoint(checkpoint, f"{_foreign(checkpoint)}{REMEDY}")
+        with _harmless():
+            return tensors.read_checkpoint(checkpoint, REMEDY)
     except FileNotFoundError:
         raise InputError(f"{checkpoint}: no such checkpoint ({key}); train first or check the path") from None
     except OSError as error:
         raise InputError(f"{checkpoint}: cannot be read ({error.strerror}; {key}); check the path") from None
 
 
-def _foreign(checkpoint: Path) -> str:
-    """Names the objects of a file that are read by running code, which is never done."""
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Within the block torch.load reads HARMLESS objects beside tensors."""
+    before = [*torch.serialization.get_safe_globals()]
+    torch.serialization.add_safe_globals(HARMLESS)
     try:
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint)
-    except Exception:  # a file of another kind, which whoever reads it says
-        return ""
-    return f"it holds {', '.join(found[:3])}, which are not read, so save its tensors alone; " if found else ""
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _states(content: Mapping[Any, Any], depth: int = 3) -> Iterator[State]:

@@ -16,6 +16,7 @@ import torch
 from openood_dream import plugins
 from openood_dream._version import __version__
 from openood_dream.errors import InputError
+from openood_dream.extras import check_installed
 
 PATIENCE = 3  # how often an item is tried again after a worker has died of it
 
@@ -63,14 +64,6 @@ class Worker:
         return self.build()
 
 
-def check_installed() -> None:
-    """Raises InputError where Ray, an optional extra, is not installed."""
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        raise InputError("executor: ray is not installed; pip install 'openood-dream[ray]'") from None
-
-
 def each(
     build: Callable[[], Work], items: Sequence[Any], device: str = "auto", worker_gpus: float = 1
 ) -> Iterator[Any]:
@@ -94,7 +87,7 @@ def each(
             raised.
         OSError: one worker after another died of an item.
     """
-    check_installed()
+    check_installed("executor", "ray")
     import ray
 
     ours = not ray.is_initialized()

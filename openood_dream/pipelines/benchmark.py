@@ -12,6 +12,7 @@ from pathlib import Path
 from openood_dream import plugins
 from openood_dream.errors import InputError, check_name, warn
 from openood_dream.experiment import Experiment, load_config
+from openood_dream.extras import check_installed
 from openood_dream.parallel import ray
 from openood_dream.pipelines import jobs
 from openood_dream.pipelines.claim import Claim
@@ -67,10 +68,13 @@ def benchmark(
         The path of report.html; leaderboard.md, .csv and .json lie beside it.
 
     Raises:
-        InputError: a config, a list or an image is missing or wrong.
+        InputError: a config, a list or an image is missing or wrong, or a package of the extras is missing.
         JobsFailed: jobs failed; what the others gave is written.
     """
     start = time.perf_counter()
+    check_installed("benchmark", "matplotlib", "jinja2")
+    if executor == "ray":
+        check_installed("executor", "ray")
     common = load_config(config_files, overrides)
     root = _root(common)
     plan = Plan(config_files, overrides, common)

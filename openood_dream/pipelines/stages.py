@@ -11,6 +11,7 @@ from openood_dream.dream.chain import Dream
 from openood_dream.dream.samplers import SAMPLERS
 from openood_dream.errors import InputError, check_name
 from openood_dream.experiment import Experiment, load_config
+from openood_dream.extras import check_installed
 from openood_dream.reports import gallery
 from openood_dream.store import artifacts, files
 from openood_dream.store.artifacts import Artifact
@@ -101,8 +102,10 @@ def plot(
         The path of the PNG.
 
     Raises:
-        InputError: `out` does not end in .png or cannot be written, or the config or its data are not fit for it.
+        InputError: `out` does not end in .png or cannot be written, the config or its data are not fit for it, or
+            matplotlib is not installed.
     """
+    check_installed("plot", "matplotlib")
     if out is not None and out.suffix != ".png":
         raise InputError(f"--out: expected a file name that ends in .png, got {str(out)!r}")
     experiments = {}

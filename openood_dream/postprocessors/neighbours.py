@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from scipy.special import logsumexp
@@ -13,6 +12,7 @@ from torch import nn
 
 from openood_dream.postprocessors.base import Pass, Postprocessor, postprocessor
 from openood_dream.postprocessors.settings import KNNArguments, NNGuideArguments, RelationArguments
+from openood_dream.sampling.search import flat_index
 
 CHUNK = 50  # images whose relations to all training images are in memory at a time
 
@@ -21,7 +21,7 @@ CHUNK = 50  # images whose relations to all training images are in memory at a t
 class KNN(Postprocessor):
     """Minus the squared distance to the K-th nearest normalised training feature.
 
-    With faiss, as in OpenOOD: in tight clusters its rounding decides the order.
+    With faiss, where it is installed, as in OpenOOD: in tight clusters its rounding decides the order.
 
     Source: Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022.
     """
@@ -40,7 +40,7 @@ class KNN(Postprocessor):
         """
         bank = unit(split("train").features)
         check_neighbours(self.args, len(bank), "training images")
-        self.index = faiss.IndexFlatL2(bank.shape[1])
+        self.index = flat_index(bank.shape[1])
         self.index.add(bank)
 
     def confidence(self, images: Pass) -> torch.Tensor:
@@ -96,7 +96,7 @@ class NNGuide(Postprocessor):
         kept = min(batch * (int(len(train.labels) * self.args.alpha) // batch + 1), len(train.labels))
         check_neighbours(self.args, kept, f"training images that alpha {self.args.alpha:g} keeps")
         energies = logsumexp(train.logits[:kept].numpy(), axis=1)
-        self.index = faiss.IndexFlatIP(train.features.shape[1])
+        self.index = flat_index(train.features.shape[1], inner=True)
         self.index.add(unit(train.features[:kept]) * energies[:, None])
 
     def confidence(self, images: Pass) -> torch.Tensor:

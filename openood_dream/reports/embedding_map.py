@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 
 from openood_dream.reports import plots
 from openood_dream.reports.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
+
+with suppress(ImportError):  # of the extra "report", of which `plots.styled` tells
+    from matplotlib import patheffects
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 MAX_POINTS = 3000  # of each kind
 MAX_NAMED = 20  # classes whose names and anchors are drawn large
@@ -86,7 +88,7 @@ def embedding_map(
     distances = {ID: id_distances} | {one.name: one.distances for one in sampled}
     few = len(class_names) <= MAX_NAMED
     looks = _looks(sampled, few)
-    with matplotlib.rc_context(plots.STYLE):
+    with plots.styled():
         fig = Figure(figsize=(11, 6.4), layout="constrained")
         plots.write_title(fig, title)
         axes = fig.subplot_mosaic([["map", "side"], ["map", "words"]], width_ratios=(2, 1), height_ratios=(1.2, 1))
@@ -95,7 +97,7 @@ def embedding_map(
         axes["side"].set(title="k-NN distance", xlabel="times the 99th percentile of the class's ID images")
         axes["words"].axis("off")
         axes["words"].legend(*axes["map"].get_legend_handles_labels(), loc="upper left", borderaxespad=0)
-        _write_names(axes["map"], spots[ANCHOR], class_names, 10 if few else 6.5)
+        _write_names(fig, axes["map"], spots[ANCHOR], class_names, 10 if few else 6.5)
         return plots.png(fig)
 
 
@@ -161,13 +163,11 @@ def _ridges(ax: Axes, sets: Mapping[str, np.ndarray], colours: Sequence[str]) ->
     ax.grid(False, axis="y")
 
 
-def _write_names(ax: Axes, spots: np.ndarray, names: Sequence[str], size: float) -> None:
+def _write_names(fig: Figure, ax: Axes, spots: np.ndarray, names: Sequence[str], size: float) -> None:
     """Writes each name as near to its spot as other names and spots leave room, or leaves it out.
 
     Of 100 names adjustText takes half a minute and leaves some that overlap.
     """
-    fig = ax.get_figure(root=True)
-    assert fig is not None  # noqa: S101 # nosec B101 (axes that are drawn have one)
     renderer = FigureCanvasAgg(fig).get_renderer()
     fig.draw_without_rendering()
     look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "zorder": 5, "in_layout": False}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from openood_dream.dream.samplers import SAMPLERS, OutlierSettings
 from openood_dream.dream.space import load_space
 from openood_dream.errors import InputError, nearest
 from openood_dream.experiment import Experiment
+from openood_dream.extras import check_installed
 from openood_dream.reports import plots
 from openood_dream.reports.embedding_map import Sampled, embedding_map
 from openood_dream.sampling.knn import knn_distance
@@ -42,10 +42,10 @@ def embeddings(experiments: Mapping[str, Experiment], classes: Sequence[str] = (
         method: pca or umap.
 
     Raises:
-        InputError: an unknown class, another space, or umap where umap-learn is not installed.
+        InputError: an unknown class, another space, or a package of the extras is missing.
     """
-    if method == "umap" and importlib.util.find_spec("umap") is None:
-        raise InputError("--method umap: umap-learn is not installed; pip install umap-learn, or choose pca")
+    if method == "umap":
+        check_installed("--method umap", "umap")
     dreams = {label: experiment.imagination for label, experiment in experiments.items()}
     dream = next(iter(dreams.values()))
     names, shown = dream.names, chosen(dream.names, classes)

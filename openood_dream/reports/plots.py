@@ -8,13 +8,18 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sklearn.metrics import auc, roc_curve
+
+from openood_dream.extras import check_installed
+
+with suppress(ImportError):  # of the extra "report", of which `styled` tells
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: apart from each other for every common kind of colour blindness.
 BLUE, ORANGE, GREEN, RED, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222"
@@ -60,7 +65,7 @@ def score_histograms(id_scores: np.ndarray, groups: Mapping[str, Mapping[str, np
     def density(scores: np.ndarray) -> np.ndarray:
         return np.histogram(np.clip(scores, bins[0], bins[-1]), bins, density=True)[0]
 
-    with matplotlib.rc_context(STYLE):
+    with styled():
         fig, (ax,) = _panels(1, title, (7.6, 3.8))
         ax.stairs(density(reference), bins, fill=True, color=BLUE, alpha=0.35, label="ID test set")
         ax.stairs(density(reference), bins, color=BLUE, linewidth=1.5)
@@ -99,7 +104,7 @@ def roc_curves(methods: Mapping[str, Mapping[str, np.ndarray]], title: str = "RO
         ValueError: a set has no finite score.
     """
     kinds = list(dict.fromkeys(kind for scores in methods.values() for kind in scores if kind != "id"))
-    with matplotlib.rc_context(STYLE):
+    with styled():
         fig, axes = _panels(len(kinds), title, (5.2 * len(kinds), 4.9 + 0.22 * max(0, len(methods) - 6)))
         for ax, kind in zip(axes, kinds):
             for index, (method, scores) in enumerate(methods.items()):
@@ -159,7 +164,7 @@ def image_grid(rows: Sequence[Row], title: str, columns: Sequence[str] = ()) -> 
     labels = ["\n".join(line for part in label.split("\n") for line in textwrap.wrap(part, 22)) for label, _, _ in rows]
     margin = 0.3 + 0.13 * max(len(line) for label, row in zip(labels, rows) for line in label.split("\n") if row[1])
     above = 0.25 * (1 + max(heading.count("\n") for heading in columns)) if columns else 0.0
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+    with styled({"axes.grid": False}):
         fig, (ax,) = _panels(1, title, (0.85 * (width + margin), 0.85 * (sum(heights) + above) + 0.5))
         ax.axis("off")
         for column, heading in enumerate(columns):
@@ -217,7 +222,7 @@ def comparison(
         title: of the figure.
     """
     numbers = all(isinstance(place, (int, float)) for place in places)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         height = 3.6 if numbers else 1.2 + 0.27 * len(places)
         fig, axes = _panels(len(series), title, (3.6 * len(series), height))
         for index, (ax, (metric, points)) in enumerate(zip(axes, series.items())):
@@ -253,7 +258,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], title:
         histories: for each method the `epochs` of its train.json.
         title: of the figure.
     """
-    with matplotlib.rc_context(STYLE):
+    with styled():
         fig, axes = _panels(2, title, (10.4, 3.8))
         for ax, key in zip(axes, ("loss", "val_acc")):
             for index, (method, history) in enumerate(histories.items()):
@@ -267,6 +272,19 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], title:
 
 
 # ------------------------------------------------------------------------------------------- what all figures share
+
+
+def styled(more: Mapping[str, Any] | None = None) -> AbstractContextManager:
+    """The look that all figures have, within the block.
+
+    Args:
+        more: keys of matplotlib's, over STYLE.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    check_installed("figures", "matplotlib")
+    return matplotlib.rc_context(STYLE | (more or {}))
 
 
 def png(fig: Figure) -> bytes:

@@ -13,13 +13,13 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, Literal
 
-import faiss
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from openood_dream.sampling.blocks import blocks
 from openood_dream.sampling.pruning import contenders
+from openood_dream.sampling.search import ExactIndex, faiss, flat_index
 
 IVF_FROM = 200_000  # rows of a bank from which an exact search over all classes takes too long
 TRAINED_ON = (
@@ -32,14 +32,14 @@ REACH = 256  # how many times as long as an embedding, or as short, the draws of
 
 @dataclass(frozen=True)
 class Index:
-    """The embeddings of all classes, on the CPU, in a faiss index.
+    """The embeddings of all classes, on the CPU, in an index.
 
-    The index is exact up to round-off below IVF_FROM rows. From there on it looks into the nearest sixteenth of its
-    cells only, so that a distance is exact or a little too large.
+    The index is exact up to round-off below IVF_FROM rows, and without faiss always. From there on faiss looks into the
+    nearest sixteenth of its cells only, so that a distance is exact or a little too large.
 
     Args:
         rows: the embeddings (N, m).
-        index: the faiss index that holds them.
+        index: the index that holds them, faiss's where that is installed.
         off: how far the squared length of a row is from 1, at most.
     """
 
@@ -53,13 +53,17 @@ class Index:
 
         Args:
             rows: the embeddings (N, m), float32 on the CPU.
-            device: where to search: on a GPU only where faiss was built for it.
+            device: where to search: on a GPU unless faiss is installed and was built without it.
 
         Raises:
             ValueError: a row is zero or not finite.
         """
         check_rows("bank", rows)
-        index: Any = faiss.IndexFlatL2(rows.shape[1])
+        if faiss is None:
+            exact = ExactIndex(rows.shape[1], device=device if device.type == "cuda" else "cpu")
+            exact.add(rows.numpy())
+            return cls(rows, exact, _off_unit(rows))
+        index = flat_index(rows.shape[1])
         if len(rows) >= IVF_FROM:
             index = faiss.IndexIVFFlat(index, rows.shape[1], int(4 * math.sqrt(len(rows))), faiss.METRIC_L2)
             index.nprobe = math.ceil(index.nlist / 16)
@@ -72,7 +76,7 @@ class Index:
         return cls(rows, index, _off_unit(rows))
 
     def distance(self, x: Tensor, k: int) -> Tensor:
-        """d_k of embeddings, measured to the neighbour that faiss finds to be the k-th.
+        """d_k of embeddings, measured to the neighbour that the index finds to be the k-th.
 
         Args:
             x: the embeddings (n, m).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,7 +118,11 @@ def read_checkpoint(path: str | Path, remedy: str = "delete it and run again") -
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # torch reports a damaged file through many exception types
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}") from None
+        foreign = re.search(
+            r"GLOBAL ([\w.]+)", str(error)
+        )  # an object that is read by running code, which is never done
+        what = f"it holds {foreign[1]}, which is not read" if foreign else type(error).__name__
+        raise InputError(f"{path}: not a readable checkpoint ({what}); {remedy}") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: expected tensors by name, got a {type(state).__name__}; {remedy}")
     return state

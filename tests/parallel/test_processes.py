@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -169,8 +171,15 @@ for _ in range(2):
 def test_processes_of_torchrun(tmp_path):
     (tmp_path / "script.py").write_text(LAUNCHED)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*words, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with open(tmp_path / "log", "w+") as log:  # not a pipe, which workers that outlive the launcher would hold open
+        launcher = subprocess.Popen(
+            [*words, str(tmp_path / "script.py")], stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            assert launcher.wait(timeout=200) == 0, (tmp_path / "log").read_text()[-3000:]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
 
 
 def test_device_that_cannot_be_shared(monkeypatch):

@@ -229,6 +229,8 @@ class Training:
         if processes.is_main:
             pipeline = assemble(vae.eval(), nets.eval(), tokenizer, settings)
             write_samples(folder / "samples.png", pipeline, self.names, self.synthesis)
+            for part in (pipeline.unet, pipeline.vae):  # which older versions of safetensors write in this order alone
+                part.to(memory_format=torch.contiguous_format)
             pipeline.to("cpu").save_pretrained(folder)
             settle(folder)  # before the states go that it could be made of again
             for file in folder.glob("*.state"):

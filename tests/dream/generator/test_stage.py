@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizerFast
 
 from openood_dream.datasets.digits import DIGIT_NAMES
 from openood_dream.device import pick_device
@@ -44,7 +44,7 @@ def test_diffusers_alone_draws_with_it(pipeline):
     images = pipeline(["A high-quality image of the two"] * 2, num_inference_steps=2).images
     assert [image.size for image in images] == [(16, 16)] * 2
     assert isinstance(pipeline.vae, AutoencoderKL) and isinstance(pipeline.unet, UNet2DConditionModel)
-    assert isinstance(pipeline.text_encoder, CLIPTextModel) and isinstance(pipeline.tokenizer, CLIPTokenizer)
+    assert isinstance(pipeline.text_encoder, CLIPTextModel) and isinstance(pipeline.tokenizer, CLIPTokenizerFast)
 
 
 def test_vocabulary(pipeline):
