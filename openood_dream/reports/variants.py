@@ -14,6 +14,7 @@ from openood_dream.store.files import fingerprint
 VARIANT = "variant"  # a column: in what a run differs from others of its row, "" where it differs in its seed alone
 ROW = ["method", "postprocessor", "outlier_data", "network", "dataset"]  # the columns that make a row of a table
 SHOWN = 3  # keys that are named
+START = "network.checkpoint"  # the weights that a training begins with, by their hash
 OUTLIERS = "outliers"  # the key whose value is a fingerprint of imagined outliers
 FINGERPRINTS = (OUTLIERS, "images")  # the last names of keys whose values are hashes
 NOT_SET = "not set"
@@ -35,6 +36,8 @@ def variants(runs: pd.DataFrame, by: Sequence[str] = ROW) -> tuple[pd.Series, li
     for values, group in runs.groupby(list(by)):
         settings, imagined = group["settings"].tolist(), group["imagined"].tolist()
         determining = _differing(settings)
+        if START in determining and _each_seed_has_its_own(group["seed"].tolist(), settings):
+            determining.remove(START)
         if not determining:
             continue
         keys, texts = _told_apart(settings, imagined, determining)
@@ -69,6 +72,12 @@ def _told_apart(
     else:  # values so long that they are shown in part
         texts = {kind: f"{text} ({kind[:4]})" for kind, text in texts.items()}
     return keys, [texts[kind] for kind in kinds]
+
+
+def _each_seed_has_its_own(seeds: Sequence[int], settings: Sequence[Settings]) -> bool:
+    """Whether each seed begins with weights of its own, as where a method goes on from the base run of its seed."""
+    starts = [one.get(START, NOT_SET) for one in settings]
+    return len(set(zip(seeds, starts, strict=True))) == len(set(seeds)) == len(set(starts))
 
 
 def _differing(runs: Sequence[Settings]) -> list[str]:

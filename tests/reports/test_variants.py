@@ -32,6 +32,19 @@ def test_seeds_of_one_configuration_are_one_row(tmp_path):
     assert found.seeds.tolist() == [3] and found.notes.tolist() == [""]
 
 
+def test_each_seed_may_begin_with_weights_of_its_own(tmp_path):
+    def begun(seed: int, start: str) -> dict:
+        return {"inputs": {"seed": seed, "network": {"checkpoint": start}}, "dream": {}, "code": "1.0"}
+
+    for seed, start in enumerate("abc"):
+        write_run(tmp_path / "own", "oal", seed, record=begun(seed, start))
+    for seed, start in enumerate("aab"):
+        write_run(tmp_path / "mixed", "oal", seed, record=begun(seed, start))
+    assert rows(tmp_path / "own").seeds.tolist() == [3]
+    with pytest.warns(InputWarning, match="network.checkpoint"):
+        assert sorted(rows(tmp_path / "mixed").seeds) == [1, 2]
+
+
 @pytest.mark.parametrize(
     "other, key",
     [
