@@ -143,7 +143,8 @@ def test_without_pytest_benchmark(tmp_path):
 
 
 def test_setup_names_the_plugin():
-    assert '"pytest11": ["openood_dream.bench = pytest_openood_dream"]' in (ROOT / "setup.py").read_text()
+    text = (ROOT / "pyproject.toml").read_text()
+    assert '[project.entry-points.pytest11]\n"openood_dream.bench" = "pytest_openood_dream"' in text
 
 
 @pytest.mark.slow

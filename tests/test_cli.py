@@ -110,14 +110,18 @@ def test_help_of_a_command(command, name):
     done = command(name, "--help")
     assert done.code == 0 and name in done.out and not done.err
     takes_configs = name not in ("quickstart", "predict", "leaderboard", "verify", "doctor", "plot")
-    assert ("--config A.yml B.yml ... [--key value ...]" in " ".join(done.out.split())) == takes_configs
+    assert (
+        "--config A.yml B.yml ... [--plugin FILE.py ...] [--key value ...]" in " ".join(done.out.split())
+    ) == takes_configs
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_help_of_a_figure(command, name):
     assert f"  {name} " in command("plot", "--help").out
     done = command("plot", name, "--help")
-    assert done.code == 0 and "--config A.yml B.yml ... [--key value ...]" in " ".join(done.out.split())
+    assert done.code == 0 and "--config A.yml B.yml ... [--plugin FILE.py ...] [--key value ...]" in " ".join(
+        done.out.split()
+    )
 
 
 def test_version(command):

@@ -16,7 +16,7 @@ from openood_dream.errors import InputError
 from openood_dream.extras import EXTRA_OF, check_installed
 
 SETUP = Path(__file__).parents[1] / "setup.py"
-EXTRAS = {"report", "faiss", "gpu", "ray", "umap", "docs", "dev"}
+EXTRAS = {"report", "faiss", "gpu", "ray", "umap", "docs", "bench", "dev"}
 
 
 def test_every_requirement_has_a_lowest_version():

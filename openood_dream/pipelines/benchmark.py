@@ -76,10 +76,9 @@ def benchmark(
     if executor == "ray":
         check_installed("executor", "ray")
     common = load_config(config_files, overrides)
-    root = _root(common)
     plan = Plan(config_files, overrides, common)
     todo = plan.chosen(methods, seeds)
-    claim = Claim(root, common)
+    claim = Claim(_root(common), common)
     claim.check()
     todo[0].experiment.data.ensure()
     for one in todo:
@@ -88,8 +87,7 @@ def benchmark(
             check_folder(one.experiment)
             is_scored(one.experiment.run.folder, one.scored)  # InputError for other scores
     claim.add([(one.method, one.seed) for one in todo])
-    for some in jobs.waves(todo):
-        _run(some, executor, workers)
+    _run(todo, executor, workers)
     bad = [one for one in todo if one.mark.exists()]
     good = [one for one in todo if not one.mark.exists()]
     which = ", ".join(f"{one.method} seed {one.seed} ({one.log})" for one in bad)
@@ -100,7 +98,7 @@ def benchmark(
     for note in notes:
         warn(note)
     commands = [_command(config_files, overrides, methods, seeds), *(one.command for one in [*todo, *others])]
-    page = _report(root, [*good, *others], bad, time.perf_counter() - start, commands, notes)
+    page = _report(claim.root, [*good, *others], bad, time.perf_counter() - start, commands, notes)
     if bad:
         raise JobsFailed(f"{len(bad)} of {len(todo)} jobs failed: {which}", page)
     return page
@@ -170,17 +168,17 @@ def _named(folder: Path) -> tuple[str, int] | None:
 
 
 def _run(todo: list[Job], executor: str, workers: int | None) -> None:
-    """Does the jobs; arguments are those of `benchmark`."""
+    """Does the jobs, wave by wave; arguments are those of `benchmark`."""
     device, gpus = todo[0].experiment.run.device, todo[0].experiment.run.worker_gpus
-    if executor == "ray":
-        for _ in ray.each(jobs.ray_worker, [(one.words, str(one.log)) for one in todo], device, gpus):
-            pass
-        return
-    count = jobs.places(device) if workers is None else workers
-    if count > 1 and len(todo) > 1:
-        jobs.at_once(todo, count)
-    else:
-        jobs.in_turn(todo)
+    count = 1 if executor == "ray" else jobs.places(device) if workers is None else workers
+    for some in jobs.waves(todo):
+        if executor == "ray":
+            for _ in ray.each(jobs.ray_worker, [(one.words, str(one.log)) for one in some], device, gpus):
+                pass
+        elif count > 1 and len(todo) > 1:
+            jobs.at_once(some, count)
+        else:
+            jobs.in_turn(some)
 
 
 class Plan:
