@@ -270,7 +270,7 @@ def _tokenizer_of(vocab: dict[str, int], merges: list[list[str]]) -> CLIPTokeniz
         Path(folder, "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
         lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
         Path(folder, "merges.txt").write_text("\n".join(lines), encoding="utf-8")
-        tokenizer = CLIPTokenizerFast.from_pretrained(folder)
+        tokenizer = CLIPTokenizerFast.from_pretrained(folder)  # nosec B615 (a folder, not the hub)
     for word in ("is_local", "local_files_only"):  # of the reading, which newer versions would write
         tokenizer.init_kwargs.pop(word, None)
     return tokenizer

@@ -113,7 +113,6 @@ def test_two_spaces_are_not_drawn_in_one_plane(tiny, experiment):
 
 def test_umap_that_is_missing_is_refused_first(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    monkeypatch.setattr(gallery.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(gallery, "load_outliers", None)
     with pytest.raises(InputError, match="--method umap: umap is not installed; pip install .openood-dream.umap."):
         gallery.embeddings({"": tiny.config()}, method="umap")
