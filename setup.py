@@ -2,8 +2,8 @@
 
 from setuptools import find_packages, setup
 
-# What makes the report: tables work without it.
-REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
+# figures, and with them the report; tables work without
+REPORT = ["matplotlib>=3.8"]
 FAISS = ["faiss-cpu>=1.8"]
 RAY = ["ray>=2.40"]
 UMAP = ["umap-learn>=0.5.7"]
@@ -24,6 +24,7 @@ setup(
         "diffusers>=0.32",
         "filelock>=3.13",
         "huggingface-hub>=0.26",
+        "jinja2>=3.1.2",
         "numpy>=1.26",
         "packaging>=23.2",
         "pandas>=2.2",

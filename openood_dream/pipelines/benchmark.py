@@ -72,7 +72,7 @@ def benchmark(
         JobsFailed: jobs failed; what the others gave is written.
     """
     start = time.perf_counter()
-    check_installed("benchmark", "matplotlib", "jinja2")
+    check_installed("benchmark", "matplotlib")
     if executor == "ray":
         check_installed("executor", "ray")
     common = load_config(config_files, overrides)

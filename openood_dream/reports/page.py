@@ -8,21 +8,17 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import yaml
 
-from openood_dream.extras import check_installed
 from openood_dream.reports.columns import header, headers, metrics_of, primary
 from openood_dream.reports.render import LEGEND, cells, marks, plain_rows, ranks
 from openood_dream.reports.variants import ROW, VARIANT, variants
 from openood_dream.store.files import write_text
-
-with suppress(ImportError):  # of the extra "report", of which `_filled` tells
-    import jinja2
 
 HASHES = {"run": "Training", "checkpoint": "Checkpoint (SHA-256)", "evaluation": "Evaluation"}
 
@@ -56,11 +52,9 @@ def report(
 
     Returns:
         The path of the page.
-
-    Raises:
-        InputError: jinja2 is not installed.
     """
     out = Path(out) if Path(out).suffix == ".html" else Path(out) / "report.html"
+    shown = cells(table)
     listed = runs.assign(path=[os.path.relpath(p, out.parent.resolve()) for p in runs["path"]])
     values = {
         "headers": headers(table),
@@ -68,7 +62,7 @@ def report(
         "task": header(primary(table)).removesuffix(" AUROC"),
         "metrics": metrics_of(table),
         "rows": plain_rows(table),
-        "shown": plain_rows(cells(table)),
+        "shown": plain_rows(shown),
         "ranks": ranks(table),
         "descending": table[primary(table)].dropna().is_monotonic_decreasing,
         "legend": LEGEND if any(marks(table)) else "",
@@ -85,16 +79,10 @@ def report(
         "settings": _as_yaml(settings or {}),
         "commands": list(commands) or [shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])],
     }
-    write_text(out, _filled(values))
-    return out
-
-
-def _filled(values: Mapping[str, Any]) -> str:
-    """The page with its values; InputError without jinja2."""
-    check_installed("report", "jinja2")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = page.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(values)
+    write_text(out, template.render(values))
+    return out
 
 
 def _as_yaml(settings: Mapping[str, Any]) -> str:
