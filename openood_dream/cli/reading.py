@@ -81,7 +81,7 @@ def leaderboard(
 
 
 @app.command(
-    **CONFIGURED | {"options_metavar": "[KEY ...] [--config A.yml B.yml ... [--key value ...]]"},
+    **CONFIGURED | {"options_metavar": "[KEY ...] [--config A.yml B.yml ... [--plugin FILE.py ...] [--key value ...]]"},
     **guide("config"),
 )
 def config(
