@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from openood_dream.config.schema import Section
@@ -113,13 +115,28 @@ def score_set(detector: Postprocessor, passes: Passes, which: Set) -> Scores:
         InputError: a score is not a number.
     """
     images = passes.of(which, type(detector))
-    conf = detector.confidence(images).double().numpy()
-    if np.isnan(conf).any():
-        image = passes.image(which, int(np.flatnonzero(np.isnan(conf))[0]))
-        raise InputError(f"{detector.name}: the score of {image} is not a number; check the checkpoint")
+    conf = checked_scores(detector, detector.confidence(images), partial(passes.image, which))
     label = images.labels.numpy()
     known = which[0] == "dataset" or which[1] == "csid"
     return Scores(detector.prediction(images).numpy(), conf, label if known else np.full_like(label, -1))
+
+
+def checked_scores(detector: Postprocessor, conf: torch.Tensor, called: Callable[[int], str]) -> np.ndarray:
+    """Confidences (N,) in float64.
+
+    Args:
+        detector: whose they are.
+        conf: what it gave (N,).
+        called: what the image of a row is called in messages.
+
+    Raises:
+        InputError: one of them is not a number.
+    """
+    scores = conf.double().numpy()
+    if np.isnan(scores).any():
+        image = called(int(np.flatnonzero(np.isnan(scores))[0]))
+        raise InputError(f"{detector.name}: the score of {image} is not a number; check the checkpoint")
+    return scores
 
 
 def _write(found: Evaluation, out: Path, config: Mapping[str, Any], id_name: str) -> np.ndarray:

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openood_dream.errors import InputError
-from openood_dream.evaluators.evaluate import swept
+from openood_dream.evaluators.evaluate import checked_scores, swept
 from openood_dream.evaluators.passes import forward_pass, head_of
 from openood_dream.parallel.processes import unwrap_model
 from openood_dream.postprocessors.base import Images, Pass, Postprocessor
@@ -99,10 +97,7 @@ class HostDetector:
             conf = cast(LikelihoodScore, self.detector).score(generative, images, device)
             return torch.full((len(labels),), -1).numpy(), conf.numpy(), labels.numpy()
         found = self._images(net, data_loader)
-        scores = self.detector.confidence(found).double().numpy()
-        if np.isnan(scores).any():
-            row = int(np.flatnonzero(np.isnan(scores))[0])
-            raise InputError(f"{self.cls.name}: the score of image {row} is not a number; check the checkpoint")
+        scores = checked_scores(self.detector, self.detector.confidence(found), "image {}".format)
         return self.detector.prediction(found).numpy(), scores, found.labels.numpy()
 
     def _images(self, net: nn.Module, loader: DataLoader) -> Pass | Images:

@@ -243,12 +243,7 @@ class Plan:
         if any(one.weights == job.start and not (one.weights.parent / TRAINED).exists() for one in todo):
             return False
         if not job.start.exists():
-            runs = [
-                (label, seed)
-                for seed in self.settings.seeds
-                for _, label, _ in variants(self.settings, list(self.settings.methods))
-            ]
-            makers = [one for one in self.jobs(runs) if one.weights == job.start]
+            makers = [one for one in self.chosen(None, None) if one.weights == job.start]
             if makers:
                 raise InputError(
                     f"--methods: {job.method} begins with the weights of {makers[0].method}, which are not there yet "

@@ -19,7 +19,7 @@ from openood_dream.datasets.given import Given, find_given, open_images
 from openood_dream.datasets.images import ImageList, loader, placed
 from openood_dream.device import enough_memory
 from openood_dream.errors import InputError, warn
-from openood_dream.evaluators.evaluate import best_on_validation, fitted, score_set
+from openood_dream.evaluators.evaluate import best_on_validation, checked_scores, fitted, score_set
 from openood_dream.evaluators.passes import Passes, forward_pass, passes_dir
 from openood_dream.evaluators.verdicts import Verdicts, find_threshold
 from openood_dream.experiment import Experiment
@@ -86,9 +86,9 @@ class Detector:
             raise InputError(f"keep: expected a share above 0 and below 1, such as 0.95, got {keep!r}")
         found = find_finished(Path(run), postprocessor, device)
         experiment = found.experiment
-        find_postprocessor(experiment.postprocessor, experiment.network.name)
+        kind = find_postprocessor(experiment.postprocessor, experiment.network.name)
         check_network(experiment.network, **experiment.dataset.shape)
-        loading = _Loading(experiment, found.checkpoint, found.folder / DETECTORS)
+        loading = _Loading(kind, experiment, found.checkpoint, found.folder / DETECTORS)
         fitted, threshold = loading.settle(float(keep))
         return cls(loading.passes, fitted, threshold, float(keep), _names(experiment))
 
@@ -161,11 +161,7 @@ class Detector:
                     f"{self.name}: the network's output for {names[whole.broken]} is not finite; check the checkpoint"
                 )
             conf, predicted = self._postprocessor.confidence(whole), self._postprocessor.prediction(whole)
-        scores = conf.double().numpy()
-        if np.isnan(scores).any():
-            name = names[int(np.flatnonzero(np.isnan(scores))[0])]
-            raise InputError(f"{self.name}: the score of {name} is not a number; check the checkpoint")
-        return predicted.numpy(), scores
+        return predicted.numpy(), checked_scores(self._postprocessor, conf, names.__getitem__)
 
     def __repr__(self) -> str:
         return f"Detector({self.name!r}, threshold={self.threshold:.4g}, keep={self.keep:g})"
@@ -196,14 +192,14 @@ class _Loading:
     """Fits a detector and finds its threshold, or finds both in the run's record.
 
     Args:
+        cls: the detector's class.
         experiment: the run's config, with the detector's settings.
         checkpoint: the weights.
         folder: where detectors are recorded.
     """
 
-    def __init__(self, experiment: Experiment, checkpoint: Path, folder: Path) -> None:
-        self.experiment, self.settings = experiment, experiment.postprocessor
-        self.cls = find_postprocessor(self.settings, experiment.network.name)
+    def __init__(self, cls: type[Postprocessor], experiment: Experiment, checkpoint: Path, folder: Path) -> None:
+        self.cls, self.experiment, self.settings = cls, experiment, experiment.postprocessor
         self.path = folder / f"{self.settings.name}.json"
         self.fits = self.cls.fit is not Postprocessor.fit
         ood = experiment.ood_dataset if experiment.has("ood_dataset") else None

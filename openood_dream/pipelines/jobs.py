@@ -124,7 +124,7 @@ def waves(jobs: Sequence[Job]) -> list[list[Job]]:
         unmade = {one.weights for one in left}
         ready = [one for one in left if one.start not in unmade]
         found.append(ready or left)  # in a circle: each says for itself what it lacks
-        left = [one for one in left if one not in found[-1]]
+        left = [one for one in left if one.start in unmade] if ready else []
     return found
 
 

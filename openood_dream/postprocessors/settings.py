@@ -25,136 +25,110 @@ class PostprocessorSettings(HostSection):
         return self.APS_mode and bool(self.postprocessor_sweep)
 
 
-class EBOArguments(Section):
-    """`postprocessor.postprocessor_args` of ebo."""
+class Arguments(Section):
+    """`postprocessor.postprocessor_args`: the hyperparameters of a detector."""
 
     section = "postprocessor.postprocessor_args"
+
+
+class EBOArguments(Arguments):
+    """`postprocessor.postprocessor_args` of ebo."""
 
     temperature: float = Field(1, gt=0, description="temperature T of the energy")
 
 
-class GENArguments(Section):
+class GENArguments(Arguments):
     """`postprocessor.postprocessor_args` of gen."""
-
-    section = "postprocessor.postprocessor_args"
 
     gamma: float = Field(0.1, gt=0, description="exponent of the entropy")
     M: int = Field(100, ge=1, description="how many of the largest probabilities are looked at")
 
 
-class SHEArguments(Section):
+class SHEArguments(Arguments):
     """`postprocessor.postprocessor_args` of she."""
-
-    section = "postprocessor.postprocessor_args"
 
     metric: Literal["inner_product"] = Field("inner_product", description="similarity of feature and pattern")
 
 
-class FDBDArguments(Section):
+class FDBDArguments(Arguments):
     """`postprocessor.postprocessor_args` of fdbd."""
-
-    section = "postprocessor.postprocessor_args"
 
     distance_as_normalizer: bool = Field(
         True, description="whether to divide by the distance to the training mean, not by the feature's length"
     )
 
 
-class NCIArguments(Section):
+class NCIArguments(Arguments):
     """`postprocessor.postprocessor_args` of nci."""
-
-    section = "postprocessor.postprocessor_args"
 
     alpha: float = Field(0.0001, ge=0, description="weight of the feature's L1 norm")
 
 
-class KNNArguments(Section):
+class KNNArguments(Arguments):
     """`postprocessor.postprocessor_args` of knn."""
-
-    section = "postprocessor.postprocessor_args"
 
     K: int = Field(50, ge=1, description="which of the nearest training features counts")
 
 
-class NNGuideArguments(Section):
+class NNGuideArguments(Arguments):
     """`postprocessor.postprocessor_args` of nnguide."""
-
-    section = "postprocessor.postprocessor_args"
 
     alpha: float = Field(0.01, gt=0, le=1, description="share of the training images that are kept, the first ones")
     K: int = Field(100, ge=1, description="how many of the most similar kept images count")
 
 
-class RelationArguments(Section):
+class RelationArguments(Arguments):
     """`postprocessor.postprocessor_args` of relation."""
-
-    section = "postprocessor.postprocessor_args"
 
     pow: float = Field(1, gt=0, description="exponent of a relation")
 
 
-class PrincipalArguments(Section):
+class PrincipalArguments(Arguments):
     """`postprocessor.postprocessor_args` of vim and residual."""
-
-    section = "postprocessor.postprocessor_args"
 
     dim: int = Field(256, ge=0, description="dimensions of the principal space")
 
 
-class ODINArguments(Section):
+class ODINArguments(Arguments):
     """`postprocessor.postprocessor_args` of odin."""
-
-    section = "postprocessor.postprocessor_args"
 
     temperature: float = Field(1000, gt=0, description="temperature T of the softmax")
     noise: float = Field(0.0014, ge=0, description="step along the gradient's sign, in pixels of 0 to 1")
 
 
-class ReActArguments(Section):
+class ReActArguments(Arguments):
     """`postprocessor.postprocessor_args` of react."""
-
-    section = "postprocessor.postprocessor_args"
 
     percentile: float = Field(90, ge=0, le=100, description="percentile of all validation features to clip at")
 
 
-class VRAArguments(Section):
+class VRAArguments(Arguments):
     """`postprocessor.postprocessor_args` of vra."""
-
-    section = "postprocessor.postprocessor_args"
 
     percentile_low: float = Field(10, ge=0, le=100, description="percentile of all validation features below")
     percentile_high: float = Field(90, ge=0, le=100, description="percentile of all validation features above")
 
 
-class ASHArguments(Section):
+class ASHArguments(Arguments):
     """`postprocessor.postprocessor_args` of ash."""
-
-    section = "postprocessor.postprocessor_args"
 
     percentile: float = Field(90, ge=0, lt=100, description="share of an image's features that become 0, in percent")
 
 
-class ScaleArguments(Section):
+class ScaleArguments(Arguments):
     """`postprocessor.postprocessor_args` of scale."""
-
-    section = "postprocessor.postprocessor_args"
 
     percentile: float = Field(85, ge=0, lt=100, description="share of features that are not the largest, in percent")
 
 
-class DiceArguments(Section):
+class DiceArguments(Arguments):
     """`postprocessor.postprocessor_args` of dice."""
-
-    section = "postprocessor.postprocessor_args"
 
     p: float = Field(90, ge=0, le=100, description="share of the classifier's weights that become 0, in percent")
 
 
-class LikelihoodArguments(Section):
+class LikelihoodArguments(Arguments):
     """`postprocessor.postprocessor_args` of likelihood."""
-
-    section = "postprocessor.postprocessor_args"
 
     cache_dir: str = Field(description="folder that keeps likelihoods, regrets and code lengths")
 
@@ -184,10 +158,8 @@ class RegretZArguments(LikelihoodArguments):
     samples: int = Field(20, ge=1, description="importance samples of the bound")
 
 
-class NoArguments(Section):
+class NoArguments(Arguments):
     """`postprocessor.postprocessor_args` of a detector without hyperparameters."""
-
-    section = "postprocessor.postprocessor_args"
 
 
 # the hyperparameters of each detector by its name, for whoever does without the detectors, which need torch
