@@ -326,7 +326,7 @@ owner.{method} = stuck
 def test_interruptions(fork, tiny, dream, whole, tmp_path, stage, times):
     """Once: cleanly, with all that was finished. Twice: at once, even while it cleans up."""
     root, mark = tmp_path / "out", tmp_path / "mark"
-    place = {"module": "openood_dream.trainers", "name": "BaseTrainer", "method": "train_epoch"}
+    place = {"module": "openood_dream.trainers.base", "name": "BaseTrainer", "method": "train_epoch"}
     if stage == "imagine":
         place = {"module": "openood_dream.dream.imaginer", "name": "Imaginer", "method": "__call__"}
         shutil.copytree(
