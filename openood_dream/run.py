@@ -11,6 +11,7 @@ from openood_dream.openood import host
 from openood_dream.pipelines.benchmark import benchmark
 from openood_dream.pipelines.test import test
 from openood_dream.pipelines.train import train
+from openood_dream.trainers.known import TRAINERS
 
 Pipeline = Callable[[Experiment], Path]
 
@@ -44,6 +45,8 @@ def run(config_files: Sequence[str], overrides: Sequence[str] = ()) -> Path:
 def hosted(experiment: Experiment, standalone: Pipeline) -> Path:
     """Runs `train` or `test`, or OpenOOD's pipeline of that kind where `backend` means OpenOOD.
 
+    A benchmark's config names the pipeline `benchmark`; the part of it that is asked for here is then the pipeline.
+
     Args:
         experiment: the config.
         standalone: pipelines.train.train or pipelines.test.test.
@@ -57,9 +60,19 @@ def hosted(experiment: Experiment, standalone: Pipeline) -> Path:
     if not host.wanted(experiment):
         return standalone(experiment)
     kind, name = [key for key, ours in STANDALONE.items() if ours is standalone], experiment.pipeline.name
-    if name not in kind:
+    if name == "benchmark":
+        experiment = experiment.changed({"pipeline.name": _part(experiment, standalone)})
+    elif name not in kind:
         raise experiment.error("pipeline.name", f"expected {' or '.join(kind)}, got {name!r}")
     return _by_openood(experiment)
+
+
+def _part(experiment: Experiment, standalone: Pipeline) -> str:
+    """OpenOOD's pipeline that does a benchmark's training or its test."""
+    if standalone is test:
+        return "test_ood"
+    trainer = TRAINERS.get(experiment.trainer.name)
+    return "train_oe" if trainer and trainer.auxiliary else "train"
 
 
 def _by_openood(experiment: Experiment) -> Path:

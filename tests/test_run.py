@@ -40,5 +40,17 @@ def test_backend_decides(tiny, monkeypatch):
 @pytest.mark.parametrize("standalone, expected", [(training.train, "train or train_oe"), (scoring.test, "test_ood")])
 def test_pipeline_must_be_of_the_kind(tiny, monkeypatch, standalone, expected):
     monkeypatch.setattr(host, "wanted", lambda experiment: True)
-    with pytest.raises(InputError, match=rf"pipeline\.name: expected {expected}, got 'benchmark'"):
-        runner.hosted(tiny.config(), standalone)
+    with pytest.raises(InputError, match=rf"pipeline\.name: expected {expected}, got 'finetune'"):
+        runner.hosted(tiny.config("--pipeline.name", "finetune"), standalone)
+
+
+@pytest.mark.parametrize(
+    "layer, standalone, name",
+    [("base", training.train, "train"), ("oe", training.train, "train_oe"), ("base", scoring.test, "test_ood")],
+)
+def test_part_of_a_benchmark(tiny, monkeypatch, layer, standalone, name):
+    """`train` and `test` do their part of a benchmark's config, in OpenOOD as alone."""
+    monkeypatch.setattr(host, "wanted", lambda experiment: True)
+    monkeypatch.setattr(host, "run", lambda experiment: experiment.pipeline.name)
+    experiment = tiny.method(layer).changed({"pipeline.name": "benchmark"})
+    assert runner.hosted(experiment, standalone) == name
