@@ -97,7 +97,7 @@ CONFIGS = [
     layer("an unknown section", "dreams: {}", r": dreams: "),
     layer(
         "a test set that is named twice",
-        "ood_dataset: {farood: {datasets: [noise, near_digits], near_digits: {imglist_pth: a.txt, data_dir: .}}}",
+        "ood_dataset: {farood: {datasets: [scrambled, near_digits], near_digits: {imglist_pth: a.txt, data_dir: .}}}",
         r": ood_dataset\.farood\.datasets: ",
     ),
     layer(
@@ -678,7 +678,7 @@ def test_bad_input(row, command, tiny, dream, digits, tmp_path):
     rejected(row, command, tiny, digits, tmp_path)
 
 
-@pytest.mark.parametrize("which", ["test", "nearood.near_digits", "farood.noise"])
+@pytest.mark.parametrize("which", ["test", "nearood.near_digits", "farood.scrambled"])
 def test_broken_image_of_a_test_set(which, command, tiny, digits, tmp_path):
     config = load_config([tiny.file])
     torch.save(get_network(config.network, image_size=config.dataset.image_size).state_dict(), tmp_path / "net.ckpt")

@@ -25,9 +25,9 @@ def run(benchmarked, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def photos(digits, tmp_path) -> Path:
-    """Two digits and a patch of noise, in folders."""
+    """Two digits and a scrambled one, in folders."""
     there, photos = digits / "images_classic" / "digits", tmp_path / "photos"
-    for number, name in enumerate(("test/zero", "test/one", "test_noise")):
+    for number, name in enumerate(("test/zero", "test/one", "test_scrambled")):
         (photos / str(number)).mkdir(parents=True)
         shutil.copy(sorted((there / name).rglob("*.png"))[0], photos / str(number) / "a.png")
     return photos

@@ -13,8 +13,9 @@ from openood_dream.store.artifacts import exclusive
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five")  # ID; six to nine are near-OOD
 SHIFTED = ("test_rotated", "test_blurred", "test_noisy", "test_contrast")  # covariate-shifted ID test digits
-UNSHIFTED = ("train", "val", "test", "val_turned", "test_near_digits", "test_flower", "test_noise", "train_aux")
+UNSHIFTED = ("train", "val", "test", "val_turned", "test_near_digits", "test_flower", "test_scrambled", "train_aux")
 DIGIT_SETS = (*UNSHIFTED, *SHIFTED, "train_pixel_noise")
+COUNT = 400  # images of each outlier set
 
 Images = list[tuple[np.ndarray, int]]  # uint8 (32, 32, 3) and the label of each
 
@@ -25,10 +26,11 @@ def make_digits(root: str | Path, seed: int = 0) -> None:
     What is there already stays; an image that is missing or damaged is made again.
 
     ID digits zero to five (train 70 %, val 10 %, test 20 %), near-OOD six to nine, far-OOD patches of flower.jpg and
-    noise, auxiliary outliers for OE of china.jpg patches and blends of two ID training digits, OOD validation ID
-    validation digits turned by a quarter. ID test digits rotated, blurred, noisy and of low contrast are the
-    covariate-shifted sets, ID training digits under heavy noise a cheap kind of outliers. All 32x32 RGB PNG. No
-    near-OOD class is in any set but its own.
+    scrambled ID test digits, auxiliary outliers for OE of china.jpg patches and blends of two ID training digits, OOD
+    validation ID validation digits turned by a quarter. ID test digits rotated, blurred, noisy and of low contrast are
+    the covariate-shifted sets, ID training digits under heavy noise a cheap kind of outliers. Patches have the grey
+    values of ID digits, so that only their shapes tell them from digits. All 32x32 RGB PNG. No near-OOD class is in
+    any set but its own.
 
     Args:
         root: the folder to write into.
@@ -56,28 +58,30 @@ def _sets(seed: int) -> dict[str, Images]:
     """The images of each of DIGIT_SETS."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
-    glyphs = np.stack([_upscale(image) for image in digits.images])
+    upscaled = np.stack([_upscale(glyph) for glyph in digits.images])
     by_class = [rng.permutation(np.flatnonzero(digits.target == label)) for label in range(10)]
-    splits: dict[str, Images] = {"train": [], "val": [], "test": []}
+    members: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for label in range(len(DIGIT_NAMES)):
-        train, val, test = np.split(by_class[label], [int(0.7 * len(by_class[label])), int(0.8 * len(by_class[label]))])
-        for split, members in (("train", train), ("val", val), ("test", test)):
-            splits[split] += [(glyphs[i], label) for i in members]
+        cuts = [int(0.7 * len(by_class[label])), int(0.8 * len(by_class[label]))]
+        for found, part in zip(members.values(), np.split(by_class[label], cuts)):
+            found += part.tolist()
+    splits: dict[str, Images] = {
+        split: [(upscaled[i], int(digits.target[i])) for i in found] for split, found in members.items()
+    }
 
     turned = [(np.rot90(image, turn), -1) for image, label in splits["val"] if label >= 2 for turn in (1, 3)]
-    near = [(glyphs[i], -1) for label in range(len(DIGIT_NAMES), 10) for i in by_class[label]]
-    train_images = np.stack([image for image, _ in splits["train"]])
-    first, second = rng.integers(len(train_images), size=(2, 400))
-    blends = np.maximum(train_images[first], train_images[second])
+    near = [upscaled[i] for label in range(len(DIGIT_NAMES), 10) for i in by_class[label]]
+    train, test = digits.images[members["train"]], digits.images[members["test"]]
+    flower, china = (load_sample_image(f"{name}.jpg") for name in ("flower", "china"))
+    first, second = upscaled[rng.choice(members["train"], size=(2, COUNT))]
     sets = {
-        **splits,
-        "val_turned": turned,
         "test_near_digits": near,
-        "test_flower": [(patch, -1) for patch in _patches(load_sample_image("flower.jpg"), 400, rng)],
-        "test_noise": [(noise, -1) for noise in rng.integers(0, 256, size=(400, 32, 32, 3), dtype=np.uint8)],
-        "train_aux": [(image, -1) for image in (*_patches(load_sample_image("china.jpg"), 400, rng), *blends)],
+        "test_flower": _patches(flower, test, rng),
+        "test_scrambled": [_upscale(rng.permuted(glyph.ravel()).reshape(8, 8)) for glyph in _drawn(test, rng)],
+        "train_aux": [*_patches(china, train, rng), *np.maximum(first, second)],
     }
-    return sets | _changed(splits, seed)
+    outliers = {name: [(image, -1) for image in images] for name, images in sets.items()}
+    return {**splits, "val_turned": turned, **outliers, **_changed(splits, seed)}
 
 
 def _changed(splits: dict[str, Images], seed: int) -> dict[str, Images]:
@@ -118,12 +122,23 @@ def _upscale(glyph: np.ndarray) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _patches(photo: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random square patches of a photo, 32 to 96 pixels wide, scaled to 32x32."""
+def _drawn(glyphs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """COUNT random ones of these glyphs."""
+    return glyphs[rng.integers(len(glyphs), size=COUNT)]
+
+
+def _patches(photo: np.ndarray, glyphs: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random square patches of a photo, 32 to 96 pixels wide, as 8x8 pixels with the grey values of a random glyph.
+
+    The darkest pixel of a patch gets the darkest value of its glyph, and so on: mean and contrast are a digit's.
+    """
+    grey = Image.fromarray(photo).convert("L")
     patches = []
-    for _ in range(count):
+    for glyph in _drawn(glyphs, rng):
         width = int(rng.integers(32, 97))
-        top, left = rng.integers(photo.shape[0] - width), rng.integers(photo.shape[1] - width)
-        patch = Image.fromarray(photo[top : top + width, left : left + width])
-        patches.append(np.asarray(patch.resize((32, 32), Image.Resampling.BILINEAR)))
+        left, top = (int(rng.integers(size - width)) for size in grey.size)
+        patch = np.asarray(grey.crop((left, top, left + width, top + width)).resize((8, 8), Image.Resampling.BOX))
+        values = np.empty(64)
+        values[np.argsort(patch, axis=None, kind="stable")] = np.sort(glyph, axis=None)
+        patches.append(_upscale(values.reshape(8, 8)))
     return patches

@@ -34,7 +34,11 @@ def settings(digits: Path) -> dict[str, dict[str, Any]]:
             "batch_size": 100,
             "val": split("val_turned"),
             "nearood": {"datasets": ["near_digits"], "near_digits": split("test_near_digits")},
-            "farood": {"datasets": ["noise", "flower"], "flower": split("test_flower"), "noise": split("test_noise")},
+            "farood": {
+                "datasets": ["scrambled", "flower"],
+                "flower": split("test_flower"),
+                "scrambled": split("test_scrambled"),
+            },
             "csid": {"datasets": ["rotated"], "rotated": split("test_rotated")},
         },
     }
@@ -102,7 +106,7 @@ def test_augmented_loader_decodes_no_image_again(data, monkeypatch):
 
 def test_sets_come_group_by_group_as_the_config_lists_them(data):
     found = [(*which, len(data.images("ood_dataset", *which))) for which in data.ood_sets()]
-    assert found == [("nearood", "near_digits", 714), ("farood", "noise", 400), ("farood", "flower", 400)]
+    assert found == [("nearood", "near_digits", 714), ("farood", "scrambled", 400), ("farood", "flower", 400)]
     assert len(data.images("ood_dataset", "val")) == 144 and data.csid_sets() == ["rotated"]
 
 

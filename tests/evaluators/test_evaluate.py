@@ -59,7 +59,7 @@ def test_ood_csv_follows_from_the_scores(folder, postprocessor):
     with open(folder / postprocessor / "ood.csv", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["dataset", "FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC"]
-    assert [row[0] for row in rows] == ["near_digits", "nearood", "flower", "noise", "farood"]
+    assert [row[0] for row in rows] == ["near_digits", "nearood", "flower", "scrambled", "farood"]
     assert all(len(cell.split(".")[1]) == 2 for row in rows for cell in row[1:])
     id_scores = npz(folder / postprocessor / "scores" / "digits.npz")
     percent = {}
@@ -74,7 +74,7 @@ def test_ood_csv_follows_from_the_scores(folder, postprocessor):
         percent[name] = np.array(cells, float)
     means = {name: np.array(cells, float) for name, *cells in rows if name in ("nearood", "farood")}
     assert np.allclose(means["nearood"], percent["near_digits"], atol=0.0101)
-    assert np.allclose(means["farood"], (percent["flower"] + percent["noise"]) / 2, atol=0.0101)
+    assert np.allclose(means["farood"], (percent["flower"] + percent["scrambled"]) / 2, atol=0.0101)
 
 
 def test_config_yml(folder):

@@ -354,7 +354,7 @@ def test_checkpoints_are_exchanged(job, trained):
         layers = ["pipelines/test/test_ood.yml", "postprocessors/msp.yml"]
         config = job(f"exchange/{backend}", layers, "--network.checkpoint", str(checkpoint), backend=backend)
         folder = hosted(config, scoring.test)
-        assert set(scores(folder)) == {"near_digits", "nearood", "flower", "noise", "farood"}
+        assert set(scores(folder)) == {"near_digits", "nearood", "flower", "scrambled", "farood"}
         assert scores(folder)["nearood"][4] > 50  # percent of six classes: the weights have arrived
 
 
@@ -531,7 +531,7 @@ def test_wrong_name(job, section):
 
 
 @pytest.mark.parametrize(
-    "key", ["dataset.train.imglist_pth", "ood_dataset.farood.noise.imglist_pth", "network.checkpoint"]
+    "key", ["dataset.train.imglist_pth", "ood_dataset.farood.scrambled.imglist_pth", "network.checkpoint"]
 )
 def test_missing_file(job, trained, key):
     layers = ["pipelines/test/test_ood.yml", "postprocessors/msp.yml"]

@@ -260,7 +260,7 @@ def test_checked_before_anything_is_computed(tiny, tmp_path, methods, seeds, ove
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("key", ["ood_dataset.farood.noise", "dataset.test"])
+@pytest.mark.parametrize("key", ["ood_dataset.farood.scrambled", "dataset.test"])
 def test_lists_are_checked_first(tiny, tmp_path, monkeypatch, key):
     monkeypatch.setattr(jobs, "train", lambda experiment: pytest.fail("trained first"))
     with pytest.raises(InputError, match=rf"nowhere\.txt: no such image list \({key}"):

@@ -71,7 +71,7 @@ def test_scores_are_those_of_the_evaluation(trained, config, name):
     experiment = config(name)
     score_run(trained, [experiment], experiment.data)
     detector = Detector.load(trained, name)
-    for which, file in ((("dataset", "test"), "digits"), (("ood_dataset", "farood", "noise"), "noise")):
+    for which, file in ((("dataset", "test"), "digits"), (("ood_dataset", "farood", "scrambled"), "scrambled")):
         found = detector(paths(experiment, *which))
         pred, conf, _ = read_scores(trained / name / "scores" / f"{file}.npz")
         assert np.array_equal(found.scores, conf) and np.array_equal(found.labels, pred)

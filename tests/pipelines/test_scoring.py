@@ -38,8 +38,8 @@ def test_alone_gives_the_benchmarks_numbers(benchmarked, alone, tmp_path):
         (("oe",), r"network\.checkpoint"),
         (("base", "--postprocessor.name", "msp"), r"postprocessor\.name"),
         (
-            ("base", "--ood_dataset.farood.noise.imglist_pth", "'@{ood_dataset.farood.flower.imglist_pth}'"),
-            r"farood\.noise",
+            ("base", "--ood_dataset.farood.scrambled.imglist_pth", "'@{ood_dataset.farood.flower.imglist_pth}'"),
+            r"farood\.scrambled",
         ),
     ],
 )
@@ -69,9 +69,9 @@ def test_missing_key(alone, key):
 def test_images_identity_names_every_set(alone):
     found = scoring.images_identity(alone("base", "--postprocessor.APS_mode", "false"))
     shifted = {f"csid.{name}" for name in ("blurred", "contrast", "noisy", "rotated")}
-    assert set(found["ood_dataset"]) == {"nearood.near_digits", "farood.flower", "farood.noise"} | shifted
-    other = alone("base").changed({"ood_dataset.farood.noise.imglist_pth": "nowhere.txt"})
-    with pytest.raises(InputError, match=r"nowhere\.txt: no such image list \(ood_dataset\.farood\.noise"):
+    assert set(found["ood_dataset"]) == {"nearood.near_digits", "farood.flower", "farood.scrambled"} | shifted
+    other = alone("base").changed({"ood_dataset.farood.scrambled.imglist_pth": "nowhere.txt"})
+    with pytest.raises(InputError, match=r"nowhere\.txt: no such image list \(ood_dataset\.farood\.scrambled"):
         scoring.images_identity(other)
 
 
