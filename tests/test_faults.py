@@ -227,12 +227,12 @@ def test_benchmark_with_jobs_killed_twenty_times(fork, tiny, dream, tmp_path):
         how = ("alone", "all")[number % 2]
         process = fork(*words)
         time.sleep(seconds * (number * 7 % 20 + 0.5) / 20)
-        jobs = _running(root)
+        jobs = _workers(process.pid)
         for pid in [process.pid, *(jobs if how == "all" else [])]:
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signal.SIGKILL)
         again = process.wait().code == 0
-        process.until(lambda: not _running(root), 30)
+        process.until(lambda jobs=jobs: not any(map(_works, jobs)), 30)
         assert not again or finished(root) == expected
         kills[how] += not again
         if min(kills.values()) >= 10:
@@ -242,10 +242,18 @@ def test_benchmark_with_jobs_killed_twenty_times(fork, tiny, dream, tmp_path):
     print(f"benchmark: {seconds:.1f} s, kills: {kills}")
 
 
-def _running(root: Path) -> list[int]:
-    """The processes of jobs that write below a folder."""
-    found = subprocess.run(["pgrep", "-f", f"openood_dream job.*{root}"], capture_output=True, text=True, check=False)
-    return list(map(int, found.stdout.split()))
+def _workers(pid: int) -> list[int]:
+    """The processes that do the jobs of a benchmark's."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [child for child in map(int, found.stdout.split()) if _works(child)]
+
+
+def _works(pid: int) -> bool:
+    """Whether a process is there and does jobs."""
+    try:
+        return b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------- two at one time

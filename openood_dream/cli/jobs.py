@@ -14,6 +14,7 @@ from openood_dream import ending
 from openood_dream.cli.guides import guide
 from openood_dream.cli.own import Data, HoldOut, Ood, prepared
 from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
+from openood_dream.cli.worker import serve
 
 
 @app.command(**guide("quickstart"))
@@ -74,6 +75,12 @@ def job(context: typer.Context) -> None:
     from openood_dream.pipelines import jobs
 
     finished(jobs.job(files, overrides))
+
+
+@app.command(hidden=True)
+def worker() -> None:
+    """Do the jobs of a benchmark that come in on standard input, a line each; answer with their exit codes."""
+    serve()
 
 
 @app.command(**CONFIGURED, **guide("train"))

@@ -173,7 +173,7 @@ def _run(todo: list[Job], executor: str, workers: int | None) -> None:
     count = 1 if executor == "ray" else jobs.places(device) if workers is None else workers
     for some in jobs.waves(todo):
         if executor == "ray":
-            for _ in ray.each(jobs.ray_worker, [(one.words, str(one.log)) for one in some], device, gpus):
+            for _ in ray.each(jobs.Worker, [(one.words, str(one.log)) for one in some], device, gpus):
                 pass
         elif count > 1 and len(todo) > 1:
             jobs.at_once(some, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import shlex
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from openood_dream.device import pick_device
 from openood_dream.ending import BAD_INPUT, FAILURE, PARENT
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment, load_config
+from openood_dream.pipelines.identity import imagines
 from openood_dream.pipelines.test import check_scoring, score_run
 from openood_dream.pipelines.train import check_training, outlier_label, train
 from openood_dream.store import artifacts, files
@@ -148,26 +151,35 @@ def at_once(jobs: Sequence[Job], count: int) -> None:
         jobs: the jobs.
         count: how many of them run at a time.
     """
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for place in range(count):
-        free.put(place)
     started = Started()
+    some_gpu = (
+        jobs[0].experiment.run.device in ("auto", "cuda") and torch.cuda.is_available()
+    )  # else one of a number, or none
+    workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for place in range(min(count, len(jobs))):
+        workers.put(Worker(visible_gpu(place) if some_gpu else None, started))
 
     def run(one: Job) -> None:
-        place = free.get()
-        chosen = one.experiment.run.device not in ("auto", "cuda")  # a GPU of a number, or none
-        gpu = None if chosen or not torch.cuda.is_available() else visible_gpu(place)
+        worker = workers.get()
         try:
-            run_logged((one.words, str(one.log)), gpu, started)
+            worker((one.words, str(one.log)))
         finally:
-            free.put(place)
+            workers.put(worker)
 
     with ThreadPoolExecutor(count) as pool:
         try:
-            list(tqdm(pool.map(run, jobs), total=len(jobs), desc="benchmark", unit="job"))
+            list(tqdm(pool.map(run, in_order(jobs)), total=len(jobs), desc="benchmark", unit="job"))
         except KeyboardInterrupt:
             started.interrupt()
             raise
+        finally:
+            started.close()
+
+
+def in_order(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs in the order that keeps workers from waiting for one that imagines: first one that does, then those that need none."""
+    imagining = [one for one in jobs if imagines(one.experiment)]
+    return [*imagining[:1], *(one for one in jobs if not imagines(one.experiment)), *imagining[1:]]
 
 
 def visible_gpu(place: int) -> str:
@@ -182,11 +194,11 @@ def visible_gpu(place: int) -> str:
 
 
 class Started:
-    """The processes that jobs run in, to be interrupted together; after that none is started."""
+    """The processes that jobs run in, to be interrupted or ended together; after that none is started, nor a job."""
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen] = []
-        self.interrupted = False
+        self.over = False
         self.guard = threading.Lock()
 
     def __call__(self, words: list[str], **options: Any) -> subprocess.Popen | None:
@@ -200,7 +212,7 @@ class Started:
             The process, or None after an interruption.
         """
         with self.guard:
-            if self.interrupted:
+            if self.over:
                 return None
             self.processes.append(subprocess.Popen(words, **options))  # noqa: S603 # nosec B603 (our own words)
             return self.processes[-1]
@@ -208,9 +220,65 @@ class Started:
     def interrupt(self) -> None:
         """Asks all of them to stop, as the user did."""
         with self.guard:
-            self.interrupted = True
+            self.over = True
             for process in self.processes:
                 process.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        """Lets them end: there is no more to do."""
+        with self.guard:
+            self.over = True
+        for process in self.processes:
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # type: ignore[union-attr]
+            process.wait()
+
+
+class Worker:
+    """A process that does jobs, one after the other, with as many threads as this one has; each adds to its own log.
+
+    What takes seconds to load is loaded once. The process ends with this one, however that ends, and has a session of its
+    own, so that an interruption at the terminal comes to it once, from here. Where a job takes it down, the next job gets
+    a new one.
+
+    Args:
+        gpu: the only GPU that it sees, in the words of CUDA_VISIBLE_DEVICES; None leaves it all.
+        started: what starts it.
+    """
+
+    def __init__(self, gpu: str | None = None, started: Started | None = None) -> None:
+        self.env = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        self.env |= {PARENT: str(os.getpid())} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        self.start = started or Started()
+        self.process: subprocess.Popen | None = None
+
+    def __call__(self, job: tuple[list[str], str]) -> None:
+        """Does a job.
+
+        Args:
+            job: the words of `openood-dream job`, and the path of the log.
+        """
+        words, log = job
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        with artifacts.locked(Path(log)):
+            if self.start.over:
+                return
+            if self.process is None or self.process.poll() is not None:
+                command = [sys.executable, "-m", "openood_dream", "worker"]
+                pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+                self.process = self.start(command, **pipes, env=self.env, start_new_session=True)
+            if self.process is not None:
+                _ended(Path(log), self._ask(self.process, json.dumps([words, log])))
+
+    @staticmethod
+    def _ask(process: subprocess.Popen, line: str) -> int:
+        """The exit code of a job, or of the process that ended with it."""
+        try:
+            print(line, file=process.stdin, flush=True)
+            answer = process.stdout.readline()  # type: ignore[union-attr]
+        except BrokenPipeError:
+            answer = ""
+        return int(answer) if answer.strip() else process.wait() or FAILURE
 
 
 def places(device_name: str) -> int:
@@ -218,36 +286,6 @@ def places(device_name: str) -> int:
     if pick_device(device_name).type == "cuda":
         return torch.cuda.device_count() if device_name in ("auto", "cuda") else 1
     return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
-
-
-def ray_worker() -> Callable[[tuple[list[str], str]], None]:
-    """What a Ray worker does with a job."""
-    return run_logged
-
-
-def run_logged(job: tuple[list[str], str], gpu: str | None = None, started: Started | None = None) -> None:
-    """Runs `openood-dream job` in a process, with as many threads as this one has, and adds to its log.
-
-    It ends with this process, however that ends, and has a session of its own, so that an interruption at the terminal
-    comes to it once, from here.
-
-    Args:
-        job: the words of the command, and the path of the log.
-        gpu: the only GPU that the process sees, in the words of CUDA_VISIBLE_DEVICES; None leaves it all.
-        started: what starts the process.
-    """
-    words, log = job
-    env = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    env |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    env |= {PARENT: str(os.getpid())}
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with artifacts.locked(Path(log)), open(log, "a", encoding="utf-8") as file:
-        command = [sys.executable, "-m", "openood_dream", "job", *words]
-        process = (started or Started())(
-            command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True
-        )
-        if process is not None:
-            _ended(Path(log), process.wait())
 
 
 def _ended(log: Path, code: int) -> None:

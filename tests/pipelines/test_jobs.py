@@ -47,6 +47,31 @@ def test_two_at_a_time_of_which_one_fails(benchmarked, tiny, tmp_path):
     assert row["seeds"] == 1 and f"seed 1 failed: {blocked / 's1'}: cannot write here" in row["notes"]
 
 
+def test_a_worker_does_one_job_after_the_other(tmp_path):
+    """Of which each has a log of its own; one that cannot be read ends with bad input, and the next is done."""
+    worker, processes = jobs.Worker(), []
+    for name in "ab":
+        worker((["--config", f"{name}.yml"], str(tmp_path / f"{name}.log")))
+        processes.append(worker.process)
+        assert f"{name}.yml" in (tmp_path / f"{name}.log").read_text()
+        assert (tmp_path / f"{name}.failed").read_text() == "2\n"
+    assert processes[0] is processes[1]
+    worker.process.kill()
+    worker.process.wait()
+    worker((["--config", "c.yml"], str(tmp_path / "c.log")))
+    assert worker.process is not processes[0] and (tmp_path / "c.failed").read_text() == "2\n"
+    worker.start.close()
+    assert worker.process.returncode == 0
+
+
+def test_no_worker_waits_for_another_that_imagines(tiny):
+    names = ("base", "dream_ood", "oe")
+    some = [jobs.Job(name, seed, [], Path("x.log"), tiny.method(name), []) for seed in (0, 1) for name in names]
+    found = [(one.method, one.seed) for one in jobs.in_order(some)]
+    assert found[0] == ("dream_ood", 0) and found[-1] == ("dream_ood", 1)
+    assert sorted(found) == sorted((one.method, one.seed) for one in some)
+
+
 @pytest.mark.slow
 def test_on_ray(benchmarked, tiny, tmp_path):
     pytest.importorskip("ray")
