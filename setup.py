@@ -7,7 +7,7 @@ REPORT = ["matplotlib>=3.8"]
 FAISS = ["faiss-cpu>=1.8"]
 RAY = ["ray>=2.40"]
 UMAP = ["umap-learn>=0.5.7"]
-DOCS = ["pdoc>=15"]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
 setup(
     # The configs lie beside the package in a checkout, and inside it once installed.
