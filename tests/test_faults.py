@@ -65,7 +65,7 @@ def fork(server, tmp_path) -> Iterator[Callable[..., forks.Fork]]:
 
 
 # What a run that is killed in its last moment may leave, which nothing reads.
-SCRAP = re.compile(r"\.lock$|training\.ckpt$|/classes/")
+SCRAP = re.compile(r"\.lock$|training\.ckpt$|/classes/|/tensorboard/")  # the last: named by time and process
 
 
 def tree(root: Path) -> dict[str, str]:
