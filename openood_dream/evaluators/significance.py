@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 RESAMPLES = 1000
 LEVEL = 0.05
@@ -131,7 +131,7 @@ def t_halfwidth(deviation: float, count: int) -> float:
     """
     if count < 2:
         return float("nan")
-    return float(stats.t.ppf(1 - LEVEL / 2, count - 1) * deviation / np.sqrt(count))
+    return float(special.stdtrit(count - 1, 1 - LEVEL / 2) * deviation / np.sqrt(count))
 
 
 def t_p_value(differences: np.ndarray) -> float:
@@ -149,4 +149,4 @@ def t_p_value(differences: np.ndarray) -> float:
     deviation = float(np.std(differences, ddof=1))
     if deviation == 0:
         return float(mean == 0)
-    return float(2 * stats.t.sf(abs(mean) / deviation * np.sqrt(count), count - 1))
+    return float(2 * special.stdtr(count - 1, -abs(mean) / deviation * np.sqrt(count)))

@@ -52,6 +52,18 @@ class Gain(NamedTuple):
         return decimals(self.halfwidth)
 
 
+class Cost(NamedTuple):
+    """What a method took.
+
+    Args:
+        imagining: seconds of all that it imagined, which its seeds share.
+        training: seconds of the training of a seed, in the mean.
+    """
+
+    imagining: float
+    training: float
+
+
 class Comparison(NamedTuple):
     """A method beside base, with one detector.
 
