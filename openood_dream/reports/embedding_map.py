@@ -110,7 +110,7 @@ def embedding_map(
         axes = fig.subplot_mosaic([["map", "side"], ["map", "words"]], width_ratios=(2, 1), height_ratios=(1.2, 1))
         _scatter(axes["map"], spots, {kind: len(rows) for kind, rows in kinds.items()}, looks, few)
         _ridges(axes["side"], distances, [looks[kind]["color"] for kind in distances])
-        axes["side"].set(title="k-NN distance", xlabel="times the 99th percentile of the class's ID images")
+        axes["side"].set(title="k-NN distance", xlabel="times the 99th percentile\nof the class's ID images")
         axes["words"].axis("off")
         axes["words"].legend(*axes["map"].get_legend_handles_labels(), loc="upper left", borderaxespad=0)
         _write_names(fig, axes["map"], spots[ANCHOR], class_names, 10 if few else 6.5)

@@ -61,21 +61,12 @@ def report(
         The path of the page.
     """
     out = Path(out) if Path(out).suffix == ".html" else Path(out) / "report.html"
-    shown, answers = cells(table), gains.comparisons(runs)
+    answers = gains.comparisons(runs)
     listed = runs.assign(path=[os.path.relpath(p, out.parent.resolve()) for p in runs["path"]])
     values = {
         "answers": answers,
         "verdict": _verdict(answers, costs or {}, primary(table)),
-        "headers": headers(table),
-        "primary": primary(table),
-        "task": header(primary(table)).removesuffix(" AUROC"),
-        "metrics": metrics_of(table),
-        "rows": plain_rows(table),
-        "shown": plain_rows(shown),
-        "intervals": [{key: _t_interval(row, key) for key in metrics_of(table)} for row in plain_rows(table)],
-        "ranks": ranks(table),
-        "descending": table[primary(table)].dropna().is_monotonic_decreasing,
-        "legend": LEGEND if any(marks(table)) else "",
+        **_leaderboard(table),
         "stages": stages,
         "versions": versions or {},
         "notes": notes,
@@ -93,6 +84,22 @@ def report(
     page = jinja2.Environment(loader=files, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     write_text(out, page.get_template("report.html.j2").render(values))
     return out
+
+
+def _leaderboard(table: pd.DataFrame) -> dict[str, Any]:
+    """What the template shows of a leaderboard."""
+    return {
+        "headers": headers(table),
+        "primary": primary(table),
+        "task": header(primary(table)).removesuffix(" AUROC"),
+        "metrics": metrics_of(table),
+        "rows": plain_rows(table),
+        "shown": plain_rows(cells(table)),
+        "intervals": [{key: _t_interval(row, key) for key in metrics_of(table)} for row in plain_rows(table)],
+        "ranks": ranks(table),
+        "descending": table[primary(table)].dropna().is_monotonic_decreasing,
+        "legend": LEGEND if any(marks(table)) else "",
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- first lines
@@ -161,7 +168,7 @@ def _minutes(cost: Cost) -> str:
 def _t_interval(row: Mapping[str, Any], metric: str) -> str:
     """The 95 % t-interval of a row's mean over seeds, within 0 and 100; "" where there is none."""
     mean, deviation, seeds = row[metric], row.get(f"{metric}_std"), row["seeds"]
-    if mean is None or deviation is None or not seeds or seeds < 2:
+    if mean is None or not deviation or not seeds or seeds < 2:  # equal values say nothing of how others would differ
         return ""
     halfwidth = significance.t_halfwidth(deviation, seeds)
     ends = (max(0.0, mean - halfwidth), min(100.0, mean + halfwidth))

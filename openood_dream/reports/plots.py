@@ -154,7 +154,8 @@ def roc_curves(methods: Mapping[str, Mapping[str, np.ndarray]], title: str = "RO
 
 def _scores(given: np.ndarray | Sequence[float]) -> np.ndarray:
     """Scores as float64 without NaN."""
-    scores = np.asarray(given, dtype=np.float64)[~np.isnan(scores)]
+    scores = np.asarray(given, dtype=np.float64)
+    scores = scores[~np.isnan(scores)]
     if not np.isfinite(scores).any():
         raise ValueError("expected at least one finite score in each set")
     return scores
@@ -286,6 +287,7 @@ def comparison(
         fig, axes = _panels(len(series), title, height)
         for index, (ax, (metric, points)) in enumerate(zip(axes, series.items())):
             mean, deviation = np.array(points, dtype=float).T
+            bars = np.stack([np.minimum(deviation, mean), np.minimum(deviation, 100 - mean)])  # no percentage is beyond
             look: dict[str, Any] = {
                 "color": PALETTE[index],
                 "marker": "o",
@@ -296,7 +298,7 @@ def comparison(
             if numbers:
                 order = np.argsort(places)
                 at = np.array(places, dtype=float)[order]
-                ax.errorbar(at, mean[order], deviation[order], **look)
+                ax.errorbar(at, mean[order], bars[:, order], **look)
                 ax.set(xlabel=xlabel, ylabel=f"{metric} (%)")
                 if at.min() > 0 and at.max() > 10 * at.min():
                     ax.set_xscale("log")
@@ -304,7 +306,7 @@ def comparison(
                     ax.minorticks_off()
             else:
                 rows = np.arange(len(places))[::-1]
-                ax.errorbar(mean, rows, xerr=deviation, **look | {"linestyle": "none"})
+                ax.errorbar(mean, rows, xerr=bars, **look | {"linestyle": "none"})
                 first = index % PANELS == 0
                 ax.set_yticks(rows, [shorten(str(place), 24) for place in places] if first else [""] * len(places))
                 ax.set(xlabel=f"{metric} (%)", ylim=(-0.6, len(places) - 0.4))

@@ -111,7 +111,9 @@ def tick_labels(fig: Figure) -> Iterator[Text]:
     """The tick labels of a figure that can be seen."""
     for ax in fig.axes:
         for axis in (ax.xaxis, ax.yaxis) if ax.axison else ():
-            yield from (label for label in axis.get_ticklabels() if label.get_visible() and label.get_text())
+            low, high = sorted(axis.get_view_interval())
+            labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            yield from (label for label in labels if label.get_visible() and label.get_text())
 
 
 def thin_ticks(fig: Figure) -> None:
