@@ -18,7 +18,7 @@ import yaml
 
 from openood_dream.evaluators import significance
 from openood_dream.reports import gains
-from openood_dream.reports.columns import header, headers, is_spectrum, metrics_of, primary
+from openood_dream.reports.columns import header, headers, metrics_of, primary
 from openood_dream.reports.gains import Comparison, Cost, Gain
 from openood_dream.reports.render import LEGEND, cells, marks, plain_rows, ranks
 from openood_dream.reports.variants import ROW, VARIANT, variants
@@ -116,7 +116,7 @@ def _verdict(answers: Sequence[Comparison], costs: Mapping[str, Cost], first: st
     if not answers:
         return []
     wanted = [key for key in answers[0].gains if not key.endswith("fpr95")]
-    wanted.sort(key=lambda key: (key != first, is_spectrum(key)))  # stable
+    wanted.sort(key=lambda key: (key != first, key.endswith("_fs_auroc")))  # stable; csID stands before what counts it
     rows: list[dict[str, Any]] = [
         {
             "key": key,

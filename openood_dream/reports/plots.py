@@ -100,7 +100,7 @@ def score_histograms(methods: Mapping[str, Scores], title: str) -> bytes:
                     ax.stairs(density(found), bins, label=label, color=colour, linestyle=dash, linewidth=1.7)
             ax.set(ylabel="density", xlim=(bins[0], bins[-1]))
             ax.set_title(method, loc="left")
-            ax.set_ylim(bottom=0)
+        axes[-1].set_ylim(bottom=0)  # of all, once all are drawn
         axes[-1].set_xlabel("confidence (larger: more in-distribution)")
         _legend_outside(axes[0])
         return png(fig)

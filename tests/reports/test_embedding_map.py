@@ -9,7 +9,6 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from openood_dream.reports import embedding_map
 from openood_dream.reports import embedding_map as module
 from openood_dream.reports.embedding_map import Sampled, embedding_map
 
@@ -31,7 +30,7 @@ def sampled(n: int = 9, m: int = 16, name: str = "outlier", inliers: bool = Fals
 def axes_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], bytes]) -> list[Axes]:
     """The axes of the figure that `draw` makes."""
     kept: list[Axes] = []
-    monkeypatch.setattr(embedding_map, "png", lambda fig: kept.extend(fig.axes))
+    monkeypatch.setattr(module, "png", lambda fig: kept.extend(fig.axes))
     draw()
     return kept
 
