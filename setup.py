@@ -15,7 +15,7 @@ setup(
     py_modules=["pytest_openood_dream"],
     package_dir={"openood_dream.configs": "configs"},
     package_data={
-        "openood_dream": ["py.typed", "reports/report.html.j2"],
+        "openood_dream": ["py.typed", "reports/report.html.j2", "reports/report.css", "reports/report.js"],
         "openood_dream.configs": ["**/*.yml", "**/*.txt"],
     },
     # `make lowest` installs the lowest version of each and runs the tests with them.

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from openood_dream.errors import InputError, InputWarning, out_of_memory, printable, reason
+from openood_dream.logs import lines_without_terminal
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 
@@ -91,7 +92,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
         The exit code: 2 for bad input, 1 for a failure, 130 after an interruption.
     """
     try:
-        with interruptible(), warnings_in_a_line():
+        with interruptible(), lines_without_terminal(), warnings_in_a_line():
             end_with_parent()
             code = command() or 0
         if code == INTERRUPTED:  # what typer makes of an interruption, without a word

@@ -192,9 +192,9 @@ def test_stage(command, tiny, dream, name):
     stage = ALIASES.get(name, name)
     artifact, quality = getattr(dream, {"imagine": "images"}.get(stage, stage)), dream.quality
     done = command(name, "--config", tiny.file)
-    assert done.code == 0 and done.out.startswith(f"{artifact.path} (reused in ") and done.err == []
+    assert done.code == 0 and done.out.startswith(f"{artifact.path} (reused)\n") and done.err == []
     if stage == "imagine":
-        assert f"{quality.path} (reused in " in done.out and "judged by" in done.out
+        assert f"{quality.path} (reused)\n" in done.out and "judged by" in done.out
 
 
 def test_dry_run(command, tiny, dream):

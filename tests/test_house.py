@@ -16,7 +16,7 @@ PACKAGE = Path(openood_dream.__file__).parent
 # From top to bottom. A wing imports from itself and from those below it.
 WINGS = (
     "__main__ cli __init__ bench run doctor openood pipelines reports experiment reference sections evaluators dream trainers "
-    "postprocessors networks parallel datasets sampling plugins config store losses ending device extras errors cores _version"
+    "postprocessors networks parallel datasets sampling plugins config store losses ending logs device extras errors cores _version"
 ).split()
 EXTRAS = {"ray", "umap", "tensorboard"}  # packages that may be absent, so that only what needs them imports them
 STARTERS = ("cli", "__init__")  # they import when a command or a name is asked for: start-up time

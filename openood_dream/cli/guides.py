@@ -97,7 +97,7 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "verify": (
         "",
-        ("verify results/dream/images-0123456789abcdef", "verify --quiet results/dream/images-0123456789abcdef"),
+        ("verify results/dream/latest/images", "verify --quiet results/dream/images-knn-sigma0.15-0123abcd"),
     ),
     "leaderboard": (
         "",

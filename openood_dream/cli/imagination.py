@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def made(artifact: Artifact) -> None:
-    """Prints where an artifact lies, and how long it took."""
-    typer.echo(f"{artifact.path} ({'reused' if artifact.reused else 'made'} in {artifact.manifest['seconds']:.1f} s)")
+    """Prints where an artifact lies, and whether it was there already, or else how long it took."""
+    how = "reused" if artifact.reused else f"made in {artifact.manifest['seconds']:.1f} s"
+    typer.echo(f"{artifact.path} ({how})")
 
 
 def stage(name: str, text: str, *aliases: str) -> None:

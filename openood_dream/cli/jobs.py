@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -147,7 +148,7 @@ def partial_results() -> Iterator[None]:
 
 
 def show(report: Path) -> None:
-    """Prints the leaderboard that lies beside a report, and the report's path."""
+    """Prints the leaderboard that lies beside a report, where the imagined images are, and the report's path."""
     import pandas as pd
 
     from openood_dream.reports.render import render
@@ -155,4 +156,9 @@ def show(report: Path) -> None:
     table = pd.read_csv(report.with_name("leaderboard.csv"), keep_default_na=False, na_values=[""])
     table["notes"] = table["notes"].astype(object).fillna("")  # a column without notes is read as numbers
     typer.echo(render(table.astype({"seeds": "Int64"}), "terminal"))
+    for method, images in json.loads(report.with_name("imagined.json").read_text(encoding="utf-8")).items():
+        typer.echo(
+            f"Images that {method} learned from: {images['kept']} of {images['images']} in {images['folder']}, listed in "
+            f"{images['list']}"
+        )
     typer.echo(f"Report: {report}")

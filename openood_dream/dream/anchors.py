@@ -108,7 +108,7 @@ def make_anchors(
         write_tensors(folder / "anchors.safetensors", anchors=anchors)
         return {"tokens": tokens, "norms": dict(zip(names, anchors.norm(dim=1).tolist(), strict=True))}
 
-    return build(cache_dir, "anchors", inputs, make)
+    return build(cache_dir, "anchors", inputs, make, label=f"{len(names)}classes")
 
 
 def check_distinct(anchors: torch.Tensor, names: Sequence[str]) -> None:

@@ -9,7 +9,10 @@ from openood_dream.store.artifacts import Artifact
 
 
 def quality_table(artifact: Artifact) -> pd.DataFrame:
-    """The manifest's findings as a table, a row per class, then ID test images; shares in percent."""
+    """The manifest's findings as a table, a row per class, then ID test images; shares in percent.
+
+    Of `images`, the filter has left `kept` and dropped the rest.
+    """
     found = [(about["name"], about) for about in artifact.manifest["classes"]]
     found += [("ID test", artifact.manifest["id"])] if "id" in artifact.manifest else []
     rows = []
@@ -18,6 +21,7 @@ def quality_table(artifact: Artifact) -> pd.DataFrame:
         rows.append(
             {
                 "class": name,
+                "kept": about["images"] - about["dropped"] if "dropped" in about else None,
                 "images": about["images"],
                 "own class": 100 * about["own_class"] / count,
                 "confident": 100 * about["confident"] / count,
@@ -25,7 +29,6 @@ def quality_table(artifact: Artifact) -> pd.DataFrame:
                 "5 %": about["distance"].get("p5", np.nan),
                 "99 %": about["distance"].get("p99", np.nan),
                 "duplicates": about.get("duplicates"),
-                "dropped": about.get("dropped"),
             }
         )
-    return pd.DataFrame(rows).astype({"duplicates": "Int64", "dropped": "Int64"})
+    return pd.DataFrame(rows).astype({"kept": "Int64", "duplicates": "Int64"})

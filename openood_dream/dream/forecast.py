@@ -53,7 +53,7 @@ def forecast(
     wanted = shards(settings.per_class * len(names), settings.shard_size)
     total, todo = wanted[-1].stop, list(range(len(wanted)))
     if source and outliers:
-        folder = folder_of(cache_dir, "images", set_inputs(source, outliers, names, settings))
+        folder = folder_of(cache_dir, "images", set_inputs(source, outliers, names, settings), outliers.label)
         todo = missing_shards(folder, wanted)
     left = sum(len(wanted[number]) for number in todo)
     lines = [

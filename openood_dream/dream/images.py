@@ -180,11 +180,11 @@ def make_images(
             total = sum(len(wanted[number]) for number in todo)
             with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
                 _draw(work, wanted, todo, bar, each)
-        table = join_shards(folder, len(wanted))
-        method = outliers.manifest["inputs"]["outliers"]["method"]
+        table, method = join_shards(folder, len(wanted)), outliers.manifest["inputs"]["outliers"]["method"]
         return {"images": len(table), "generator": source.path, "description": imagined_label(method)}
 
-    return build(cache_dir, "images", set_inputs(source, outliers, names, settings), make, settled=True)
+    inputs = set_inputs(source, outliers, names, settings)
+    return build(cache_dir, "images", inputs, make, label=outliers.label, settled=True)
 
 
 def _draw(
@@ -382,7 +382,8 @@ def make_latents(
         write_table(folder / "latents.parquet", pd.DataFrame(columns))
         return {"latents": len(work.rows), "generator": source.path}
 
-    return build(cache_dir, "latents", set_inputs(source, outliers, names, settings, "save_size", "residual"), make)
+    inputs = set_inputs(source, outliers, names, settings, "save_size", "residual")
+    return build(cache_dir, "latents", inputs, make, label=outliers.label)
 
 
 def load_latents(artifact: Artifact) -> tuple[pd.DataFrame, Rows]:

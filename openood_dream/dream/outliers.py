@@ -82,7 +82,7 @@ def make_outliers(
                 bar.update()
         return {"classes": _join(folder, names)}
 
-    return build(cache_dir, "outliers", inputs, make)
+    return build(cache_dir, "outliers", inputs, make, label=settings.label)
 
 
 class _Sampling:

@@ -292,7 +292,7 @@ def make_quality(
         about["warnings"] = doubts(found, names, filter_settings)
         return about if test is None else about | {"id": summary(test, settings)}
 
-    return build(cache_dir, "quality", inputs, make)
+    return build(cache_dir, "quality", inputs, make, label=images.label)
 
 
 def doubts(found: pd.DataFrame, names: Sequence[str], settings: FilterSettings) -> list[str]:

@@ -119,6 +119,11 @@ class OutlierSettings(Section):
     )
     seed: Seed = Field(0, description="seed of the draws")
 
+    @property
+    def label(self) -> str:
+        """What names of folders say of the sampler."""
+        return self.method
+
     @field_validator("method")
     @classmethod
     def _is_known(cls, name: str) -> str:
@@ -157,6 +162,10 @@ class KNNSettings(OutlierSettings):
         "far", description="which candidates are kept; far: the farthest, and the nearest with method inlier"
     )
 
+    @property
+    def label(self) -> str:
+        return f"{self.method}-sigma{self.sigma if self.sigma == 'auto' else format(self.sigma, 'g')}"
+
     @model_validator(mode="after")
     def _counts(self) -> KNNSettings:
         return not_more(self, ("keep", "n_draws"), ("n_boundary", "select"))
@@ -172,6 +181,10 @@ class BoundarySettings(OutlierSettings):
     fraction: float = Field(
         0.05, gt=0, le=1, description="boundary: share of each class that is used, the one that crosses soonest"
     )
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}-step{self.step_size:g}"
 
 
 class PlainSettings(OutlierSettings):

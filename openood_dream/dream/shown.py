@@ -54,7 +54,7 @@ class Findings(Artifact):
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per class: images, shares in percent, distances, duplicates, dropped."""
+        """A row per class: images kept and drawn, shares in percent, distances, duplicates."""
         return quality_table(self)
 
     def _repr_html_(self) -> str:

@@ -242,7 +242,8 @@ def make_space(
     def make(folder: Path) -> dict[str, Any]:
         return _write_space(folder, load_anchors(anchors), train, val, settings, device, precision, workers)
 
-    return build(cache_dir, "space", inputs, make)
+    label = f"{settings.network.removeprefix('timm:')}-{settings.epochs}epochs"
+    return build(cache_dir, "space", inputs, make, label=label)
 
 
 def _write_space(

@@ -2,9 +2,10 @@
 
 A resample draws, of each test set, as many images as it has, with replacement. All runs get the same resamples, so the
 difference of two methods is taken on the same images each time. What the seeds of training change is not in it: the
-standard deviation over seeds says that.
+standard deviation over seeds says that, and the t-interval of a mean over seeds, which is wide where they are few.
 
-Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13 (percentile intervals).
+Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13 (percentile intervals); Student, The Probable
+Error of a Mean, Biometrika 1908 (t-intervals).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
+from scipy import special
 
 RESAMPLES = 1000
 LEVEL = 0.05
@@ -115,3 +117,36 @@ def p_value(differences: np.ndarray) -> float:
     """Two-sided: twice the share of resamples (B,) in which a difference has the rarer sign; 1 where it is always 0."""
     above, below = np.sum(differences >= 0), np.sum(differences <= 0)
     return float(min(1.0, 2 * (min(above, below) + 1) / (len(differences) + 1)))
+
+
+def t_halfwidth(deviation: float, count: int) -> float:
+    """Half the width of the 95 % t-interval of a mean.
+
+    Args:
+        deviation: the sample standard deviation of the values, such as a metric of each seed.
+        count: how many values there are.
+
+    Returns:
+        The distance of the interval's ends from the mean; NaN where one value alone says nothing of the others.
+    """
+    if count < 2:
+        return float("nan")
+    return float(special.stdtrit(count - 1, 1 - LEVEL / 2) * deviation / np.sqrt(count))
+
+
+def t_p_value(differences: np.ndarray) -> float:
+    """Two-sided p-value of Student's t-test that a mean difference is 0.
+
+    Args:
+        differences: of pairs, such as of two methods with each seed (N,).
+
+    Returns:
+        The p-value; NaN for one difference, 1 where all are 0, and 0 where all are the same and not 0.
+    """
+    count, mean = len(differences), float(np.mean(differences))
+    if count < 2:
+        return float("nan")
+    deviation = float(np.std(differences, ddof=1))
+    if deviation == 0:
+        return float(mean == 0)
+    return float(2 * special.stdtr(count - 1, -abs(mean) / deviation * np.sqrt(count)))

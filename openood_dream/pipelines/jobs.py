@@ -25,6 +25,7 @@ from openood_dream.ending import BAD_INPUT, FAILURE, PARENT
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.pipelines.identity import imagines
+from openood_dream.pipelines.progress import Progress, job_stages
 from openood_dream.pipelines.test import check_scoring, score_run
 from openood_dream.pipelines.train import check_training, outlier_label, train
 from openood_dream.store import artifacts, files
@@ -89,7 +90,7 @@ def job_experiments(layers: Sequence[str], overrides: Sequence[str]) -> tuple[Ex
 
 @files.looked_once()
 def job(layers: Sequence[str], overrides: Sequence[str]) -> Path:
-    """Trains one method with one seed and scores it with its detectors, as a benchmark does.
+    """Trains one method with one seed and scores it with its detectors, as a benchmark does; says what it is at.
 
     Args:
         layers: the config files of a benchmark and of one of its methods.
@@ -98,7 +99,9 @@ def job(layers: Sequence[str], overrides: Sequence[str]) -> Path:
     Returns:
         The run's folder.
     """
-    return train_and_score(*job_experiments(layers, overrides))
+    experiment, scored = job_experiments(layers, overrides)
+    with Progress().of(job_stages(experiment)):
+        return train_and_score(experiment, scored)
 
 
 def train_and_score(experiment: Experiment, scored: list[Experiment]) -> Path:
@@ -133,9 +136,12 @@ def waves(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def in_turn(jobs: Sequence[Job]) -> None:
     """Runs jobs one after the other in this process; one that fails leaves its log, and the others go on."""
-    for one in jobs:
+    progress = Progress()
+    for number, one in enumerate(jobs, start=1):
+        title = f"job {number} of {len(jobs)}: {one.method}, seed {one.seed}"
         try:
-            train_and_score(one.experiment, one.scored)
+            with progress.of(job_stages(one.experiment), title):
+                train_and_score(one.experiment, one.scored)
             _ended(one.log, 0)
         except Exception as error:
             lines = [str(error)] if isinstance(error, (InputError, OSError)) else traceback.format_exception(error)
@@ -247,7 +253,7 @@ class Worker:
     """
 
     def __init__(self, gpu: str | None = None, started: Started | None = None) -> None:
-        self.env = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        self.env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         self.env |= {PARENT: str(os.getpid())} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         self.start = started or Started()
         self.process: subprocess.Popen | None = None

@@ -12,11 +12,10 @@ from openood_dream.dream.samplers import SAMPLERS
 from openood_dream.errors import InputError, check_name
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.extras import check_installed
+from openood_dream.pipelines.progress import STAGES, Progress, imagining
 from openood_dream.reports import gallery
 from openood_dream.store import artifacts, files
 from openood_dream.store.artifacts import Artifact
-
-STAGES = ("anchors", "space", "generator", "outliers", "images", "quality")
 
 
 @files.looked_once()
@@ -34,8 +33,10 @@ def stages(names: Sequence[str], config_files: Sequence[str], overrides: Sequenc
     Raises:
         InputError: the config or its data are not fit for it.
     """
-    dream = _imagination(config_files, overrides).imagination
-    return [_artifact(dream, name) for name in names]
+    experiment = _imagination(config_files, overrides)
+    last = max(names, key=STAGES.index)
+    with Progress().of(imagining(experiment, last)):
+        return [_artifact(experiment.imagination, name) for name in names]
 
 
 def stage(name: str, config_files: Sequence[str], overrides: Sequence[str] = ()) -> Artifact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from openood_dream.pipelines.identity import first_difference, other_value
 from openood_dream.postprocessors.known import POSTPROCESSORS, find_postprocessor
 from openood_dream.reports.records import CONFIG, SCORED, TRAINED, read_config, read_scoring, read_training
 from openood_dream.store import artifacts, files
+from openood_dream.store.steps import Step, tell
 
 
 @files.looked_once()
@@ -74,15 +76,19 @@ def score_run(folder: Path, experiments: list[Experiment], data: Data) -> None:
         InputError: a detector's folder holds scores of another detector of its name, or of other images.
     """
     if not _unscored(folder, experiments):
+        tell(Step("score", folder))
         return
     with artifacts.exclusive(folder):
         todo = _unscored(folder, experiments)  # another process may have scored some while this one waited
         if not todo:
             return
+        tell(Step("score"))
+        start = time.perf_counter()
         passes = make_passes(todo[0].experiment, data, folder / "best.ckpt", folder / "passes")
         for experiment, out, inputs in todo:
             _evaluate(passes, experiment, out)
             _write_record(out, inputs)
+        tell(Step("score", folder, time.perf_counter() - start))
 
 
 def is_scored(folder: Path, experiments: list[Experiment]) -> bool:

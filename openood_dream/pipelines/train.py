@@ -35,6 +35,7 @@ from openood_dream.parallel.processes import Processes, is_main_process, joined,
 from openood_dream.pipelines.identity import check_folder, check_record, run_record
 from openood_dream.reports.records import STARTED, TEACHER, TRAINED, read_training
 from openood_dream.store import artifacts, files
+from openood_dream.store.steps import Step, tell
 from openood_dream.trainers import oal
 from openood_dream.trainers.base import BaseTrainer, Plan, check_auxiliary, get_trainer
 from openood_dream.trainers.known import TRAINERS
@@ -96,6 +97,7 @@ def train(experiment: Experiment) -> Path:
         if experiment.run.compile:
             net.compile()
         start = time.perf_counter()
+        tell(Step("train"))
         history, remarks, precision = _fit(experiment, cls, net, outliers, about["hash"], processes)
         if is_main_process():
             record = {
@@ -108,6 +110,7 @@ def train(experiment: Experiment) -> Path:
                 "parameters": sum(p.numel() for p in net.parameters()),
             }
             _write_record(out, experiment, record)
+            tell(Step("train", out, record["seconds"]))
             _warn(out, remarks)
         main_process_only(lambda: None)  # the others wait until all is written
     return out
@@ -117,6 +120,7 @@ def _reused(out: Path, experiment: Experiment, about: dict[str, Any]) -> bool:
     """Whether the run is finished already; says what is doubtful about it. InputError for another run in its folder."""
     finished = check_record(out, experiment, about)
     if finished:
+        tell(Step("train", out))
         _warn(out, read_training(out / TRAINED).get("warnings") or [])
     return finished
 

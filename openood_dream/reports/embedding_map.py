@@ -10,10 +10,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.decomposition import PCA
 
-from openood_dream.reports import plots
-from openood_dream.reports.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
+from openood_dream.reports.plots import shorten
+from openood_dream.reports.style import (
+    BLACK,
+    BLUE,
+    EDGE,
+    GREEN,
+    ORANGE,
+    PALE,
+    PAPER,
+    PURPLE,
+    RED,
+    SKY,
+    WIDTH,
+    YELLOW,
+    png,
+    styled,
+    write_title,
+)
 
-with suppress(ImportError):  # of the extra "report", of which `plots.styled` tells
+with suppress(ImportError):  # of the extra "report", of which `styled` tells
     from matplotlib import patheffects
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +38,7 @@ with suppress(ImportError):  # of the extra "report", of which `plots.styled` te
 
 MAX_POINTS = 3000  # of each kind
 MAX_NAMED = 20  # classes whose names and anchors are drawn large
-ID, OTHER, EDGE, ANCHOR = (
+ID, OTHER, BOUNDARY, ANCHOR = (
     "ID image",
     "ID image of another class",
     "boundary point",
@@ -80,7 +96,7 @@ def embedding_map(
     """
     edges = [one.boundary for one in sampled if not one.inliers and len(one.boundary)]
     found = {OTHER: others, ID: id_embeddings} | {one.name: one.embeddings for one in sampled}
-    found[EDGE] = np.unique(np.concatenate(edges), axis=0) if edges else None
+    found[BOUNDARY] = np.unique(np.concatenate(edges), axis=0) if edges else None
     kinds = {kind: _unit(rows) for kind, rows in found.items() if rows is not None and len(rows)}
     means = np.stack([kinds[ID][np.asarray(labels) == label].mean(0) for label in range(len(class_names))])
     thinned = {kind: rows[_subsample(len(rows))] for kind, rows in kinds.items()}
@@ -88,17 +104,17 @@ def embedding_map(
     distances = {ID: id_distances} | {one.name: one.distances for one in sampled}
     few = len(class_names) <= MAX_NAMED
     looks = _looks(sampled, few)
-    with plots.styled():
-        fig = Figure(figsize=(11, 6.4), layout="constrained")
-        plots.write_title(fig, title)
+    with styled():
+        fig = Figure(figsize=(WIDTH, 6), layout="constrained")
+        write_title(fig, title)
         axes = fig.subplot_mosaic([["map", "side"], ["map", "words"]], width_ratios=(2, 1), height_ratios=(1.2, 1))
         _scatter(axes["map"], spots, {kind: len(rows) for kind, rows in kinds.items()}, looks, few)
         _ridges(axes["side"], distances, [looks[kind]["color"] for kind in distances])
-        axes["side"].set(title="k-NN distance", xlabel="times the 99th percentile of the class's ID images")
+        axes["side"].set(title="k-NN distance", xlabel="times the 99th percentile\nof the class's ID images")
         axes["words"].axis("off")
         axes["words"].legend(*axes["map"].get_legend_handles_labels(), loc="upper left", borderaxespad=0)
         _write_names(fig, axes["map"], spots[ANCHOR], class_names, 10 if few else 6.5)
-        return plots.png(fig)
+        return png(fig)
 
 
 def _looks(sampled: Sequence[Sampled], few: bool) -> dict[str, dict[str, Any]]:
@@ -111,9 +127,9 @@ def _looks(sampled: Sequence[Sampled], few: bool) -> dict[str, dict[str, Any]]:
         return {"marker": shape, "markersize": size * shrink, "alpha": 0.7} | line | face
 
     shapes = itertools.cycle(zip("x^sDv", (RED, PURPLE, ORANGE, SKY, BLACK)))
-    looks = {OTHER: look("o", "#d4d4d4", 3, True), ID: look("o", BLUE, 4, True)}
+    looks = {OTHER: look("o", PALE, 3, True), ID: look("o", BLUE, 4, True)}
     looks |= {one.name: look("+", GREEN, 5) if one.inliers else look(*next(shapes), 4.5) for one in sampled}
-    looks[EDGE] = look("o", BLACK, 6)
+    looks[BOUNDARY] = look("o", BLACK, 6)
     looks[ANCHOR] = look("*", BLACK, 14) | {"markerfacecolor": YELLOW, "alpha": 1, "zorder": 4}
     return looks
 
@@ -157,7 +173,7 @@ def _ridges(ax: Axes, sets: Mapping[str, np.ndarray], colours: Sequence[str]) ->
         heights = row + 0.85 * counts / max(1, counts.max())
         ax.stairs(heights, bins, fill=True, alpha=0.35, baseline=row, color=colour)
         ax.stairs(heights, bins, linewidth=1.2, baseline=row, color=colour)
-    ax.axvline(1, color="#888888", linewidth=1, linestyle=":")
+    ax.axvline(1, color=EDGE, linewidth=1, linestyle=":")
     ax.set(yticks=np.arange(len(sets))[::-1] + 0.1, yticklabels=[*sets], ylim=(0, len(sets)))
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
@@ -171,11 +187,11 @@ def _write_names(fig: Figure, ax: Axes, spots: np.ndarray, names: Sequence[str],
     renderer = FigureCanvasAgg(fig).get_renderer()
     fig.draw_without_rendering()
     look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "zorder": 5, "in_layout": False}
-    look["path_effects"] = [patheffects.withStroke(linewidth=2, foreground="white")]
+    look["path_effects"] = [patheffects.withStroke(linewidth=2, foreground=PAPER)]
     frame, pixels = ax.get_window_extent(renderer), fig.dpi / 72
     taken = [Bbox([spot - 0.5 * size * pixels, spot + 0.5 * size * pixels]) for spot in ax.transData.transform(spots)]
     for spot, name in zip(spots, names):
-        text = ax.annotate(plots.shorten(name, 24), spot, (0, 0), textcoords="offset points", **look)
+        text = ax.annotate(shorten(name, 24), spot, (0, 0), textcoords="offset points", **look)
         box = text.get_window_extent(renderer)
         for gap, turn in itertools.product((0.7, 1.6, 2.8, 4.2), (90, 270, 0, 180, 45, 135, 225, 315)):
             reach = np.array([box.width, box.height]) / 2 + gap * size * pixels

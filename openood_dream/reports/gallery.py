@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from openood_dream.datasets.imglist import read_imglist
 from openood_dream.datasets.reading import read_image
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.chain import Dream
@@ -29,6 +30,7 @@ from openood_dream.reports.embedding_map import Sampled, embedding_map
 from openood_dream.sampling.knn import knn_distance
 
 COLUMNS = 12  # images in a row
+DROPPED = 4  # of them, where a filter dropped some
 NOISES = 4  # lines of a single class
 KINDS = {"knn": "k-NN outlier", "boundary": "crossing outlier", "inlier": "inlier", "plain": "plain prompt"}
 
@@ -67,9 +69,10 @@ def embeddings(experiments: Mapping[str, Experiment], classes: Sequence[str] = (
 
 
 def grid(experiments: Mapping[str, Experiment], classes: Sequence[str] = ()) -> bytes:
-    """Images of each experiment from near to far, with their k-NN distances, beside ID images, as PNG.
+    """Images of each experiment with their k-NN distances, beside ID images, as PNG.
 
-    Rows are grouped by class where there is one experiment, else by experiment.
+    From near to far; where a filter chose, the kept ones first and then some that it dropped, marked as such. Rows are
+    grouped by class where there is one experiment, else by experiment.
 
     Args:
         experiments: experiments of one latent space, by their labels.
@@ -85,20 +88,21 @@ def grid(experiments: Mapping[str, Experiment], classes: Sequence[str] = ()) -> 
     shown = few(chosen(names, classes), classes)
     train = first.data.images("dataset", "train")
     of_labels = [(train.labels == label).nonzero()[:COLUMNS, 0].tolist() for label in shown]
-    blocks = {"ID image": [Cells("", [np.asarray(train.image(row)) for row in rows], None) for rows in of_labels]}
+    blocks = {"ID image": [plots.Row("", [np.asarray(train.image(row)) for row in rows]) for rows in of_labels]}
     blocks |= {kind: _imagined(one, shown) for kind, one in by_kind(dreams).items()}
     rows: list[plots.Row] = []
     if len(experiments) == 1:
         for number, label in enumerate(shown):
             for kind, block in blocks.items():
-                about, pictures, captions = block[number]
-                rows.append((f"{names[label]}: {kind}\n{about}".strip(), pictures, captions))
+                row = block[number]
+                rows.append(row._replace(label=f"{names[label]}: {kind}\n{row.label}".strip()))
     else:
         for kind, block in blocks.items():
-            rows.append((kind + ("" if kind == "ID image" else ", from near to far"), [], None))
-            for label, (about, pictures, captions) in zip(shown, block):
-                rows.append((f"{names[label]}\n{about}".strip(), pictures, captions))
-    return plots.image_grid(rows, f"Imagined from near to far, with k-NN distances{_which(shown, names)}")
+            rows.append(plots.Row(kind + ("" if kind == "ID image" else ", from near to far"), []))
+            rows += [row._replace(label=f"{names[label]}\n{row.label}".strip()) for label, row in zip(shown, block)]
+    filtered = any(row.kept is not None for row in rows)
+    order = "Imagined, kept images first" if filtered else "Imagined from near to far"
+    return plots.image_grid(rows, f"{order}, with k-NN distances{_which(shown, names)}")
 
 
 def line(experiment: Experiment, classes: Sequence[str] = ()) -> bytes:
@@ -124,7 +128,8 @@ def line(experiment: Experiment, classes: Sequence[str] = ()) -> bytes:
         distances = knn_distance(F.normalize(tokens, dim=1), _bank(space, label, settings.neighbours), settings.k)
         captions = ["", *(f"{distance:.3f}" for distance in distances.tolist())]
         rows += [
-            (names[label] if noises == 1 else f"noise {n + 1}", list(row), captions) for n, row in enumerate(images)
+            plots.Row(names[label] if noises == 1 else f"noise {n + 1}", list(row), captions)
+            for n, row in enumerate(images)
         ]
     title = f"From the anchor to the farthest outlier, with k-NN distances{_which(shown, names)}"
     return plots.image_lines(rows, title, np.linspace(0, 1, lines.shape[1]))
@@ -183,25 +188,44 @@ def few(labels: Sequence[int], asked: Sequence[str]) -> list[int]:
     return list(labels) if asked else [labels[i] for i in spread(len(labels), CLASSES)]
 
 
-class Cells(NamedTuple):
-    """A row of a grid: what is said about it, its images (H, W, 3) uint8, and their captions."""
-
-    about: str
-    pictures: list[np.ndarray]
-    captions: list[str] | None
-
-
-def _imagined(dream: Dream, labels: Sequence[int]) -> list[Cells]:
-    """Imagined images of each class, from near to far."""
+def _imagined(dream: Dream, labels: Sequence[int]) -> list[plots.Row]:
+    """Imagined images of each class, from near to far; where a filter chose, first what it kept."""
     folder, ends = dream.images.path, dream.outliers.manifest["classes"]
-    table, found = read_images(folder).sort_values("distance", kind="stable"), []
+    table, found, filtered = (
+        read_images(folder).sort_values("distance", kind="stable"),
+        [],
+        dream.settings.filter.active,
+    )
+    if filtered:
+        kept_files = {file for file, _ in read_imglist(dream.quality.path / "imglist.txt")}
+        table["kept"] = table["file"].isin(kept_files)
     for label in labels:
         of_class = table[table["class"] == label]
-        of_class = of_class.iloc[spread(len(of_class), COLUMNS)]
         about = f"99 % of ID < {ends[label]['id_distance']['p99']:.3f}"
+        if filtered:
+            about += f"\nkept {of_class['kept'].sum()} of {len(of_class)}"
+            of_class = kept_first(of_class)
+        else:
+            of_class = of_class.iloc[spread(len(of_class), COLUMNS)]
         pictures = [picture(folder / file) for file in of_class["file"]]
-        found.append(Cells(about, pictures, [f"{distance:.3f}" for distance in of_class["distance"]]))
+        captions = [f"{distance:.3f}" for distance in of_class["distance"]]
+        found.append(plots.Row(about, pictures, captions, of_class["kept"].tolist() if filtered else None))
     return found
+
+
+def kept_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows that show what a filter keeps, and then what it drops.
+
+    Args:
+        table: images in their order, with a column `kept`.
+
+    Returns:
+        COLUMNS of them at most, spread over the kept and the dropped: DROPPED of these, and more where few are kept.
+    """
+    kept, dropped = table[table["kept"]], table[~table["kept"]]
+    room = min(len(kept), COLUMNS - min(DROPPED, len(dropped)))
+    parts = [of.iloc[spread(len(of), count)] for of, count in ((kept, room), (dropped, COLUMNS - room)) if len(of)]
+    return pd.concat(parts)
 
 
 def picture(path: Path) -> np.ndarray:

@@ -3,70 +3,43 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from openood_dream.datasets.reading import read_image
 from openood_dream.device import pick_device
 from openood_dream.dream.findings import quality_table
 from openood_dream.dream.plain import load_plain
 from openood_dream.experiment import Experiment
-from openood_dream.networks.checkpoints import load_weights
-from openood_dream.networks.factory import get_network
 from openood_dream.networks.features import classify
-from openood_dream.networks.generative.network import Generative
 from openood_dream.networks.settings import GenerativeNetwork
 from openood_dream.reports import gallery, page, plots
+from openood_dream.reports.benchmarked import (
+    Run,
+    costs,
+    first_runs,
+    learned_from_images,
+    shown_postprocessor,
+    training_stages,
+)
 from openood_dream.reports.columns import groups_of, title
-from openood_dream.reports.records import TRAINED, read_training
+from openood_dream.reports.generative import sampled
 from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table
 from openood_dream.reports.variants import VARIANT, variants
-from openood_dream.store.artifacts import Artifact, build
-from openood_dream.store.files import sha256, write_text
-from openood_dream.store.tensors import read_tensors, write_tensors
+from openood_dream.store.files import write_json, write_text
 
 PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
+IMAGINED_FILE = "imagined.json"  # where the images lie that methods learned from
 COLUMNS = 12  # thumbnails in a row
 THUMBNAIL = 64
-
-
-class Run(NamedTuple):
-    """A finished training.
-
-    Args:
-        folder: what it wrote, with a folder of scores for each postprocessor.
-        experiment: what was trained.
-    """
-
-    folder: Path
-    experiment: Experiment
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Its train.json."""
-        return read_training(self.folder / TRAINED)
-
-    @property
-    def scores(self) -> Path:
-        """The folder with the scores of the postprocessor that figures show."""
-        return self.folder / shown_postprocessor(self.experiment) / "scores"
-
-    def network(self) -> nn.Module:
-        """The trained network, on the CPU."""
-        dataset = self.experiment.dataset
-        net = get_network(self.experiment.network, **dataset.shape)
-        load_weights(net, self.folder / "best.ckpt")
-        return net
 
 
 def write(
@@ -78,7 +51,7 @@ def write(
     failures: Sequence[Mapping[str, Any]],
     remarks: Sequence[str] = (),
 ) -> Path:
-    """Writes leaderboard.{md,csv,json} and report.html of a benchmark.
+    """Writes leaderboard.{md,csv,json}, imagined.json and report.html of a benchmark.
 
     Args:
         out: the folder that they are written into.
@@ -103,10 +76,13 @@ def write(
     notes = [*remarks] + [f"Failed: {method}, seed {seed}: {one['text']}" for (method, seed), one in failed.items()]
     first = first_runs(finished)
     figures, stages, judged = {"comparison": comparison(frame, first)}, training_stages(finished), {}
+    kept = dict[str, dict[str, Any]]()
     if dreams := imagined(finished):
         drawn, artifacts, found = dream_figures(dreams, classifier(finished))
         figures, stages, notes = figures | drawn, artifacts + stages, notes + found
         judged = {name: quality_table(experiment.imagination.quality) for name, experiment in dreams.items()}
+        kept = {name: kept_images(experiment) for name, experiment in dreams.items()}
+    write_json(out / IMAGINED_FILE, kept)
     drawn, found = sampled(first)
     return page.report(
         out,
@@ -118,8 +94,24 @@ def write(
         figures=figures | score_figures(first) | drawn,
         notes=[*notes, *found, *doubts(finished, dreams)],
         judged=judged,
+        costs=costs(finished),
         commands=commands,
     )
+
+
+def kept_images(experiment: Experiment) -> dict[str, Any]:
+    """Where the imagined images lie that a method learned from.
+
+    Args:
+        experiment: the method's.
+
+    Returns:
+        How many were drawn (`images`) and kept, the folder of all, and the list of the kept ones.
+    """
+    dream = experiment.imagination
+    total, chosen = dream.images.manifest["images"], dream.training_images()
+    kept = dream.quality.manifest["kept"] if experiment.dream.filter.active else total
+    return {"images": total, "kept": kept, "folder": str(dream.images.path), "list": str(chosen.imglist)}
 
 
 def doubts(runs: Sequence[Run], dreams: Mapping[str, Experiment]) -> list[str]:
@@ -161,28 +153,6 @@ def versions(experiment: Experiment, runs: Sequence[Run] = ()) -> dict[str, str]
     }
 
 
-def training_stages(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per method: the seconds of all its seeds together."""
-    spent: dict[str, float] = {}
-    for run in runs:
-        spent[run.experiment.method] = spent.get(run.experiment.method, 0) + run.record["seconds"]
-    return [{"name": f"train: {method}", "seconds": round(total, 1), "hash": ""} for method, total in spent.items()]
-
-
-def first_runs(runs: Sequence[Run]) -> dict[str, Run]:
-    """The run of each method with its first seed."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        first.setdefault(run.experiment.method, run)
-    return first
-
-
-def shown_postprocessor(experiment: Experiment) -> str:
-    """The postprocessor that figures show for a method: `ebo` where it has that, else its first."""
-    names = experiment.benchmark.postprocessors
-    return "ebo" if "ebo" in names else names[0]
-
-
 # ------------------------------------------------------------------------------------------------------------- scores
 
 
@@ -213,18 +183,22 @@ def comparison(frame: pd.DataFrame, first: Mapping[str, Run]) -> bytes:
 
 
 def score_figures(first: Mapping[str, Run]) -> dict[str, bytes]:
-    """Histograms, ROC curves, training curves and mistakes of the first seed of each method, as PNG."""
-    curves, histograms = {}, {}
+    """Histograms of each detector, ROC curves, training curves and mistakes of the first seed of each method, as PNG."""
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    confidences: dict[str, dict[str, plots.Scores]] = {}
     for method, run in first.items():
         experiment, postprocessor = run.experiment, shown_postprocessor(run.experiment)
         id_scores = read_scores(run.scores / f"{experiment.dataset.name}.npz")[1]
         found: dict[str, dict[str, np.ndarray]] = {}
         for group, name in experiment.data.ood_sets():
             found.setdefault(title(group), {})[name] = read_scores(run.scores / f"{name}.npz")[1]
-        words = f"{method}: {postprocessor} confidence"
-        histograms[f"score_histograms: {method}"] = plots.score_histograms(id_scores, found, words)
+        confidences.setdefault(postprocessor, {})[method] = plots.Scores(id_scores, found)
         pooled = {group: np.concatenate([*sets.values()]) for group, sets in found.items()}
         curves[f"{method}, {postprocessor}"] = {"id": id_scores} | pooled
+    histograms = {
+        f"score_histograms: {name}": plots.score_histograms(of, f"Confidence by {name}, first seed")
+        for name, of in confidences.items()
+    }
     training = plots.training_curves({method: run.record["epochs"] for method, run in first.items()})
     mistakes = {f"mistakes: {method}": mistake_grid(run) for method, run in first.items()}
     roc = plots.roc_curves(curves, "ROC curves, first seed")
@@ -245,12 +219,12 @@ def mistake_grid(run: Run) -> bytes:
     for group, every in surest.items():
         found = sorted(every, key=lambda one: -one[0])[:COLUMNS]
         grid.append(
-            (f"surest of {title(group)}", [thumbnail(path) for _, path, _ in found], [seen for *_, seen in found])
+            plots.Row(f"surest of {title(group)}", [thumbnail(at) for _, at, _ in found], [seen for *_, seen in found])
         )
     pred, conf, label = read_scores(run.scores / f"{experiment.dataset.name}.npz")
     paths, rows = _image_paths(experiment, "dataset", "test"), np.argsort(conf, kind="stable")[:COLUMNS]
     captions = [f"{named[int(label[row])]}: {named[int(pred[row])]}" for row in rows]
-    grid.append(("most doubted of ID", [thumbnail(paths[row]) for row in rows], captions))
+    grid.append(plots.Row("most doubted of ID", [thumbnail(paths[row]) for row in rows], captions))
     return plots.image_grid(grid, f"{experiment.method}: where {shown_postprocessor(experiment)} is most wrong")
 
 
@@ -274,60 +248,6 @@ def _image_paths(experiment: Experiment, *which: str) -> list[Path]:
     return [Path(images.data_dir) / name for name, _ in images.rows]
 
 
-# ------------------------------------------------------------------------------------------------- generative networks
-
-
-def sampled(first: Mapping[str, Run]) -> tuple[dict[str, bytes], list[str]]:
-    """Images drawn from each generative network, its high-frequency channel below, and its bits per dimension.
-
-    Args:
-        first: a run of each method.
-
-    Returns:
-        The figure `samples`, as PNG, where there is such a network, and a sentence about each.
-    """
-    rows: list[plots.Row] = []
-    notes = []
-    for method, run in first.items():
-        network = run.experiment.network
-        if not isinstance(network, GenerativeNetwork):
-            continue
-        images = read_tensors(draw(run, network).path / "samples.safetensors", images=4)["images"]
-        colours, high = images[:, : network.channels], images[:, network.channels :]
-        for label, part in ((method, colours), (f"{method}: high frequencies", high)):
-            if part.shape[1]:
-                rows.append((label, list(part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()), None))
-        bits = -math.log2(max(row["val_acc"] for row in run.record["epochs"]) / 100)
-        notes.append(
-            f"{method}, seed {run.experiment.run.seed}: {bits:.2f} bits per dimension of the validation images, "
-            f"{bits * images.shape[1]:.1f} per pixel of {images.shape[1]} channels."
-        )
-    return {"samples": plots.image_grid(rows, "Drawn from the generative networks")} if rows else {}, notes
-
-
-def draw(run: Run, network: GenerativeNetwork) -> Artifact:
-    """Draws images from a run's generative network.
-
-    Args:
-        run: the finished training.
-        network: what was trained.
-
-    Returns:
-        `samples.safetensors`, with `images` (COLUMNS, channels, S, S) uint8.
-    """
-
-    def make(folder: Path) -> None:
-        net = Generative(network)
-        load_weights(net, run.folder / "best.ckpt")
-        net.to(pick_device(run.experiment.run.device)).eval()
-        with torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            images = net.model.sample(COLUMNS)
-        write_tensors(folder / "samples.safetensors", images=images.cpu())
-
-    return build(run.folder, "samples", {"weights": sha256(run.folder / "best.ckpt"), "count": COLUMNS}, make)
-
-
 # -------------------------------------------------------------------------------------------------- what was imagined
 
 
@@ -339,16 +259,10 @@ def imagined(runs: Sequence[Run]) -> dict[str, Experiment]:
     found: dict[str, Experiment] = {}
     for run in runs:
         experiment, dreams = run.experiment, [other.dream for other in found.values()]
-        if _learned_from_images(run) and experiment.dream not in dreams:
+        if learned_from_images(run) and experiment.dream not in dreams:
             found.setdefault(experiment.method, experiment)
     spaces = {method: experiment.imagination.space.hash for method, experiment in found.items()}
     return {method: found[method] for method, space in spaces.items() if space == next(iter(spaces.values()))}
-
-
-def _learned_from_images(run: Run) -> bool:
-    """Whether a run's outlier data are the image set of its section dream."""
-    experiment = run.experiment
-    return experiment.has("dream") and run.record["outlier_data"] == f"imagined ({experiment.dream.outliers.method})"
 
 
 def classifier(runs: Sequence[Run]) -> Run | None:
@@ -377,7 +291,7 @@ def dream_figures(
     accuracy = dream.space.manifest["val_accuracy"]
     notes.append(f"Space: the cosine classifier has {accuracy:.1f} % validation accuracy.")
     prompts: list[plots.Row] = [
-        (dream.names[i], list(of[:COLUMNS].permute(0, 2, 3, 1).numpy()), None) for i, of in zip(shown, plain)
+        plots.Row(dream.names[i], list(of[:COLUMNS].permute(0, 2, 3, 1).numpy())) for i, of in zip(shown, plain)
     ]
     figures = {
         "outliers": gallery.grid(dreams),

@@ -1,7 +1,8 @@
 """Artifacts: folders named by what determines them, complete only with a manifest, resumable.
 
-A stage's folder is `<cache_dir>/<stage>-<hash of its inputs>`. Its `manifest.json` is written last, by rename, so a
-folder that has one is complete, and a folder that has none is an interrupted run that the next one continues.
+A stage's folder is `<cache_dir>/<stage>-<label>-<hash of its inputs>`, such as images-knn-sigma0.15-8e3e51c0. Its
+`manifest.json`, which has the whole hash, is written last, by rename, so a folder that has one is complete, and a folder
+that has none is an interrupted run that the next one continues.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from openood_dream._version import __version__
 from openood_dream.errors import InputError, reason, show, warn
+from openood_dream.store import latest
 from openood_dream.store.files import (
     Kinds,
     fingerprint,
@@ -34,11 +36,21 @@ from openood_dream.store.files import (
     writable,
     write_json,
 )
+from openood_dream.store.steps import Step, tell
 
 MANIFEST = "manifest.json"
-KEYS: Kinds = {"stage": str, "hash": str, "inputs": dict, "seconds": (int, float), "warnings": (list, NoneType)}
+KEYS: Kinds = {
+    "stage": str,
+    "label": (str, NoneType),
+    "hash": str,
+    "inputs": dict,
+    "seconds": (int, float),
+    "warnings": (list, NoneType),
+}
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # what file systems say that know no locks
 ANEW = "delete the folder and run again"
+DIGITS = 8  # of a hash in a folder's name: two of a thousand artifacts of a stage agree in them once in 10,000 caches
+LABEL = 40  # characters of a label at most
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,11 @@ class Artifact:
     def stage(self) -> str:
         """The stage that made it."""
         return self.manifest["stage"]
+
+    @property
+    def label(self) -> str:
+        """What its folder's name says of its inputs; "" where it says nothing."""
+        return self.manifest.get("label") or ""
 
 
 def complete(folder: Path, kinds: Kinds | None = None, remedy: str = ANEW) -> dict[str, Any] | None:
@@ -131,15 +148,17 @@ def reusing_only() -> Iterator[None]:
         _reusing.reset(token)
 
 
-def folder_of(cache_dir: str | Path, stage: str, inputs: Mapping[str, Any]) -> Path:
+def folder_of(cache_dir: str | Path, stage: str, inputs: Mapping[str, Any], label: str = "") -> Path:
     """Where an artifact lies, complete or not.
 
     Args:
         cache_dir: the folder of all artifacts.
         stage: what makes it.
         inputs: all that determines it (JSON-serialisable).
+        label: what people should know it by, which `inputs` determine too.
     """
-    return Path(cache_dir) / f"{stage}-{fingerprint(inputs)}"
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", label)[:LABEL].strip("-.")
+    return Path(cache_dir) / "-".join(filter(None, (stage, readable, fingerprint(inputs)[:DIGITS])))
 
 
 def build(
@@ -148,6 +167,7 @@ def build(
     inputs: Mapping[str, Any],
     make: Callable[[Path], Mapping[str, Any] | None],
     *,
+    label: str = "",
     settled: bool = False,
 ) -> Artifact:
     """An artifact: reused where it is complete, else made. Two processes that want the same one wait for each other.
@@ -158,6 +178,7 @@ def build(
         inputs: all that determines it (JSON-serialisable).
         make: writes it into the folder that it is given, where it finds what an interrupted run has left, and returns
             what the manifest should say besides; `warnings` among it are warned of whenever the artifact is used.
+        label: what people should know it by, as in `folder_of`; `latest/<stage>` leads to the newest that has one.
         settled: whether `make` brings all that it writes to the disk itself, as stages with very many files do; else it
             is done here, file by file.
 
@@ -166,17 +187,18 @@ def build(
         OSError: a disk is full or fails, in one line; what was finished stays for the next run.
         Missing: within `reusing_only`, it is not complete.
     """
-    folder = folder_of(cache_dir, stage, inputs)
+    folder = folder_of(cache_dir, stage, inputs, label)
     wanted = fingerprint(inputs)
     manifest = completed(folder, wanted)
     if manifest is not None:
-        return _warned(Artifact(folder, manifest, reused=True))
+        return _done(Artifact(folder, manifest, reused=True))
     if _reusing.get():
         raise Missing(stage)
     with folder_if_used(folder.parent), locked(folder):
         manifest = completed(folder, wanted)  # another process may have finished it while this one waited
         if manifest is not None:
-            return _warned(Artifact(folder, manifest, reused=True))
+            return _done(Artifact(folder, manifest, reused=True))
+        tell(Step(stage))
         start = time.perf_counter()
         with writing_in(folder):
             extra = make(folder) or {}
@@ -187,18 +209,23 @@ def build(
             manifest = {
                 **extra,
                 "stage": stage,
+                "label": label,
                 "hash": wanted,
                 "inputs": inputs,
                 "seconds": round(time.perf_counter() - start, 3),
                 "code": __version__,
             }
             write_json(folder / MANIFEST, manifest)
+        if label:
+            latest.point(folder, stage)
         # as read back, so that a fresh artifact and a reused one are the same to their readers
-        return _warned(Artifact(folder, json.loads(json.dumps(manifest)), reused=False))
+        return _done(Artifact(folder, json.loads(json.dumps(manifest)), reused=False))
 
 
-def _warned(artifact: Artifact) -> Artifact:
-    """The artifact, after its warnings."""
+def _done(artifact: Artifact) -> Artifact:
+    """The artifact, after whoever listens was told of it and its warnings were said."""
+    if not _reusing.get():  # then somebody only looks what is there
+        tell(Step(artifact.stage, artifact.path, None if artifact.reused else artifact.manifest["seconds"]))
     for text in artifact.warnings:
         warn(f"{artifact.path}: {text}")
     return artifact

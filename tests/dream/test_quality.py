@@ -69,8 +69,8 @@ def test_manifest(judged, table, dream: Dream):
 def test_quality_table(judged, dream: Dream):
     frame = quality_table(judged)
     assert frame["class"].tolist() == [*dream.names, "ID test"]
-    assert frame["images"].tolist()[:6] == [4] * 6 and frame["dropped"].tolist()[:6] == [0] * 6
-    assert frame["dropped"].isna().tolist()[-1]
+    assert frame["images"].tolist()[:6] == frame["kept"].tolist()[:6] == [4] * 6
+    assert frame["kept"].isna().tolist()[-1]
 
 
 # ------------------------------------------------------------------------------------------------------------ the judge

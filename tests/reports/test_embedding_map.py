@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from openood_dream.reports import embedding_map as module
-from openood_dream.reports import plots
 from openood_dream.reports.embedding_map import Sampled, embedding_map
 
 RNG = np.random.default_rng(0)
@@ -31,7 +30,7 @@ def sampled(n: int = 9, m: int = 16, name: str = "outlier", inliers: bool = Fals
 def axes_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], bytes]) -> list[Axes]:
     """The axes of the figure that `draw` makes."""
     kept: list[Axes] = []
-    monkeypatch.setattr(plots, "png", lambda fig: kept.extend(fig.axes))
+    monkeypatch.setattr(module, "png", lambda fig: kept.extend(fig.axes))
     draw()
     return kept
 

@@ -135,8 +135,8 @@ def test_images_stand_from_near_to_far_below_their_class(dream, experiment, draw
     rows, _ = drawn["image_grid"]
     table, train = pd.read_parquet(dream.images.path / "images.parquet"), experiment.data.images("dataset", "train")
     for label, name in enumerate(dream.names):
-        (known, real, none), (about, images, captions) = rows[2 * label : 2 * label + 2]
-        assert known == f"{name}: ID image" and none is None
+        (known, real, none, _), (about, images, captions, kept) = rows[2 * label : 2 * label + 2]
+        assert known == f"{name}: ID image" and none is None and kept is None
         assert np.array_equal(real[0], train.image(int((train.labels == label).nonzero()[0])))
         mine = table[table["class"] == label].sort_values("distance")
         assert captions == [f"{distance:.3f}" for distance in mine["distance"]] and len(captions) == 4
@@ -146,12 +146,38 @@ def test_images_stand_from_near_to_far_below_their_class(dream, experiment, draw
             assert np.array_equal(image, np.asarray(Image.open(dream.images.path / file).convert("RGB")))
 
 
+def test_kept_images_come_first_and_are_marked(tiny, dream, drawn):
+    experiment = tiny.config("--dream.filter.distance", "0.5")
+    gallery.grid({"": experiment})
+    rows, title = drawn["image_grid"]
+    folder, quality = dream.images.path, experiment.imagination.quality
+    listed = [line.rpartition(" ")[0] for line in (quality.path / "imglist.txt").read_text().splitlines()]
+    table = pd.read_parquet(folder / "images.parquet").sort_values("distance", kind="stable")
+    for label, row in enumerate(rows[1::2]):
+        mine = table[table["class"] == label]
+        kept = [file for file in mine["file"] if file in listed]
+        expected = kept + [file for file in mine["file"] if file not in listed]
+        assert row.kept == [True] * len(kept) + [False] * (len(mine) - len(kept))
+        assert f"kept {len(kept)} of {len(mine)}" in row.label
+        assert all(np.array_equal(image, gallery.picture(folder / file)) for file, image in zip(expected, row.images))
+    assert 0 < len(listed) < len(table) and "kept images first" in title
+
+
+@pytest.mark.parametrize(
+    ("kept", "dropped", "shown"),
+    [(20, 20, (8, 4)), (2, 20, (2, 10)), (20, 1, (11, 1)), (0, 20, (0, 12)), (20, 0, (12, 0))],
+)
+def test_some_dropped_images_are_shown_beside_the_kept(kept, dropped, shown):
+    found = gallery.kept_first(pd.DataFrame({"kept": [False] * dropped + [True] * kept}))["kept"].tolist()
+    assert found == [True] * shown[0] + [False] * shown[1]
+
+
 def test_several_samplers_have_a_block_each(both, drawn):
     gallery.grid(both, ["one", "four"])
     rows, title = drawn["image_grid"]
-    headings = [(row, label) for row, (label, images, _) in enumerate(rows) if not images]
+    headings = [(row, label) for row, (label, images, *_) in enumerate(rows) if not images]
     assert headings == [(0, "ID image"), (3, "k-NN outlier, from near to far"), (6, "inlier, from near to far")]
-    assert [label.split("\n")[0] for label, images, _ in rows if images] == ["one", "four"] * 3
+    assert [label.split("\n")[0] for label, images, *_ in rows if images] == ["one", "four"] * 3
     near, far = (np.array(rows[row][2], float) for row in (7, 4))
     assert near.max() < far.min() and "2 of 6 classes" in title
 

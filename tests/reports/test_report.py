@@ -17,8 +17,8 @@ from openood_dream.dream.plain import load_plain
 from openood_dream.experiment import Experiment
 from openood_dream.networks.factory import get_network
 from openood_dream.pipelines.benchmark import benchmark
-from openood_dream.reports import report
-from openood_dream.reports.report import Run
+from openood_dream.reports import generative, report
+from openood_dream.reports.benchmarked import Run, costs
 from openood_dream.reports.runs import collect
 from openood_dream.reports.table import table
 from openood_dream.store.files import write_json
@@ -63,7 +63,7 @@ def test_outlier_data_of_each_method(benchmarked):
 def test_the_report_is_one_file_that_loads_nothing(page):
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "<link" not in page and not re.search(r"url\((?!data:)", page)
-    assert page.count("data:image/png;base64,") == 13
+    assert page.count("data:image/png;base64,") == 2 * 11  # a light and a dark one of each figure
 
 
 FIGURES = (
@@ -75,9 +75,8 @@ WORDS = ("torch", "diffusers", "python", "num_epochs", "openood-dream benchmark 
 
 def test_the_report_has_every_figure_and_fact(page):
     assert all(f'alt="{figure}' in page for figure in FIGURES.split())
-    captions = dict(re.findall(r'alt="(\w+)[^"]*">\s*<figcaption>(.*?)</figcaption>', page, re.DOTALL))
-    assert len(set(captions.values())) == len(captions)  # no figure has another's caption,
-    assert not set(captions) & set(captions.values())  # nor its name for want of one
+    captions = re.findall(r'<h3 id="figure-\d+">.*?</h3>\s*<p class="caption">(.*?)</p>', page, re.DOTALL)
+    assert len(set(captions)) == len(captions) == len(FIGURES.split())  # each has one, and none has another's
     text = text_of(page)
     assert [word for word in (*STAGES, *WORDS) if word not in text] == []
 
@@ -116,6 +115,30 @@ def test_images_are_shown_once_and_those_of_another_space_not(dream, tiny, tmp_p
     assert list(report.imagined([*runs, *runs])) == ["a", "inliers"]
 
 
+def test_costs_are_those_of_the_imagination_and_of_a_seed(benchmarked, tiny, dream):
+    layers = ["pipelines/train/dream_ood.yml", "preprocessors/dream.yml"]
+    runs = [
+        Run(benchmarked.root / "runs" / method / f"s{seed}", tiny.config(*benchmarked.overrides, *words, layers=more))
+        for method, words, more in (
+            ("base", ["--method", "base"], []),
+            ("dream_ood", ["--method", "dream_ood"], layers),
+        )
+        for seed in (0, 1)
+    ]
+    found = costs(runs)
+    assert found["base"].imagining == 0
+    assert found["base"].training == pytest.approx(np.mean([run.record["seconds"] for run in runs[:2]]))
+    made = [dream.anchors, dream.space, dream.generator, dream.outliers, dream.images]
+    assert found["dream_ood"].imagining == pytest.approx(sum(artifact.manifest["seconds"] for artifact in made))
+
+
+def test_where_the_imagined_images_are(benchmarked, dream):
+    found = json.loads((benchmarked.root / "imagined.json").read_text())
+    assert list(found) == ["dream_ood"] and found["dream_ood"]["folder"] == str(dream.images.path)
+    assert found["dream_ood"]["kept"] == len(Path(found["dream_ood"]["list"]).read_text().splitlines())
+    assert found["dream_ood"]["images"] == dream.images.manifest["images"]
+
+
 def test_benchmark_without_imagination(benchmarked, tiny, tmp_path):
     overrides = ["--root", str(tmp_path / "out"), *benchmarked.overrides[2:]]
     path = benchmark([tiny.file], overrides, methods=["base"], seeds=1)
@@ -133,15 +156,15 @@ def test_a_generative_network_shows_what_it_draws_and_its_bits(tiny, tmp_path):
         tmp_path / "train.json", {"hash": "a", "epochs": [{"val_acc": 3.125}, {"val_acc": 6.25}, {"val_acc": 5}]}
     )
     run = Run(tmp_path, experiment)
-    figures, notes = report.sampled({"frl": run})
+    figures, notes = generative.sampled({"frl": run})
     assert list(figures) == ["samples"]
     assert notes == ["frl, seed 0: 4.00 bits per dimension of the validation images, 8.0 per pixel of 2 channels."]
-    drawn = report.draw(run, experiment.network)
+    drawn = generative.draw(run, experiment.network)
     images = read_tensors(drawn.path / "samples.safetensors")["images"]
     torch.manual_seed(0)
     with torch.inference_mode():
-        assert drawn.reused and torch.equal(images, net.eval().model.sample(report.COLUMNS))
+        assert drawn.reused and torch.equal(images, net.eval().model.sample(generative.COLUMNS))
 
 
 def test_classifiers_draw_no_samples(tiny, tmp_path):
-    assert report.sampled({"base": Run(tmp_path, tiny.config("--method", "base"))}) == ({}, [])
+    assert generative.sampled({"base": Run(tmp_path, tiny.config("--method", "base"))}) == ({}, [])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from openood_dream.errors import InputError
-from openood_dream.store import artifacts
+from openood_dream.store import artifacts, steps
 from openood_dream.store.files import fingerprint, write_text
 from openood_dream.store.tensors import read_tensors, write_tensors
 
@@ -29,7 +29,7 @@ def test_made_once_then_reused(tmp_path):
 
     first, second = (artifacts.build(tmp_path, "space", {"k": 1}, make) for _ in range(2))
     assert len(calls) == 1 and (first.reused, second.reused) == (False, True)
-    assert first.path == second.path == tmp_path / f"space-{fingerprint({'k': 1})}"
+    assert first.path == second.path == artifacts.folder_of(tmp_path, "space", {"k": 1})
     assert first.path == artifacts.folder_of(tmp_path, "space", {"k": 1})
     assert first.manifest == second.manifest and first.manifest["shape"] == [2, 3]
     assert first.stage == "space" and first.hash == fingerprint({"k": 1}) and first.manifest["inputs"] == {"k": 1}
@@ -42,6 +42,38 @@ def test_other_inputs_make_another_and_keep_the_old(tmp_path):
     assert not second.reused and first.path != second.path and (first.path / "x").read_text() == "1"
 
 
+def test_a_folder_is_named_by_stage_label_and_hash(tmp_path):
+    found = artifacts.build(tmp_path, "images", {"k": 1}, lambda folder: None, label="knn, sigma/0.15")
+    assert found.path.name == f"images-knn-sigma-0.15-{fingerprint({'k': 1})[:8]}" and found.label == "knn, sigma/0.15"
+    assert artifacts.folder_of(tmp_path, "images", {"k": 1}, "x" * 200).name.count("x") == 40
+    again = artifacts.build(tmp_path, "images", {"k": 1}, lambda folder: pytest.fail("made"), label="knn, sigma/0.15")
+    assert again.reused and again.label == found.label
+
+
+def test_a_folder_of_the_same_name_and_another_hash_is_refused(tmp_path):
+    folder = artifacts.build(tmp_path, "space", {"k": 1}, lambda folder: None).path
+    other = artifacts.folder_of(tmp_path, "space", {"k": 2})
+    os.rename(folder, other)
+    with pytest.raises(InputError, match="not those of its hash"):
+        artifacts.build(tmp_path, "space", {"k": 2}, lambda folder: None)
+
+
+def test_steps_are_told_when_they_begin_and_when_they_are_done(tmp_path):
+    heard = []
+    with steps.heard_by(heard.append):
+        for _ in range(2):
+            made = artifacts.build(tmp_path, "space", {}, lambda folder: heard.append("at work"))
+        with artifacts.reusing_only():
+            artifacts.build(tmp_path, "space", {}, lambda folder: None)
+    assert [step if isinstance(step, str) else step[:2] for step in heard] == [
+        ("space", None),
+        "at work",
+        ("space", made.path),
+        ("space", made.path),
+    ]
+    assert heard[2].seconds == made.manifest["seconds"] and heard[3].seconds is None
+
+
 def test_interrupted_is_continued(tmp_path):
     def make(folder):
         done = folder / "half.txt"
@@ -52,7 +84,7 @@ def test_interrupted_is_continued(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         artifacts.build(tmp_path, "images", {}, make)
-    assert artifacts.complete(tmp_path / f"images-{fingerprint({})}") is None
+    assert artifacts.complete(artifacts.folder_of(tmp_path, "images", {})) is None
     artifact = artifacts.build(tmp_path, "images", {}, make)
     assert not artifact.reused and artifact.manifest["found"] == "first half"
     assert artifacts.build(tmp_path, "images", {}, make).reused
@@ -88,11 +120,11 @@ print(build(sys.argv[1], "space", {"k": 1}, make).reused)
     both = [subprocess.Popen([*words, str(n)], stdout=subprocess.PIPE, text=True) for n in range(2)]
     outputs = [process.communicate(timeout=600)[0].strip() for process in both]
     assert sorted(outputs) == ["False", "True"]
-    assert (tmp_path / f"space-{fingerprint({'k': 1})}" / "log").read_text() == "made\n"
+    assert (artifacts.folder_of(tmp_path, "space", {"k": 1}) / "log").read_text() == "made\n"
 
 
 def test_waiting_is_said(tmp_path, capfd):
-    folder = tmp_path / f"space-{fingerprint({})}"
+    folder = artifacts.folder_of(tmp_path, "space", {})
     code = """
 import sys
 from pathlib import Path
@@ -124,7 +156,7 @@ def make(folder):
 build(sys.argv[1], "space", {}, make)
 """
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -signal.SIGKILL
-    folder = tmp_path / f"space-{fingerprint({})}"
+    folder = artifacts.folder_of(tmp_path, "space", {})
     assert len(os.listdir(folder)) == 1
     artifacts.build(tmp_path, "space", {}, lambda folder: None)
     assert os.listdir(folder) == ["manifest.json"] and os.listdir(tmp_path) == [folder.name]
@@ -156,7 +188,7 @@ def test_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
     ):
         patch.setattr(artifacts, "write_json", lambda *args: full(tmp_path))
         artifacts.build(tmp_path, "space", {}, make)
-    folder = tmp_path / f"space-{fingerprint({})}"
+    folder = artifacts.folder_of(tmp_path, "space", {})
     assert sorted(os.listdir(folder)) == ["first", "second"]
     first = (folder / "first").stat().st_mtime_ns
     assert artifacts.build(tmp_path, "space", {}, make).manifest["first"] == first

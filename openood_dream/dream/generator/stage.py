@@ -329,6 +329,7 @@ def _build_together(
     device: str,
 ) -> Artifact:
     """The artifact that all processes of a launch make together by `run(processes, folder)`."""
+    label = f"{settings.train}-{settings.steps}steps"
     with joined(device) as processes:
         # only the main process looks whether there is anything to train, and tells the others where
         def make(folder: Path) -> dict[str, Any]:
@@ -337,11 +338,11 @@ def _build_together(
 
         if processes.is_main:
             with enough_memory(partial(settings.error, "batch_size"), "the images of a step (or vae_batch_size)"):
-                artifact = build(cache_dir, "generator", inputs, make)
+                artifact = build(cache_dir, "generator", inputs, make, label=label)
             if artifact.reused:
                 processes.broadcast(None)
             return artifact
         shared: Path | None = processes.broadcast(None)
         if shared is not None:
             run(processes, shared)
-    return build(cache_dir, "generator", inputs, make)  # waits for the main process to have saved it
+    return build(cache_dir, "generator", inputs, make, label=label)  # waits for the main process to have saved it
