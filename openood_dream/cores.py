@@ -20,9 +20,13 @@ def settle() -> None:
     if "torch" in sys.modules:
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    allowed = quota()
-    if allowed is not None and allowed < available():
-        os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
+    if granted() < available():
+        os.environ.setdefault("OMP_NUM_THREADS", str(granted()))
+
+
+def granted() -> int:
+    """The cores that this process may use at a time: those it is allowed to run on, or fewer where its time is limited."""
+    return min(available(), quota() or available())
 
 
 def available() -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from openood_dream import ending
+from openood_dream import cores, ending
 from openood_dream.cli.guides import guide
 from openood_dream.cli.own import Data, HoldOut, Ood, prepared
 from openood_dream.cli.words import CONFIGURED, PATH, Quiet, app, configured, finished, separated
@@ -31,7 +31,7 @@ def quickstart(
 ) -> None:
     """Imagine outliers of scikit-learn's digits and compare base, OE and DREAM-OOD, from nothing, on a CPU."""
     chosen = None if methods == "all" else separated(methods)
-    compare(["benchmarks/digits.yml"], [f"--root={out}"], chosen, seeds)
+    compare(["benchmarks/digits.yml"], [f"--root={out}"], chosen, seeds, "local", min(2, cores.granted()))
 
 
 @app.command(**CONFIGURED, **guide("run"))

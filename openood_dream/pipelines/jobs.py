@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from openood_dream import cores
 from openood_dream.device import pick_device
 from openood_dream.ending import BAD_INPUT, FAILURE, PARENT
 from openood_dream.errors import InputError
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.pipelines.identity import imagines
-from openood_dream.pipelines.progress import Progress, job_stages
+from openood_dream.pipelines.progress import Progress, job_stages, say
 from openood_dream.pipelines.test import check_scoring, score_run
 from openood_dream.pipelines.train import check_training, outlier_label, train
 from openood_dream.store import artifacts, files
@@ -155,20 +156,21 @@ def at_once(jobs: Sequence[Job], count: int) -> None:
 
     Args:
         jobs: the jobs.
-        count: how many of them run at a time.
+        count: how many of them run at a time; they share the cores, but none has more threads than this process.
     """
-    started = Started()
+    started, count = Started(), min(count, len(jobs))
+    threads = max(1, min(torch.get_num_threads(), cores.granted() // count))
     some_gpu = (
         jobs[0].experiment.run.device in ("auto", "cuda") and torch.cuda.is_available()
     )  # else one of a number, or none
     workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    for place in range(min(count, len(jobs))):
-        workers.put(Worker(visible_gpu(place) if some_gpu else None, started))
+    for place in range(count):
+        workers.put(Worker(visible_gpu(place) if some_gpu else None, started, threads))
 
     def run(one: Job) -> None:
         worker = workers.get()
         try:
-            worker((one.words, str(one.log)))
+            worker((one.words, str(one.log)), f"{one.method}, seed {one.seed}: ")
         finally:
             workers.put(worker)
 
@@ -241,7 +243,7 @@ class Started:
 
 
 class Worker:
-    """A process that does jobs, one after the other, with as many threads as this one has; each adds to its own log.
+    """A process that does jobs, one after the other; each adds to its own log.
 
     What takes seconds to load is loaded once. The process ends with this one, however that ends, and has a session of its
     own, so that an interruption at the terminal comes to it once, from here. Where a job takes it down, the next job gets
@@ -250,19 +252,21 @@ class Worker:
     Args:
         gpu: the only GPU that it sees, in the words of CUDA_VISIBLE_DEVICES; None leaves it all.
         started: what starts it.
+        threads: how many it computes with; None: as many as this process.
     """
 
-    def __init__(self, gpu: str | None = None, started: Started | None = None) -> None:
-        self.env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    def __init__(self, gpu: str | None = None, started: Started | None = None, threads: int | None = None) -> None:
+        self.env = {**os.environ, "OMP_NUM_THREADS": str(threads or torch.get_num_threads())}
         self.env |= {PARENT: str(os.getpid())} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         self.start = started or Started()
         self.process: subprocess.Popen | None = None
 
-    def __call__(self, job: tuple[list[str], str]) -> None:
-        """Does a job.
+    def __call__(self, job: tuple[list[str], str], name: str = "") -> None:
+        """Does a job, and says what it is at.
 
         Args:
             job: the words of `openood-dream job`, and the path of the log.
+            name: goes before each line that is said.
         """
         words, log = job
         Path(log).parent.mkdir(parents=True, exist_ok=True)
@@ -274,24 +278,28 @@ class Worker:
                 pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
                 self.process = self.start(command, **pipes, env=self.env, start_new_session=True)
             if self.process is not None:
-                _ended(Path(log), self._ask(self.process, json.dumps([words, log])))
+                _ended(Path(log), self._ask(self.process, json.dumps([words, log]), name))
 
     @staticmethod
-    def _ask(process: subprocess.Popen, line: str) -> int:
-        """The exit code of a job, or of the process that ended with it."""
+    def _ask(process: subprocess.Popen, line: str, name: str) -> int:
+        """The exit code of a job, or of the process that ended with it; what it says before that is said here."""
         try:
             print(line, file=process.stdin, flush=True)
-            answer = process.stdout.readline()  # type: ignore[union-attr]
-        except BrokenPipeError:
-            answer = ""
-        return int(answer) if answer.strip() else process.wait() or FAILURE
+            for answer in process.stdout:  # type: ignore[union-attr]
+                kind, said = json.loads(answer)
+                if kind == "code":
+                    return int(said)
+                say(f"{name}{said}")
+        except (BrokenPipeError, ValueError):  # it died, and left half a line perhaps
+            pass
+        return process.wait() or FAILURE
 
 
 def places(device_name: str) -> int:
-    """How many jobs this machine takes at once: one for each GPU, or as often as this process's threads fit into it."""
+    """How many jobs this machine takes at once: one for each GPU, or as often as this process's threads fit into its cores."""
     if pick_device(device_name).type == "cuda":
         return torch.cuda.device_count() if device_name in ("auto", "cuda") else 1
-    return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+    return max(1, cores.granted() // torch.get_num_threads())
 
 
 def _ended(log: Path, code: int) -> None:

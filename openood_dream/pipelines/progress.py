@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from tqdm import tqdm
@@ -53,8 +54,24 @@ def how(step: Step) -> str:
     return "reused" if step.seconds is None else f"done in {step.seconds:.1f} s"
 
 
+_relay: ContextVar[Callable[[str], None] | None] = ContextVar("relay", default=None)
+
+
+@contextmanager
+def relayed(to: Callable[[str], None]) -> Iterator[None]:
+    """Within the block every line that is said is given to `to` as well."""
+    token = _relay.set(to)
+    try:
+        yield
+    finally:
+        _relay.reset(token)
+
+
 def say(line: str) -> None:
     """Writes a line to standard error, above whatever progress bar is there; nothing where those are turned off."""
+    relay = _relay.get()
+    if relay is not None:
+        relay(line)
     if not os.environ.get("TQDM_DISABLE"):
         tqdm.write(line, file=sys.stderr)
 
