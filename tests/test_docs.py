@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
-from pages import ROOT, SMALL, commands, write_files
+from pages import ROOT, SMALL, blocks, commands, write_files
 from PIL import Image
 
 from openood_dream.cli.reading import keys_and_files
@@ -45,6 +46,17 @@ def test_links_and_pictures(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.slow
+def test_readme_from_python(tiny, digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(next((digits / "images_classic" / "digits" / "test").rglob("*.png")), "photo.png")
+    (text,) = blocks(ROOT / "README.md", "python")
+    names: dict[str, object] = {}
+    exec(compile(text.replace("benchmarks/digits.yml", tiny.file), "README.md", "exec"), names)  # noqa: S102
+    said = capsys.readouterr().out
+    assert Path(said.splitlines()[0]).name.startswith("images-knn") and "photo.png" in said
 
 
 @pytest.mark.slow
