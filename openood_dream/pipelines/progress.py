@@ -15,7 +15,7 @@ from openood_dream.experiment import Experiment
 from openood_dream.store.steps import Step, heard_by
 from openood_dream.trainers.known import TRAINERS
 
-STAGES = ("anchors", "space", "generator", "outliers", "images", "quality")  # of the imagination, in their order
+STAGES = ("anchors", "space", "outliers", "generator", "images", "quality")  # of the imagination, in their order
 
 
 class Progress:
@@ -83,8 +83,8 @@ def imagining(experiment: Experiment, last: str = STAGES[-1]) -> list[str]:
         experiment: whose; one that is given a pipeline trains none.
         last: the last stage that is wanted.
     """
-    wanted = STAGES[: STAGES.index(last) + 1]
-    return [name for name in wanted if name != "generator" or experiment.imagination.training]
+    needless = {"outliers"} if last == "generator" else set() if experiment.imagination.training else {"generator"}
+    return [name for name in STAGES[: STAGES.index(last) + 1] if name not in needless]
 
 
 def job_stages(experiment: Experiment) -> list[str]:
