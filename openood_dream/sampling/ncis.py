@@ -36,7 +36,15 @@ class Coupling(nn.Module):
         self.of_class = nn.Embedding(classes, hidden)
 
     def forward(self, rest: Tensor, labels: Tensor) -> Tensor:
-        """What is added (B, m // 2), of the other numbers (B, m - m // 2) and the classes (B,)."""
+        """What is added to the first half.
+
+        Args:
+            rest: the second half (B, m - m // 2).
+            labels: the classes (B,).
+
+        Returns:
+            (B, m // 2).
+        """
         return self.after(self.before(rest) + self.of_class(labels))
 
 
@@ -222,6 +230,13 @@ def sample(
 
 @torch.no_grad()
 def violation(net: VolumePreserving, x: Tensor, label: int, invariants: int) -> float:
-    """How far embeddings (N, m) of a class are from keeping its invariants: the mean of their squares."""
+    """How far embeddings of a class are from keeping its invariants: the mean of their squares.
+
+    Args:
+        net: f.
+        x: embeddings (N, m).
+        label: the class.
+        invariants: q.
+    """
     y = net(x, torch.full((len(x),), label, device=x.device))
     return y[:, -invariants:].square().mean().item()
