@@ -38,6 +38,7 @@ class Experiment(Sections):
             executor=run.executor,
             worker_gpus=run.worker_gpus,
             network=self.network if self.has("network") else None,
+            pairs=self.at("trainer.pairs") is True,
         )
 
 

@@ -50,6 +50,21 @@ def energy_regularisation(
     return F.cross_entropy(phi(energies.unsqueeze(1)), target)
 
 
+def energy_margins(id_logits: Tensor, outlier_logits: Tensor, m_in: float, m_out: float) -> Tensor:
+    """max(0, m_in - E)^2 averaged over ID plus max(0, E - m_out)^2 averaged over outliers (Liu et al., NeurIPS 2020, Eq. 8).
+
+    Their energies have the other sign, and so have their margins.
+
+    Args:
+        id_logits: (B, C).
+        outlier_logits: (O, C).
+        m_in: the energy above which ID costs nothing.
+        m_out: the energy below which an outlier costs nothing.
+    """
+    low, high = (m_in - energy(id_logits)).relu(), (energy(outlier_logits) - m_out).relu()
+    return low.square().mean() + high.square().mean()
+
+
 def outlier_exposure(outlier_logits: Tensor) -> Tensor:
     """logsumexp(logits) - mean(logits), averaged over auxiliary outliers (O, C): the cross-entropy to uniform (OE)."""
     return (torch.logsumexp(outlier_logits, dim=1) - outlier_logits.mean(dim=1)).mean()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_ood.loss import OutlierExposureLoss, VOSRegLoss
+from pytorch_ood.loss import EnergyRegularizedLoss, OutlierExposureLoss, VOSRegLoss
 from torch import nn
 
 from openood_dream import losses
@@ -104,6 +104,23 @@ def test_energy_regularisation_is_pytorch_oods(weighted):
 
 
 # -------------------------------------------------------------------------------------------------------- extra class
+
+
+def test_energy_margins_push_both_ways_until_the_margins():
+    id_logits = torch.tensor([[9.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    outlier_logits = torch.tensor([[-9.0, -9.0], [1.0, 0.0]], requires_grad=True)
+    losses.energy_margins(id_logits, outlier_logits, 5.0, -5.0).backward()
+    assert id_logits.grad[0].abs().sum() == 0 and (id_logits.grad[1] < 0).all()
+    assert outlier_logits.grad[0].abs().sum() == 0 and (outlier_logits.grad[1] > 0).all()
+
+
+def test_energy_margins_are_pytorch_oods():
+    logits, labels = torch.randn(9, 4), torch.tensor([0] * 5 + [-1] * 4)
+    with_margins, without = (
+        EnergyRegularizedLoss(alpha=alpha, margin_in=-2.0, margin_out=-1.0)(logits, labels) for alpha in (1.0, 0.0)
+    )
+    ours = losses.energy_margins(logits[:5], logits[5:], 2.0, 1.0)
+    assert ours.item() == pytest.approx((with_margins - without).item(), rel=1e-4)
 
 
 def test_extra_class_makes_energy_log_odds():

@@ -21,6 +21,7 @@ from openood_dream.dream.generator.stage import check_size, make_generator, untr
 from openood_dream.dream.images import check_executor, imagined_label, make_images, make_latents
 from openood_dream.dream.lines import make_lines
 from openood_dream.dream.outliers import load_outliers, make_outliers
+from openood_dream.dream.pairs import make_pairs
 from openood_dream.dream.parts import check_parts, check_steps
 from openood_dream.dream.plain import CLASSES, PER_CLASS, check_drawing, make_plain, spread
 from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
@@ -57,6 +58,7 @@ class Dream:
         executor: who draws images: local, or ray.
         worker_gpus: GPUs of a Ray worker; 0.5 lets two share one.
         network: the classifier whose checkpoint judges images where `dream.quality.checkpoint` is set.
+        pairs: whether images to train with come in pairs, each outlier with its inlier.
     """
 
     def __init__(
@@ -69,8 +71,9 @@ class Dream:
         executor: str = "local",
         worker_gpus: float = 1,
         network: AnyNetwork | None = None,
+        pairs: bool = False,
     ) -> None:
-        self.settings, self.data, self.network = settings, data.coloured(), network
+        self.settings, self.data, self.network, self.pairs = settings, data.coloured(), network, pairs
         self._seen = data  # as the classifier sees it
         self.device, self.precision = device, precision
         self.executor, self.worker_gpus = executor, worker_gpus
@@ -284,7 +287,9 @@ class Dream:
 
     def training_images(self) -> TrainingImages:
         """The imagined images to train with: all of the image set, or what `dream.filter` leaves of it."""
-        kept = self.quality if self.settings.filter.active else self.images
+        kept: Artifact = self.quality if self.settings.filter.active else self.images
+        if self.pairs:
+            kept = make_pairs(self.images, kept, self.cache_dir)
         description = imagined_label(self.settings.outliers.method)
         trained = [self.generator] if self.generator else []
         made = [self.space, *trained, self.plain_samples, self.outliers, self.images, kept]

@@ -26,6 +26,7 @@ from openood_dream.store.tensors import Rows, read_rows, read_tensors, write_ind
 
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
 OUTLIERS = {"class": INTEGERS, "boundary": INTEGERS, "distance": NUMBERS}  # columns of outliers.parquet
+SCALARS = ("sigma", "invariants", "id_violation", "violation")  # which of them a class has depends on it too
 COLUMNS = ("steps", "target", "seed", "draw")  # which of them an embedding has depends on the sampler
 
 
@@ -44,8 +45,8 @@ def make_outliers(
     So they can take the place of the class's token. The table `outliers.parquet` has a row for each: class, boundary
     (the row of the boundary point, or of the embedding that crossed, in the space artifact), distance (d_k), steps and
     target (boundary crossing), seed and draw (k-NN). Boundary crossing writes `crossings.parquet` too: class, boundary,
-    steps and target of every ID embedding. The manifest has a list of `classes` with the number of embeddings, sigma,
-    and quantiles of d_k of ID embeddings and of those found.
+    steps and target of every ID embedding. The manifest has a list of `classes` with the number of embeddings, sigma
+    (k-NN), the number of invariants and how far they are kept (NCIS), and quantiles of d_k of ID embeddings and of those found.
 
     Args:
         anchors: the anchors stage's artifact.
@@ -72,6 +73,8 @@ def make_outliers(
         todo = [label for label in range(len(names)) if not _part(folder, label).exists()]
         done = len(names) - len(todo)
         sample = _Sampling(sampler, id_tensors, targets, temperature, pick_device(device))
+        if todo:
+            sample.learn(folder)
         with tqdm(total=len(names), initial=done, desc="outliers: sampling", unit="class") as bar:
             for label in todo:
                 try:
@@ -97,6 +100,14 @@ class _Sampling:
         self.anchors, self.temperature = anchors.to(device), temperature
         everyone = sampler.settings.neighbours == "all"
         self.index = Index.of(known["embeddings"], device) if everyone else None
+
+    def learn(self, folder: Path) -> None:
+        """Lets the sampler learn from all classes; InputError where it cannot."""
+        z, labels = (self.known[name].to(self.device) for name in ("embeddings", "labels"))
+        try:
+            self.sampler.learn(z, labels, folder)
+        except ValueError as error:
+            raise self.sampler.settings.error("", str(error)) from None
 
     def __call__(self, label: int) -> dict[str, Tensor]:
         rows = (self.known["labels"] == label).nonzero()[:, 0]
@@ -169,8 +180,7 @@ def _join(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         found = read_tensors(_part(folder, label), boundary=1, distance=1, id_distance=1, rows=1)
         frames.append(_table(label, found))
         about: dict[str, Any] = {"name": name, "embeddings": len(found["boundary"])}
-        if "sigma" in found:
-            about["sigma"] = found["sigma"].item()
+        about |= {scalar: found[scalar].item() for scalar in SCALARS if scalar in found}
         if "all_steps" in found:
             steps, target = found["all_steps"].numpy(), found["all_target"].numpy()
             about["crossed"] = float(np.mean(steps > 0))

@@ -111,7 +111,8 @@ class OutlierSettings(Section):
     section = "dream.outliers"
 
     method: Name = Field(
-        "knn", description="the sampler: knn, inlier, boundary; plain: none, the class's own anchor stands for them"
+        "knn",
+        description="the sampler: knn, inlier, boundary, ncis; plain: none, the class's own anchor stands for them",
     )
     k: int = Field(300, ge=1, description="which nearest neighbour measures the distance")
     neighbours: Literal["class", "all"] = Field(
@@ -187,6 +188,26 @@ class BoundarySettings(OutlierSettings):
         return f"{self.method}-step{self.step_size:g}"
 
 
+class NCISSettings(OutlierSettings):
+    """`dream.outliers` with method ncis: draws that break what a class's embeddings have in common (NCIS, 2024)."""
+
+    method: Literal["ncis"] = Field("ncis", description="the sampler")
+    pairs: int = Field(4, ge=1, description="ncis: pairs of a rotation and a coupling in the volume-preserving network")
+    epochs: int = Field(200, ge=1, description="ncis: epochs of its training")
+    batch_size: int = Field(64, ge=1, description="ncis: embeddings in a step of it")
+    lr: float = Field(1e-4, gt=0, description="ncis: learning rate of it at the start; it falls to a tenth")
+    invariant_share: float = Field(
+        0.05, gt=0, lt=1, description="ncis: share of a class's variance that its invariants may have, by PCA"
+    )
+    gaussian_draws: int = Field(3330, ge=1, description="ncis: draws of a round")
+    least_likely: int = Field(10, ge=1, description="ncis: draws of a round that are kept")
+    repetitions: int = Field(10, ge=1, description="ncis: rounds")
+
+    @model_validator(mode="after")
+    def _counts(self) -> NCISSettings:
+        return not_more(self, ("least_likely", "gaussian_draws"))
+
+
 class PlainSettings(OutlierSettings):
     """`dream.outliers` with method plain: the class's own anchor in the place of outliers."""
 
@@ -198,6 +219,7 @@ SAMPLER_SETTINGS: dict[str, type[OutlierSettings]] = {
     "knn": KNNSettings,
     "inlier": KNNSettings,
     "boundary": BoundarySettings,
+    "ncis": NCISSettings,
     "plain": PlainSettings,
 }
 

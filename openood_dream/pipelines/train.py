@@ -40,7 +40,7 @@ from openood_dream.trainers import oal
 from openood_dream.trainers.base import BaseTrainer, Plan, check_auxiliary, get_trainer
 from openood_dream.trainers.known import TRAINERS
 from openood_dream.trainers.loop import TRAINING, fit
-from openood_dream.trainers.settings import OAL, TeacherSettings
+from openood_dream.trainers.settings import OAL, DreamOOD, TeacherSettings
 
 
 class OutlierData(NamedTuple):
@@ -221,6 +221,8 @@ def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
         images, identity = data.images("dataset", "oe"), data.identity("dataset", "oe")
     if cls.inliers:
         data.check_labels(images)
+    if isinstance(experiment.trainer, DreamOOD) and experiment.trainer.pairs:
+        check_pairs(images.labels, dataset.num_classes, experiment.trainer)
     batches = loader(
         images.augmented(),
         split.needs_batch_size(),
@@ -229,6 +231,23 @@ def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
         drop_last=split.drop_last,
     )
     return OutlierData(outlier_label(experiment), batches, identity, warnings)
+
+
+def check_pairs(labels: torch.Tensor, classes: int, settings: DreamOOD) -> None:
+    """Checks that auxiliary images are outliers and inliers.
+
+    Args:
+        labels: theirs (N,), -1 for outliers.
+        classes: how many ID classes there are.
+        settings: the trainer's, for the message.
+
+    Raises:
+        InputError: one of the kinds is missing, or a label is no class.
+    """
+    if not (labels < 0).any() or not (labels >= 0).any() or labels.max() >= classes:
+        lowest, highest = int(labels.min()), int(labels.max())
+        expected = f"labels -1 and 0 to {classes - 1} among the auxiliary images (dataset.oe)"
+        raise settings.error("pairs", f"expected {expected}, got {lowest} to {highest}; leave pairs out")
 
 
 def teacher_data(experiment: Experiment) -> OutlierData:

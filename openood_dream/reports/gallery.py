@@ -32,7 +32,13 @@ from openood_dream.sampling.knn import knn_distance
 COLUMNS = 12  # images in a row
 DROPPED = 4  # of them, where a filter dropped some
 NOISES = 4  # lines of a single class
-KINDS = {"knn": "k-NN outlier", "boundary": "crossing outlier", "inlier": "inlier", "plain": "plain prompt"}
+KINDS = {
+    "knn": "k-NN outlier",
+    "boundary": "crossing outlier",
+    "ncis": "NCIS outlier",
+    "inlier": "inlier",
+    "plain": "plain prompt",
+}
 
 
 def embeddings(experiments: Mapping[str, Experiment], classes: Sequence[str] = (), method: str = "pca") -> bytes:

@@ -41,10 +41,21 @@ class DreamOOD(TrainerSettings):
 
     name: Literal["dream_ood"] = Field(description="the trainer")
     beta: float = Field(1.0, ge=0, description="weight of the outlier loss")
-    loss: Literal["energy", "oe", "extra_class"] = Field(
+    loss: Literal["energy", "margin", "oe", "extra_class"] = Field(
         "energy",
-        description="what is learned from outliers: lower energy, the uniform prediction, or a class of their own",
+        description="what is learned from outliers: lower energy, by a learned boundary or by the margins m_in and m_out, the "
+        "uniform prediction, or a class of their own",
     )
+    m_in: float = Field(23.0, description="loss margin: energy that ID images should have at least")
+    m_out: float = Field(5.0, description="loss margin: energy that outliers should have at most")
+    pairs: bool = Field(
+        False,
+        description="whether auxiliary images labelled with a class are ID images in all terms; imagined ones come in pairs",
+    )
+
+    @model_validator(mode="after")
+    def _margins(self) -> DreamOOD:
+        return not_more(self, ("m_out", "m_in"))
 
 
 class DreamID(TrainerSettings):

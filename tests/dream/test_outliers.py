@@ -22,6 +22,7 @@ from openood_dream.dream.samplers.boundary import Boundary, BoundarySettings
 from openood_dream.dream.space import load_space
 from openood_dream.errors import InputError
 from openood_dream.experiment import load_config
+from openood_dream.sampling import ncis
 from openood_dream.sampling.knn import knn_distance
 from openood_dream.store.artifacts import MANIFEST, Artifact, build
 from openood_dream.store.tensors import write_tensors
@@ -71,6 +72,7 @@ def world(tmp_path) -> World:
 
 
 BOUNDARY = {"method": "boundary", "k": 5, "fraction": 0.4, "step_size": 0.2}
+NCIS = {"method": "ncis", "epochs": 4, "repetitions": 2, "least_likely": 4}
 METHODS = [
     {},
     {"method": "inlier", "sigma": 0.02},
@@ -78,6 +80,7 @@ METHODS = [
     {"neighbours": "all"},
     {"sigma": "auto", "multiple": 1.2},
     BOUNDARY,
+    NCIS,
 ]
 
 
@@ -111,7 +114,7 @@ def test_table(world, changes):
         assert table["distance"][i] == pytest.approx(slow_distance(v, bank.double().numpy(), 5), abs=1e-5)
 
 
-@pytest.mark.parametrize("changes", [m for m in METHODS if m != BOUNDARY], ids=str)
+@pytest.mark.parametrize("changes", [m for m in METHODS if m not in (BOUNDARY, NCIS)], ids=str)
 def test_embedding_from_its_row(world, changes):
     artifact = world.run(**changes)
     table, embeddings = read(artifact)
@@ -162,6 +165,26 @@ def test_crossings(world):
         left = walk[(walk["steps"] > 0) & ~walk["boundary"].isin(mine["boundary"])]
         assert mine["steps"].max() <= left["steps"].min()
         assert artifact.manifest["classes"][label]["crossed"] == pytest.approx((walk["steps"] > 0).mean())
+
+
+def test_invariants(world):
+    world.z[:, 9:] = 0.01  # what all embeddings have in common
+    world.z = F.normalize(world.z, dim=1)
+    artifact = world.run(**NCIS | {"epochs": 100, "lr": 3e-3})
+    table, _ = read(artifact)
+    assert len(table) == 3 * 2 * 4 and table[["seed", "draw", "steps", "target"]].isna().all(axis=None)
+    for about in artifact.manifest["classes"]:
+        assert about["invariants"] >= 3 and about["violation"] > 1.5 * about["id_violation"]
+
+
+def test_network_is_trained_once(world, monkeypatch):
+    whole = world.run("whole", **NCIS)
+    monkeypatch.setattr(SAMPLERS["ncis"], "sample", None)
+    with pytest.raises(TypeError):
+        world.run("parts", **NCIS)
+    monkeypatch.undo()
+    monkeypatch.setattr(ncis, "train", None)
+    assert content(world.run("parts", **NCIS)) == content(whole)
 
 
 def test_manifest_quantiles(world):

@@ -40,6 +40,40 @@ def test_outliers_as_one_more_class():
     assert total(trainer, batch, outliers).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_energy_margins():
+    """Liu et al., sample by sample, in their sign of the energy."""
+    loaders = pair()
+    trainer = make("dream_ood", *loaders, settings={"beta": 0.1, "loss": "margin", "m_in": 2.0, "m_out": 0.5})
+    (batch,), (outliers,) = (loader.batches for loader in loaders)
+    id_part = [max(0.0, -row.logsumexp(0).item() + 2.0) ** 2 for row in trainer.net(batch["data"])]
+    ood_part = [max(0.0, -0.5 + row.logsumexp(0).item()) ** 2 for row in trainer.net(outliers["data"])]
+    terms = trainer.terms(batch, outliers)
+    assert terms["outliers"].item() == pytest.approx(0.1 * (sum(id_part) / 5 + sum(ood_part) / 3), rel=1e-5)
+    assert trainer.phi is None and not [*trainer.extra.parameters()]
+
+
+@pytest.mark.parametrize("loss", ["energy", "margin", "oe", "extra_class"])
+def test_inliers_of_pairs_are_id_images(loss):
+    (batch,), auxiliary = Batches(1, size=5).batches, {"data": torch.randn(4, 3, 4, 4)}
+    auxiliary["label"] = torch.tensor([-1, 2, -1, 0])
+    inliers = auxiliary["label"] >= 0
+    settings = {"beta": 0.7, "loss": loss, "m_in": 1.0, "m_out": 0.0}
+    paired = make("dream_ood", [batch], [auxiliary], settings=settings | {"pairs": True})
+    joined = {key: torch.cat([batch[key], auxiliary[key][inliers]]) for key in ("data", "label")}
+    outliers = {key: auxiliary[key][~inliers] for key in ("data", "label")}
+    apart = make("dream_ood", [joined], [outliers], net=paired.net, settings=settings)
+    for name, term in apart.terms(joined, outliers).items():
+        assert paired.terms(batch, auxiliary)[name].item() == pytest.approx(term.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["energy", "margin", "oe", "extra_class"])
+def test_batch_without_outliers(loss):
+    (batch,) = Batches(1, size=2).batches
+    trainer = make("dream_ood", [batch], [batch], settings={"loss": loss, "pairs": True})
+    _, about = trainer.train_epoch(1)
+    assert about["terms"]["outliers"] == 0 and about["terms"]["cross-entropy"] > 0
+
+
 def test_phi_is_trained_with_the_network():
     trainer = make("dream_ood", Batches(2), Batches(2, label=-1))
     trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -54,6 +55,18 @@ class Sampler(ABC, Generic[SettingsT]):
             text = f"{self.settings.k} is not below {bank}, the number of embeddings of {whose}; lower k {self.remedy}"
             raise self.settings.error("k", text)
 
+    def learn(self, z: Tensor, labels: Tensor, folder: Path) -> None:  # noqa: B027 (most learn nothing)
+        """Learns from the embeddings of all classes, before the first class is sampled.
+
+        Args:
+            z: unit embeddings (N, m).
+            labels: their classes (N,).
+            folder: the stage's, where what was learned is kept, so that an interrupted run goes on with it.
+
+        Raises:
+            ValueError: nothing can be learned with these settings; the message says why.
+        """
+
     @abstractmethod
     def sample(
         self, z: Tensor, label: int, anchors: Tensor, temperature: float, index: Index | None = None
@@ -70,7 +83,7 @@ class Sampler(ABC, Generic[SettingsT]):
         Returns:
             Columns of M rows: unit `embeddings` (M, m); `boundary`, the rows of z that they come from; `distance`, their
             d_k. Where it has them also `seed` and `draw`, `steps` and `target`, and of all of z `all_steps` and
-            `all_target` (N,); the scalar `sigma`.
+            `all_target` (N,); and scalars that the manifest then has of the class: outliers.SCALARS.
 
         Raises:
             ValueError: nothing can be found with these settings; the message says why.

@@ -1,0 +1,45 @@
+"""Pairs of imagined images that differ by their meaning alone, for trainers that take the inlier of a pair as an ID image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from openood_dream.datasets.imglist import read_imglist, write_imglist
+from openood_dream.dream.image_set import IMAGES
+from openood_dream.store.artifacts import Artifact, build
+from openood_dream.store.tables import TEXTS, read_table
+
+PARTNER = "partner"  # column of images.parquet: the file of the same image drawn under its own embedding, or ""
+
+
+def make_pairs(images: Artifact, kept: Artifact, cache_dir: str | Path) -> Artifact:
+    """`imglist.txt` with the outliers of a list, label -1, each followed by its partner, labelled with its class.
+
+    Args:
+        images: the images stage's artifact, whose table names partners.
+        kept: an artifact with the list: the same one, or what a filter left of it.
+        cache_dir: folder of all artifacts.
+
+    Returns:
+        The artifact; its list's files lie in the folder of `images`.
+
+    Raises:
+        InputError: the set was not drawn in pairs.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        remedy = "trainer.pairs needs images that were drawn in pairs: draw them so, or leave trainer.pairs out"
+        table = read_table(images.path / "images.parquet", IMAGES | {PARTNER: TEXTS}, remedy)
+        about = {
+            file: (partner, label)
+            for file, partner, label in zip(table["file"], table[PARTNER], table["class"].tolist(), strict=True)
+        }
+        rows = []
+        for file, label in read_imglist(kept.path / "imglist.txt"):
+            if label < 0 and about[file][0]:
+                rows += [(file, -1), about[file]]
+        write_imglist(folder / "imglist.txt", rows)
+        return {"pairs": len(rows) // 2, "description": images.manifest["description"]}
+
+    return build(cache_dir, "pairs", {"images": images.hash, "kept": kept.hash}, make)
