@@ -13,7 +13,7 @@ from torch import nn
 from openood_dream.datasets.classnames import class_names
 from openood_dream.datasets.images import ImageList
 from openood_dream.datasets.loaders import Data
-from openood_dream.dream.anchors import make_anchors
+from openood_dream.dream.anchors import load_anchors, make_anchors
 from openood_dream.dream.features import make_features
 from openood_dream.dream.forecast import forecast
 from openood_dream.dream.generator.models import noise_schedule
@@ -30,7 +30,8 @@ from openood_dream.dream.samplers import get_sampler
 from openood_dream.dream.settings import DreamSettings, GeneratorTraining
 from openood_dream.dream.shown import Findings, ImageSet
 from openood_dream.dream.source import Source, given_source, make_text_source
-from openood_dream.dream.space import check_space, make_space
+from openood_dream.dream.space import check_space, load_space, make_space
+from openood_dream.dream.starts import Starts
 from openood_dream.networks.settings import AnyNetwork
 from openood_dream.store.artifacts import Artifact, Missing, reusing_only
 
@@ -216,6 +217,7 @@ class Dream:
             executor=self.executor,
             worker_gpus=self.worker_gpus,
             residuals=residuals if synthesis.residual else None,
+            starts=self._starts(),
         )
         return ImageSet.of(made)
 
@@ -227,7 +229,18 @@ class Dream:
         """
         outliers, source = self.outliers, self.source
         synthesis = self.settings.synthesis.model_copy(update={"per_class": math.ceil(total / len(self.names))})
-        return make_latents(source, outliers, self.names, synthesis, self.cache_dir, device=self.device)
+        return make_latents(
+            source, outliers, self.names, synthesis, self.cache_dir, device=self.device, starts=self._starts()
+        )
+
+    def _starts(self) -> Starts | None:
+        """The ID images that drawing starts from, if it does."""
+        if self.settings.synthesis.init == "noise":
+            return None
+        space = load_space(self.space)
+        return Starts(
+            self._train, space["rows"], space["labels"], space["embeddings"].float(), load_anchors(self.anchors)
+        )
 
     def outliers_around(self, net: nn.Module, weights: str) -> Artifact:
         """Embeddings of outliers, sampled as `outliers` are, but around the features of a classifier.
@@ -363,6 +376,7 @@ class Dream:
             untrained=self._untrained,
             missing=missing,
             device=self.device,
+            starts=self._starts() if outliers else None,
         )
 
     # ------------------------------------------------------------------------------------------------------ parts

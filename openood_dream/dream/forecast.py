@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from openood_dream.dream.imaginer import Imaginer, load_pipeline, png
 from openood_dream.dream.prompts import token_table
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
+from openood_dream.dream.starts import Starts
 from openood_dream.store.artifacts import Artifact, folder_of
 
 PROBE_SECONDS = 10.0
@@ -32,6 +34,7 @@ def forecast(
     untrained: Callable[[], DiffusionPipeline],
     missing: Sequence[str] = (),
     device: str = "auto",
+    starts: Starts | None = None,
 ) -> str:
     """What `make_images` would draw: images, shards, disk, and the time by a probe of PROBE_SECONDS. Writes nothing.
 
@@ -46,6 +49,7 @@ def forecast(
         untrained: makes a pipeline like the one that is not trained yet; called where `source` is None.
         missing: the stages that would have to be made first.
         device: the config's word for the device.
+        starts: the ID images that drawing starts from; None: it starts from noise, or they cannot be said yet.
 
     Returns:
         Lines of text.
@@ -53,11 +57,15 @@ def forecast(
     wanted = shards(settings.per_class * len(names), settings.shard_size)
     total, todo = wanted[-1].stop, list(range(len(wanted)))
     if source and outliers:
-        folder = folder_of(cache_dir, "images", set_inputs(source, outliers, names, settings), outliers.label)
+        folder = folder_of(
+            cache_dir, "images", set_inputs(source, outliers, names, settings, starts=starts), outliers.label
+        )
         todo = missing_shards(folder, wanted)
     left = sum(len(wanted[number]) for number in todo)
+    if settings.pair:
+        total, left = 2 * total, 2 * left
     lines = [
-        f"images  {total:,} ({len(names)} classes of {settings.per_class:,})",
+        f"images  {total:,} ({len(names)} classes of {settings.per_class:,}{' pairs' if settings.pair else ''})",
         f"shards  {len(wanted):,} of {settings.shard_size:,} images, {len(wanted) - len(todo):,} of them done",
     ]
     with tempfile.TemporaryDirectory() as place:
@@ -90,10 +98,12 @@ def probe(imaginer: Imaginer, seconds: float) -> tuple[float, float]:
     labels = torch.arange(batch) % len(imaginer.names)
     table = torch.cat([token_table(encoder).weight[-1] for _, encoder in imaginer.family.texts])
     tokens = F.normalize(torch.randn(batch, imaginer.width), dim=1) * table.float().norm().cpu()
-    imaginer(labels, tokens, list(range(batch)))
+    begin = torch.zeros(batch, 3, imaginer.size, imaginer.size) if imaginer.from_images else None
+    draw = partial(imaginer, labels, tokens, list(range(batch)), starts=begin)
+    draw()
     batches, start, sizes = 0, time.perf_counter(), [0]
     while batches == 0 or time.perf_counter() - start < seconds:
-        images = imaginer(labels, tokens, list(range(batch)))
+        images = draw()
         sizes = [len(png(image)) for image in images.permute(0, 2, 3, 1).numpy()]
         batches += 1
     return batches * batch / (time.perf_counter() - start), sum(sizes) / len(sizes)

@@ -35,6 +35,7 @@ IMAGES = {  # columns of images.parquet, and of a shard's table
     "seed": INTEGERS,
     "distance": NUMBERS,
 }
+PARTNER = "partner"  # column of sets that start from ID images: the file of the pair's other image, or ""
 
 
 def shards(total: int, size: int) -> list[range]:
@@ -104,6 +105,13 @@ def write_shard(folder: Path, number: int, rows: Sequence[Mapping[str, Any]]) ->
     write_table(shard_table(folder, number), pd.DataFrame(rows))
 
 
+def listed(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a set's table that its list has: all but the inliers of pairs, for which `dream.pairs` makes lists."""
+    if PARTNER not in table:
+        return table
+    return table[(table[PARTNER] == "") | (table["label"] < 0)].reset_index(drop=True)
+
+
 def read_images(folder: Path) -> pd.DataFrame:
     """The table of a finished image set; InputError where it is missing or damaged."""
     return read_table(folder / "images.parquet", IMAGES, f"openood-dream verify {folder} says how to repair it")
@@ -127,7 +135,8 @@ def join_shards(folder: Path, count: int) -> pd.DataFrame:
     tables = [read_table(shard_table(folder, number), IMAGES, "delete it and run again") for number in numbers]
     table = pd.concat(tables, ignore_index=True)
     write_table(folder / "images.parquet", table)
-    write_imglist(folder / "imglist.txt", zip(table["file"].tolist(), table["label"].tolist(), strict=True))
+    rows = listed(table)
+    write_imglist(folder / "imglist.txt", zip(rows["file"].tolist(), rows["label"].tolist(), strict=True))
     return table
 
 
@@ -154,7 +163,9 @@ def verify(folder: Path) -> tuple[int, dict[str, str], list[Path]]:
     size = lookup(manifest, ("inputs", "synthesis", "shard_size"))
     if not isinstance(size, int) or size < 1:
         raise InputError(f"{folder / MANIFEST}: inputs: not those of an image set; {remedy}")
-    parts = shards(len(table), size)
+    parts = shards(
+        len(table), size * (len(table) // max(1, len(listed(table))))
+    )  # a pair's two images are in one shard
     problems, delete = _altered(folder, table, parts)
     own = {MANIFEST, "images.parquet", "imglist.txt", *table["file"]}
     own |= {shard_table(folder, number).relative_to(folder).as_posix() for number in range(len(parts))}
@@ -164,7 +175,8 @@ def verify(folder: Path) -> tuple[int, dict[str, str], list[Path]]:
     rows = None
     with suppress(InputError):
         rows = read_imglist(folder / "imglist.txt")
-    if rows != list(zip(table["file"].tolist(), table["label"].tolist())):
+    named = listed(table)
+    if rows != list(zip(named["file"].tolist(), named["label"].tolist())):
         problems["imglist.txt"] = "not the files and labels of images.parquet"
     if manifest.get("images") != len(table):
         problems[MANIFEST] = f"{show(manifest.get('images'))} images, not the {len(table)} of images.parquet"

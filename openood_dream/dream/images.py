@@ -20,12 +20,13 @@ import torch
 from tqdm import tqdm
 
 from openood_dream._version import __version__
-from openood_dream.dream.image_set import join_shards, missing_shards, shards, write_image, write_shard
+from openood_dream.dream.image_set import PARTNER, join_shards, missing_shards, shards, write_image, write_shard
 from openood_dream.dream.imaginer import Imaginer, check_anchors, image_seed, load_pipeline, png
 from openood_dream.dream.outliers import load_outliers
-from openood_dream.dream.residuals import load_residuals, residuals_of
+from openood_dream.dream.residuals import load_residuals, lost, residuals_of
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
+from openood_dream.dream.starts import Starts
 from openood_dream.errors import InputError
 from openood_dream.extras import check_installed
 from openood_dream.parallel import ray
@@ -34,6 +35,7 @@ from openood_dream.store.tables import INTEGERS, read_table, write_table
 from openood_dream.store.tensors import Rows, read_rows, write_index, write_tensors
 
 LATENTS = dict.fromkeys(("class", "embedding", "seed"), INTEGERS)  # columns of latents.parquet
+INLIER = "_id"  # ends the file name of a pair's image under its own embedding
 WRITERS = 4  # threads that encode and write images while the next ones are drawn
 
 
@@ -79,7 +81,12 @@ def choose(outliers: pd.DataFrame, per_class: int, classes: int, seed: int) -> n
 
 
 def set_inputs(
-    source: Source, outliers: Artifact, names: Sequence[str], settings: SynthesisSettings, *without_effect: str
+    source: Source,
+    outliers: Artifact,
+    names: Sequence[str],
+    settings: SynthesisSettings,
+    *without_effect: str,
+    starts: Starts | None = None,
 ) -> dict[str, Any]:
     """What decides about what is drawn of outliers.
 
@@ -89,15 +96,17 @@ def set_inputs(
         names: the class names.
         settings: how they are drawn.
         without_effect: the settings that have no say in it.
+        starts: the ID images that drawing starts from, if it does.
 
     Returns:
         The inputs of an artifact.
     """
-    return {
+    unused = {*without_effect, *(() if starts else ("strength", "pair"))}
+    return ({"starts": starts.identity} if starts else {}) | {
         "generator": source.identity,
         "outliers": outliers.hash,
         "class_names": list(names),
-        "synthesis": settings.model_dump(exclude=set(without_effect)),
+        "synthesis": settings.model_dump(exclude=unused),
     }
 
 
@@ -137,6 +146,7 @@ def make_images(
     executor: str = "local",
     worker_gpus: float = 1,
     residuals: Callable[[Imaginer], Artifact] | None = None,
+    starts: Starts | None = None,
 ) -> Artifact:
     """The images stage: `<class>/<id>.png`, `imglist.txt` and `images.parquet` with a row per image.
 
@@ -152,6 +162,7 @@ def make_images(
         worker_gpus: GPUs of such a worker.
         residuals: makes the artifact of residuals that the images get, given what draws them; picklable for Ray. None:
             they get none.
+        starts: the ID images that drawing starts from; None: it starts from noise.
 
     Returns:
         The artifact.
@@ -160,6 +171,8 @@ def make_images(
         InputError: the embeddings do not fit the pipeline, a class has none, or a batch does not fit into memory.
     """
     check_executor(executor)
+    if settings.pair and keeps_class:
+        raise settings.error("pair", "the images are inliers themselves (dream.outliers.method); leave it out")
     each = partial(ray.each, device=device, worker_gpus=worker_gpus) if executor == "ray" else None
 
     def make(folder: Path) -> dict[str, Any]:
@@ -175,6 +188,7 @@ def make_images(
             keeps_class=keeps_class,
             device=device,
             residuals=residuals,
+            starts=starts,
         )
         if todo:
             total = sum(len(wanted[number]) for number in todo)
@@ -183,7 +197,7 @@ def make_images(
         table, method = join_shards(folder, len(wanted)), outliers.manifest["inputs"]["outliers"]["method"]
         return {"images": len(table), "generator": source.path, "description": imagined_label(method)}
 
-    inputs = set_inputs(source, outliers, names, settings)
+    inputs = set_inputs(source, outliers, names, settings, starts=starts)
     return build(cache_dir, "images", inputs, make, label=outliers.label, settled=True)
 
 
@@ -235,6 +249,7 @@ class Shards:
         keeps_class: whether images are labelled with their class, else with -1.
         device: the config's word for the device.
         residuals: makes the artifact of residuals that the images get, or None.
+        starts: the ID images that drawing starts from, or None.
 
     Raises:
         InputError: the embeddings do not fit the pipeline, or a class has none.
@@ -251,7 +266,9 @@ class Shards:
         keeps_class: bool = False,
         device: str = "auto",
         residuals: Callable[[Imaginer], Artifact] | None = None,
+        starts: Starts | None = None,
     ) -> None:
+        self.starts = starts
         self.source, self.names, self.settings, self.folder = source, names, settings, folder
         self.keeps_class, self._make_residuals = keeps_class, residuals
         self.folders = folder_names(names)
@@ -263,9 +280,11 @@ class Shards:
         check_anchors(self.imaginer, self.embeddings)
 
     @cached_property
-    def residuals(self) -> torch.Tensor | None:
-        """What images get back, if anything; not made for latents, which get nothing."""
-        return None if self._make_residuals is None else load_residuals(self._make_residuals(self.imaginer))
+    def residuals(self) -> torch.Tensor:
+        """What images get back that start from noise; not made for latents, which get nothing."""
+        if self._make_residuals is None:
+            raise ValueError("no residuals are wanted")
+        return load_residuals(self._make_residuals(self.imaginer))
 
     def draw(self, number: int, images: range, pool: ThreadPoolExecutor, bar: tqdm | None = None) -> None:
         """Draws and writes one shard; its table comes last, when all its images are on disk.
@@ -279,14 +298,34 @@ class Shards:
         written = []
         for batch in self.batches(images):
             labels, tokens, seeds = self.inputs(batch)
-            lost = None if self.residuals is None else residuals_of(self.residuals, seeds)
-            pixels = self.imaginer(labels, tokens, seeds, lost).permute(0, 2, 3, 1).numpy()
-            rows = self.rows[batch]
-            for i, row, label, seed, image in zip(batch, rows, labels.tolist(), seeds, pixels, strict=True):
-                written.append(pool.submit(self.write, i, int(row), label, seed, image))
+            picked = None if self.starts is None else self.starts.pick(labels, seeds)
+            begin, back = self.start(picked), self.back(picked, seeds)
+            names: Sequence[str | None] = [None] * len(batch)
+            kinds = {"": tokens}
+            if self.starts is not None and picked is not None:
+                names = self.starts.names(picked)
+                kinds |= {INLIER: self.starts.tokens(picked)} if self.settings.pair else {}
+            for kind, own in kinds.items():
+                pixels = self.imaginer(labels, own, seeds, back, begin).permute(0, 2, 3, 1).numpy()
+                for i, image in enumerate(pixels):
+                    about = (batch[i], int(self.rows[batch[i]]), int(labels[i]), seeds[i], names[i])
+                    written.append(pool.submit(self.write, *about, image, kind))
             if bar is not None:
                 bar.update(len(batch))
         write_shard(self.folder, number, [row.result() for row in written])
+
+    def start(self, picked: np.ndarray | None) -> torch.Tensor | None:
+        """The images (B, 3, S, S) in [-1, 1] that drawing starts from, or None."""
+        return None if picked is None or self.starts is None else self.starts.pixels(picked, self.imaginer.size)
+
+    def back(self, picked: np.ndarray | None, seeds: Sequence[int]) -> torch.Tensor | None:
+        """What images get back of what the autoencoder loses: of the very image that they start from, or of a random one."""
+        if self._make_residuals is None:
+            return None
+        begin = self.start(picked)
+        if begin is not None:
+            return lost(self.imaginer.pipeline.vae, begin)
+        return residuals_of(self.residuals, seeds)
 
     def inputs(self, images: range) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Class labels (B,), class tokens (B, m) and noise seeds of some images of the set, by their numbers."""
@@ -299,7 +338,9 @@ class Shards:
         for start in range(images.start, images.stop, self.settings.batch_size):
             yield range(start, min(start + self.settings.batch_size, images.stop))
 
-    def write(self, number: int, row: int, label: int, seed: int, image: np.ndarray) -> dict[str, Any]:
+    def write(
+        self, number: int, row: int, label: int, seed: int, start: str | None, image: np.ndarray, kind: str
+    ) -> dict[str, Any]:
         """Writes one image.
 
         Args:
@@ -307,17 +348,19 @@ class Shards:
             row: the row of its embedding.
             label: its class.
             seed: its noise seed.
+            start: the file of the ID image that it started from, or None.
             image: uint8 (S, S, 3).
+            kind: INLIER for a pair's image under its own embedding, else "".
 
         Returns:
             Its row of the table.
         """
-        file = Path(self.folders[label]) / f"{number:07d}.png"
+        file, other = (Path(self.folders[label]) / f"{number:07d}{what}.png" for what in (kind, "" if kind else INLIER))
         content = png(image)
         write_image(self.folder / file, content)
         return {
             "file": file.as_posix(),
-            "label": label if self.keeps_class else -1,
+            "label": label if self.keeps_class or kind else -1,
             "sha256": sha256(content).hexdigest(),
             "class": label,
             "embedding": row,
@@ -326,7 +369,7 @@ class Shards:
             "distance": float(self.distances[row]),
             "generator": self.source.path,
             "code": __version__,
-        }
+        } | ({} if start is None else {"start": start, PARTNER: other.as_posix() if self.settings.pair else ""})
 
 
 # ------------------------------------------------------------------------------------------------------------ latents
@@ -340,6 +383,7 @@ def make_latents(
     cache_dir: str | Path,
     *,
     device: str = "auto",
+    starts: Starts | None = None,
 ) -> Artifact:
     """The UNet's latents that the images of `make_images` would be decoded from, shard by shard.
 
@@ -352,6 +396,7 @@ def make_latents(
         settings: how they are drawn.
         cache_dir: folder of all artifacts.
         device: the config's word for the device.
+        starts: the ID images that drawing starts from; None: it starts from noise.
 
     Returns:
         The artifact, for `load_latents`.
@@ -361,7 +406,7 @@ def make_latents(
     """
 
     def make(folder: Path) -> dict[str, Any]:
-        work = Shards(source, outliers, names, settings, folder, device=device)
+        work = Shards(source, outliers, names, settings, folder, device=device, starts=starts)
         files = [folder / "shards" / f"{number:06d}.safetensors" for number in range(len(work.wanted))]
         done = sum(len(images) for images, file in zip(work.wanted, files, strict=True) if file.exists())
         with tqdm(total=len(work.rows), initial=done, desc="imagine: drawing latents", unit="latent") as bar:
@@ -370,7 +415,9 @@ def make_latents(
                     continue
                 parts = []
                 for batch in work.batches(images):
-                    parts.append(work.imaginer.latents(*work.inputs(batch)))
+                    labels, tokens, seeds = work.inputs(batch)
+                    begin = work.start(None if starts is None else starts.pick(labels, seeds))
+                    parts.append(work.imaginer.latents(labels, tokens, seeds, begin))
                     bar.update(len(batch))
                 write_tensors(file, **{f"latents.{number}": torch.cat(parts)})
         write_index(folder, "latents", files)
@@ -382,7 +429,7 @@ def make_latents(
         write_table(folder / "latents.parquet", pd.DataFrame(columns))
         return {"latents": len(work.rows), "generator": source.path}
 
-    inputs = set_inputs(source, outliers, names, settings, "save_size", "residual")
+    inputs = set_inputs(source, outliers, names, settings, "save_size", "residual", "pair", starts=starts)
     return build(cache_dir, "latents", inputs, make, label=outliers.label)
 
 

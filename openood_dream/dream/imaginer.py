@@ -16,7 +16,7 @@ import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from packaging.version import Version
 from PIL import Image
 
@@ -82,6 +82,18 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
     return pipeline
 
 
+def _image_to_image(pipeline: DiffusionPipeline, settings: SynthesisSettings) -> DiffusionPipeline:
+    """The pipeline of the same parts that starts from images; InputError where diffusers has none."""
+    try:
+        found = AutoPipelineForImage2Image.from_pipe(pipeline)
+    except ValueError:
+        raise settings.error(
+            "init", f"diffusers has no image-to-image pipeline like {type(pipeline).__name__}; expected noise, got 'id'"
+        ) from None
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
 class Imaginer:
     """A pipeline and the prompts of every class, ready to draw images of embeddings.
 
@@ -104,6 +116,7 @@ class Imaginer:
         # distilled pipelines take the guidance scale as an input, and have no unconditional half
         self.guided = settings.guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None
         self.negative = self._negative() if self.guided else {}
+        self.from_images = _image_to_image(pipeline, settings) if settings.init == "id" else None
 
     @torch.inference_mode()
     def _negative(self) -> dict[str, torch.Tensor]:
@@ -129,19 +142,24 @@ class Imaginer:
 
     @torch.inference_mode()
     def _draw(
-        self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: Sequence[int], output_type: str
+        self,
+        labels: torch.Tensor,
+        tokens: torch.Tensor | None,
+        seeds: Sequence[int],
+        output_type: str,
+        starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Images or latents, as the pipeline calls them in `output_type`, float32 on the device.
 
         FloatingPointError where a number of them is not finite.
         """
-        drawn = self._call(labels, tokens, seeds, output_type)
+        drawn = self._call(labels, tokens, seeds, output_type, starts)
         if torch.isfinite(drawn).all():
             return drawn
         pipe, settings = self.pipeline, self.settings
         dtype = dtype_name(pipe.unet.dtype)
         if output_type == "pt" and dtype == "float16":
-            latents = self._call(labels, tokens, seeds, "latent")
+            latents = self._call(labels, tokens, seeds, "latent", starts)
             drawn = self._decoded(latents)
             if torch.isfinite(drawn).all():
                 warn(
@@ -167,41 +185,55 @@ class Imaginer:
             vae.to(dtype)
 
     def _call(
-        self, labels: torch.Tensor, tokens: torch.Tensor | None, seeds: Sequence[int], output_type: str
+        self,
+        labels: torch.Tensor,
+        tokens: torch.Tensor | None,
+        seeds: Sequence[int],
+        output_type: str,
+        starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What the pipeline gives, float32 on the device."""
         pipe, settings, size = self.pipeline, self.settings, self.size
-        shape = (pipe.unet.config.in_channels, size // pipe.vae_scale_factor, size // pipe.vae_scale_factor)
         # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch; some
         # schedulers draw more of it, from the same generators
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         text = self.family.encode(self.words if tokens is None else self.prompts, labels, tokens)
+        if starts is None:
+            sides = [size // pipe.vae_scale_factor] * 2
+            noise = [torch.randn(pipe.unet.config.in_channels, *sides, generator=generator) for generator in generators]
+            begin = {
+                "latents": torch.stack(noise).to(pipe.device, text["prompt_embeds"].dtype),
+                "height": size,
+                "width": size,
+            }
+        else:
+            begin = {"image": (starts + 1) / 2, "strength": settings.strength}
         with enough_memory(partial(settings.error, "batch_size"), f"{len(labels)} images of {size} pixels"):
-            return pipe(
+            return (self.from_images if starts is not None and self.from_images else pipe)(
                 **text,
                 **{name: tensor.expand(len(labels), *tensor.shape[1:]) for name, tensor in self.negative.items()},
-                latents=noise.to(pipe.device, text["prompt_embeds"].dtype),
+                **begin,
                 generator=generators,
-                height=size,
-                width=size,
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.guidance,
                 output_type=output_type,
             ).images.float()
 
-    def latents(self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    def latents(
+        self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int], starts: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Draws what the images of `__call__` are decoded from.
 
         Args:
             labels: class labels (B,).
             tokens: class tokens (B, m).
             seeds: a noise seed for each of the B.
+            starts: as `__call__` takes them.
 
         Returns:
             Latents (B, c, h, w), float32 on the CPU.
         """
-        return self._draw(labels, tokens, seeds, "latent").cpu()
+        return self._draw(labels, tokens, seeds, "latent", starts).cpu()
 
     def __call__(
         self,
@@ -209,14 +241,17 @@ class Imaginer:
         tokens: torch.Tensor | None,
         seeds: Sequence[int],
         residuals: torch.Tensor | None = None,
+        starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Draws images. Each depends on its label, token, seed and residual, not on its batch.
+        """Draws images. Each depends on its label, token, seed, residual and start, not on its batch.
 
         Args:
             labels: class labels (B,).
             tokens: class tokens (B, m); None draws the plain prompts, class names in full.
             seeds: a noise seed for each of the B.
             residuals: what is added to the images that are generated (B, 3, size, size), from -1 to 1; None: nothing.
+            starts: images (B, 3, size, size) in [-1, 1] that drawing starts from, noised to `strength`, where the settings
+                have `init: id`; None starts from noise.
 
         Returns:
             Images (B, 3, S, S) as uint8 on the CPU, S being `save_size`.
@@ -225,7 +260,7 @@ class Imaginer:
             InputError: the batch does not fit into memory.
             FloatingPointError: numbers that are not finite, or images of one colour alone.
         """
-        images = self._draw(labels, tokens, seeds, "pt")
+        images = self._draw(labels, tokens, seeds, "pt", starts)
         if residuals is not None:
             images = images + residuals.to(images)
         size, save = images.shape[-1], self.settings.save_size or images.shape[-1]

@@ -75,7 +75,7 @@ def make_lines(
         InputError: the embeddings do not fit the pipeline, or a batch does not fit into memory.
     """
     inputs = {
-        **set_inputs(source, outliers, names, settings, "per_class", "shard_size", "residual"),
+        **set_inputs(source, outliers, names, settings, "per_class", "shard_size", "residual", "init"),
         "labels": list(labels),
         "noises": noises,
         "steps": STEPS,

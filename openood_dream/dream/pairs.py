@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from openood_dream.datasets.imglist import read_imglist, write_imglist
-from openood_dream.dream.image_set import IMAGES
+from openood_dream.dream.image_set import IMAGES, PARTNER
 from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.tables import TEXTS, read_table
-
-PARTNER = "partner"  # column of images.parquet: the file of the same image drawn under its own embedding, or ""
 
 
 def make_pairs(images: Artifact, kept: Artifact, cache_dir: str | Path) -> Artifact:

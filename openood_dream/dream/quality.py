@@ -23,7 +23,7 @@ from openood_dream.datasets.imglist import write_imglist
 from openood_dream.datasets.loaders import Data
 from openood_dream.device import pick_device
 from openood_dream.dream.anchors import load_anchors
-from openood_dream.dream.image_set import read_images
+from openood_dream.dream.image_set import listed, read_images
 from openood_dream.dream.outliers import quantiles
 from openood_dream.dream.settings import FilterSettings, QualitySettings, SpaceSettings
 from openood_dream.dream.space import BATCH, cosine_logits, load_encoder
@@ -346,7 +346,7 @@ def _judged(images: Artifact, bench: _Bench, bank: Tensor, data: Data, k: int) -
     """The table of an image set with what the judge says of each image."""
     drawn = data.open(images.path / "imglist.txt", images.path, "dream")
     batches = loader(drawn, BATCH, shuffle=False, workers=data.dataset.num_workers)
-    found = read_images(images.path)[["file", "class"]].copy()
+    found = listed(read_images(images.path))[["file", "class"]].copy()
     add_verdicts(found, *bench.verdicts(batches, "imagined images"), bank, k)
     found["duplicate"] = duplicates(drawn)
     return found
@@ -361,6 +361,6 @@ def _check_kept(found: pd.DataFrame, settings: FilterSettings) -> None:
 
 def _write(folder: Path, images: Artifact, found: pd.DataFrame) -> None:
     """Writes the table, and the list of the images that are kept."""
-    table, kept = read_images(images.path), found["dropped"] == ""
+    table, kept = listed(read_images(images.path)), found["dropped"] == ""
     write_table(folder / "quality.parquet", found)
     write_imglist(folder / "imglist.txt", zip(table["file"][kept], table["label"][kept], strict=True))

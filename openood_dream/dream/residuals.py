@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -46,23 +47,38 @@ def make_residuals(
         "seed": settings.seed,
     }
 
-    @torch.inference_mode()
     def make(folder: Path) -> None:
         scaled, vae = images.at_size(size), imaginer.pipeline.vae
         count = max(1, min(RESIDUALS, len(scaled), RESIDUAL_BYTES // (2 * 3 * size**2)))
         picked = torch.randperm(len(scaled), generator=torch.Generator().manual_seed(settings.seed))[:count]
-        dtype, found = vae.dtype, []
-        if dtype is not torch.float32:
-            vae.float()  # half precision has losses of its own
+        found = []
         for rows in tqdm(picked.split(settings.batch_size), desc="imagine: residuals", unit="batch", delay=2):
-            x = unit_range(scaled.__getitems__(rows.tolist())["data"], scaled.transform).to(vae.device)
-            again = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
-            found.append(((x - again) * 127.5).round().to(torch.int16).cpu())
-        if dtype is not torch.float32:
-            vae.to(dtype)
+            x = unit_range(scaled.__getitems__(rows.tolist())["data"], scaled.transform)
+            found.append((lost(vae, x) * 255).round().to(torch.int16))
         write_tensors(folder / "residuals.safetensors", residuals=torch.cat(found))
 
     return build(cache_dir, "residuals", inputs, make)
+
+
+@torch.inference_mode()
+def lost(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """What an autoencoder loses of images.
+
+    Args:
+        vae: the autoencoder; it computes in float32, since half precision has losses of its own.
+        images: images (B, 3, S, S) in [-1, 1].
+
+    Returns:
+        The images less what it makes of them, each in [0, 1]: (B, 3, S, S) on the CPU, from -1 to 1.
+    """
+    dtype = vae.dtype
+    if dtype is not torch.float32:
+        vae.float()
+    x = images.to(vae.device)
+    again = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+    if dtype is not torch.float32:
+        vae.to(dtype)
+    return ((x - again) / 2).cpu()
 
 
 def load_residuals(artifact: Artifact) -> torch.Tensor:

@@ -278,8 +278,26 @@ class SynthesisSettings(Section):
         description="whether what the autoencoder loses of a random ID training image is added to each image, so that"
         " outliers cannot be told from ID by lost detail",
     )
+    init: Literal["noise", "id"] = Field(
+        "noise",
+        description="what drawing starts from: noise, or a random ID training image of the class, noised to `strength`: layout"
+        " and texture stay real",
+    )
+    strength: float = Field(0.6, gt=0, le=1, description="init id: share of the noise schedule, and of the steps")
+    pair: bool = Field(
+        False,
+        description="init id: whether each start is also drawn under its own embedding, from the same noise: an inlier that"
+        " differs from its outlier by meaning alone, for `trainer.pairs`",
+    )
     seed: Seed = Field(0, description="seed of the noise")
     shard_size: int = Field(256, ge=1, description="images per shard, the unit of resuming and distributing")
+
+    @model_validator(mode="after")
+    def _starts(self) -> SynthesisSettings:
+        rule(self.init == "id" or not self.pair, "pairs need a start: set init: id, or leave pair out", "pair", "init")
+        few = f"expected steps * strength of at least 1, got {self.steps} * {self.strength:g}"
+        rule(self.init == "noise" or self.steps * self.strength >= 1, few, "strength", "steps")
+        return self
 
 
 class QualitySettings(Section):

@@ -16,7 +16,7 @@ from openood_dream.datasets.imglist import read_imglist
 from openood_dream.datasets.reading import read_image
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.chain import Dream
-from openood_dream.dream.image_set import read_images
+from openood_dream.dream.image_set import listed, read_images
 from openood_dream.dream.lines import load_lines
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.plain import CLASSES, spread
@@ -198,7 +198,7 @@ def _imagined(dream: Dream, labels: Sequence[int]) -> list[plots.Row]:
     """Imagined images of each class, from near to far; where a filter chose, first what it kept."""
     folder, ends = dream.images.path, dream.outliers.manifest["classes"]
     table, found, filtered = (
-        read_images(folder).sort_values("distance", kind="stable"),
+        listed(read_images(folder)).sort_values("distance", kind="stable"),
         [],
         dream.settings.filter.active,
     )
