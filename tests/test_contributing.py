@@ -14,7 +14,7 @@ from helpers import Tiny
 from torch import nn
 
 from openood_dream.dream import settings as dream_settings
-from openood_dream.dream.families.base import find_family
+from openood_dream.dream.families.base import known_family
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers.base import get_sampler
 from openood_dream.experiment import Experiment
@@ -93,7 +93,10 @@ def test_the_sampler_in_the_chain(tiny: Tiny):
 
 
 def test_the_generator_family():
-    cls = find_family({"text_encoder": ("transformers", "CLIPTextModel"), "text_encoder_large": ("transformers", "X")})
+    parts = dict.fromkeys(("unet", "vae", "tokenizer"), ("diffusers", "X"))
+    cls = known_family(
+        parts | {"text_encoder": ("transformers", "CLIPTextModel"), "text_encoder_large": ("transformers", "X")}
+    )
     family = object.__new__(cls)
     family.outputs = lambda prompts, labels, tokens: [(torch.zeros(2, 3, 4),), (torch.ones(2, 5, 4),)]
     assert family.encode([], torch.zeros(2), None)["prompt_embeds"].shape == (2, 8, 4)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import CLIPTokenizer
 
+from openood_dream.dream.placeholder import Placeholder
 from openood_dream.dream.settings import AnchorSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
@@ -69,6 +70,7 @@ def make_anchors(
     settings: AnchorSettings,
     cache_dir: str | Path,
     error: Callable[[str], InputError] = InputError,
+    prompt: str = "{}",
 ) -> Artifact:
     """The anchors stage: `anchors.safetensors` with `anchors` (C, m), and the tokens of each class in the manifest.
 
@@ -80,6 +82,8 @@ def make_anchors(
         settings: `dream.anchors`.
         cache_dir: folder of all artifacts.
         error: makes the error that says a text about the names.
+        prompt: the prompt, with {} once, where the class name goes: tokenizers of other families than Stable Diffusion's
+            write a name within it otherwise than alone.
 
     Returns:
         The artifact; `load_anchors` reads it.
@@ -88,6 +92,8 @@ def make_anchors(
         InputError: the source cannot be read, a name has no token, or two names have the same anchor.
     """
     inputs = {"generator": source.identity, "class_names": list(names), "multi_token": settings.multi_token}
+    if not source.prepared:
+        inputs |= {"prompt": prompt}
 
     def checked(function: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -96,6 +102,11 @@ def make_anchors(
             raise error(str(wrong)) from None
 
     def make(folder: Path) -> dict[str, Any]:
+        if not source.prepared:
+            placeholder = checked(Placeholder, source.text_parts(), prompt, names)
+            checked(check_distinct, placeholder.anchors, names)
+            write_tensors(folder / "anchors.safetensors", anchors=placeholder.anchors)
+            return {"norms": dict(zip(names, placeholder.anchors.norm(dim=1).tolist(), strict=True))}
         parts, tokens = [], {name: list[str]() for name in names}
         for tokenizer, encoder in source.text_parts():
             ids = checked(name_tokens, tokenizer, names)

@@ -122,9 +122,8 @@ class Dream:
     def anchors(self) -> Artifact:
         """The token embeddings of the class names."""
         settings = self.settings
-        return make_anchors(
-            self.text_source, self.names, settings.anchors, self.cache_dir, partial(settings.error, "class_names")
-        )
+        error, prompt = partial(settings.error, "class_names"), settings.synthesis.prompt
+        return make_anchors(self.text_source, self.names, settings.anchors, self.cache_dir, error, prompt)
 
     @cached_property
     def space(self) -> Artifact:

@@ -15,7 +15,6 @@ from diffusers import DiffusionPipeline
 from openood_dream.dream.image_set import missing_shards, shards
 from openood_dream.dream.images import set_inputs
 from openood_dream.dream.imaginer import Imaginer, load_pipeline, png
-from openood_dream.dream.prompts import token_table
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.dream.starts import Starts
@@ -96,7 +95,7 @@ def probe(imaginer: Imaginer, seconds: float) -> tuple[float, float]:
     """
     batch = imaginer.settings.batch_size
     labels = torch.arange(batch) % len(imaginer.names)
-    table = torch.cat([token_table(encoder).weight[-1] for _, encoder in imaginer.family.texts])
+    table = imaginer.text.random_rows()
     tokens = F.normalize(torch.randn(batch, imaginer.width), dim=1) * table.float().norm().cpu()
     begin = torch.zeros(batch, 3, imaginer.size, imaginer.size) if imaginer.from_images else None
     draw = partial(imaginer, labels, tokens, list(range(batch)), starts=begin)

@@ -1,11 +1,12 @@
 """Embeddings to images: each sample's embedding takes the place of its class token in the prompt.
 
-Works with any pipeline of a family that is known (families/), unmodified: it only gets prompt embeddings and noise of
-our making.
+Works with any text-to-image pipeline of diffusers, unmodified (placeholder.py); those of a known family (families/) get
+prompt embeddings of our making, which are encoded once.
 """
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Sequence
 from functools import partial
@@ -21,11 +22,11 @@ from packaging.version import Version
 from PIL import Image
 
 from openood_dream.device import dtype_name, enough_memory, pick_device
-from openood_dream.dream.families.base import find_family
-from openood_dream.dream.prompts import Prompt, class_prompts, plain_prompts
+from openood_dream.dream.families.base import known_family
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
-from openood_dream.errors import InputError, warn
+from openood_dream.dream.texts import Hooked, Prepared
+from openood_dream.errors import InputError, check_name, warn
 from openood_dream.store.tensors import Rows
 
 # diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
@@ -37,6 +38,19 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
 }
+# arguments of a pipeline's call that the settings decide about
+OURS = {
+    "prompt",
+    "image",
+    "strength",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "generator",
+    "latents",
+}
+OURS |= {"output_type", "return_dict", "negative_prompt", "num_images_per_prompt", "kwargs"}
 OWN = "own"  # the scheduler that the pipeline was saved with, which few-step distillations need
 
 
@@ -57,14 +71,20 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
     place, dtype = pick_device(device), settings.dtype
     if dtype == "auto":
         dtype = "float16" if place.type in ("cuda", "mps") else "float32"
-    family = find_family(source.index)
-    pipeline = source.load(family.loader, **family.options, **{DTYPE: getattr(torch, dtype)})
-    if find_family(pipeline.config) is not family:
+    family = known_family(source.index)
+    loader, options = (family.loader, family.options) if family else (DiffusionPipeline, {})
+    pipeline = source.load(loader, **options, **{DTYPE: getattr(torch, dtype)})
+    if family and known_family(pipeline.config) is not family:
         raise InputError(
             f"dream.generator: {type(pipeline).__name__} leaves out some of {', '.join(family.text_encoders)} of "
             f"{source.path!r}; expected a loader of the family that has them all"
         )
-    if settings.scheduler != OWN:
+    if flow_matching(pipeline.scheduler):
+        if settings.scheduler != OWN and "scheduler" in settings.model_fields_set:
+            raise settings.error(
+                "scheduler", f"{type(pipeline).__name__} matches flows; expected own, got {settings.scheduler!r}"
+            )
+    elif settings.scheduler != OWN:
         name, options = SCHEDULERS[settings.scheduler]
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
     if settings.slicing:
@@ -75,11 +95,19 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
     pipeline.to(place)
     if place.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one shape
-        for part in (pipeline.unet, pipeline.vae):
-            part.to(memory_format=torch.channels_last)
+        for part in (getattr(pipeline, "unet", None), pipeline.vae):
+            if part is not None:  # transformers have no use for it
+                part.to(memory_format=torch.channels_last)
     if settings.compile:
-        pipeline.unet.compile()
+        (getattr(pipeline, "unet", None) or pipeline.transformer).compile()
     return pipeline
+
+
+def check_call(pipeline: DiffusionPipeline, settings: SynthesisSettings) -> None:
+    """Raises InputError where `dream.synthesis.call` has what the pipeline's call does not take, or what we decide."""
+    takes = {*inspect.signature(pipeline.__call__).parameters} - OURS
+    for name in settings.call:
+        check_name(settings.where("call"), name, sorted(takes))
 
 
 def _image_to_image(pipeline: DiffusionPipeline, settings: SynthesisSettings) -> DiffusionPipeline:
@@ -94,51 +122,47 @@ def _image_to_image(pipeline: DiffusionPipeline, settings: SynthesisSettings) ->
     return found
 
 
+def flow_matching(scheduler: Any) -> bool:
+    """Whether a pipeline's scheduler is one of flow matching, which others cannot stand in for."""
+    return "FlowMatch" in type(scheduler).__name__
+
+
 class Imaginer:
     """A pipeline and the prompts of every class, ready to draw images of embeddings.
 
     Args:
-        pipeline: a loaded pipeline of a known family.
+        pipeline: a loaded text-to-image pipeline.
         names: the class names in label order.
         settings: prompts, steps, guidance and sizes.
 
     Raises:
-        InputError: a prompt is too long, or the pipeline is of no known family.
+        InputError: a prompt is too long, or the pipeline's tokenizers do not know a name.
     """
 
     def __init__(self, pipeline: DiffusionPipeline, names: Sequence[str], settings: SynthesisSettings) -> None:
         self.pipeline, self.names, self.settings = pipeline, names, settings
-        self.family = find_family(pipeline.config)(pipeline)
-        tokenizers = [tokenizer for tokenizer, _ in self.family.texts]
-        words = [settings.prompt.format(name) for name in names]
-        self.prompts = [class_prompts(tokenizer, names, settings) for tokenizer in tokenizers]
-        self.words = [plain_prompts(tokenizer, words, settings) for tokenizer in tokenizers]
-        # distilled pipelines take the guidance scale as an input, and have no unconditional half
-        self.guided = settings.guidance > 1 and pipeline.unet.config.time_cond_proj_dim is None
-        self.negative = self._negative() if self.guided else {}
+        family = known_family(pipeline.config)
+        self.text: Prepared | Hooked = (
+            Prepared(family(pipeline), pipeline, names, settings) if family else Hooked(pipeline, names, settings)
+        )
+        self.core = getattr(pipeline, "unet", None) or pipeline.transformer
+        check_call(pipeline, settings)
         self.from_images = _image_to_image(pipeline, settings) if settings.init == "id" else None
-
-    @torch.inference_mode()
-    def _negative(self) -> dict[str, torch.Tensor]:
-        """The encoding (1, ...) of the negative prompt, which is the same for every image of a run."""
-        text = self.settings.negative_prompt
-        prompts: list[list[Prompt]] = [
-            plain_prompts(tokenizer, [text], self.settings, "negative_prompt") for tokenizer, _ in self.family.texts
-        ]
-        encoded = self.family.encode(prompts, torch.zeros(1, dtype=torch.long), None)
-        if not text and self.pipeline.config.get("force_zeros_for_empty_prompt"):
-            encoded = {name: torch.zeros_like(tensor) for name, tensor in encoded.items()}
-        return {f"negative_{name}": tensor for name, tensor in encoded.items()}
 
     @property
     def width(self) -> int:
         """The numbers m of a class token's embedding, over all text encoders."""
-        return sum(self.family.widths)
+        return sum(self.text.widths)
 
     @property
     def size(self) -> int:
         """Pixels a side that are generated."""
-        return self.settings.size or self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
+        known = getattr(self.pipeline, "default_sample_size", None) or self.core.config.get("sample_size")
+        if self.settings.size is None and not isinstance(known, int):
+            raise self.settings.error(
+                "size", f"{type(self.pipeline).__name__} does not say its own; expected a number of pixels"
+            )
+        return self.settings.size or known * self.pipeline.vae_scale_factor
 
     @torch.inference_mode()
     def _draw(
@@ -157,8 +181,8 @@ class Imaginer:
         if torch.isfinite(drawn).all():
             return drawn
         pipe, settings = self.pipeline, self.settings
-        dtype = dtype_name(pipe.unet.dtype)
-        if output_type == "pt" and dtype == "float16":
+        dtype = dtype_name(self.core.dtype)
+        if output_type == "pt" and dtype == "float16" and isinstance(self.text, Prepared):
             latents = self._call(labels, tokens, seeds, "latent", starts)
             drawn = self._decoded(latents)
             if torch.isfinite(drawn).all():
@@ -194,30 +218,30 @@ class Imaginer:
     ) -> torch.Tensor:
         """What the pipeline gives, float32 on the device."""
         pipe, settings, size = self.pipeline, self.settings, self.size
-        # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch; some
-        # schedulers draw more of it, from the same generators
+        # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        text = self.family.encode(self.words if tokens is None else self.prompts, labels, tokens)
-        if starts is None:
-            sides = [size // pipe.vae_scale_factor] * 2
-            noise = [torch.randn(pipe.unet.config.in_channels, *sides, generator=generator) for generator in generators]
-            begin = {
-                "latents": torch.stack(noise).to(pipe.device, text["prompt_embeds"].dtype),
-                "height": size,
-                "width": size,
-            }
-        else:
-            begin = {"image": (starts + 1) / 2, "strength": settings.strength}
-        with enough_memory(partial(settings.error, "batch_size"), f"{len(labels)} images of {size} pixels"):
-            return (self.from_images if starts is not None and self.from_images else pipe)(
-                **text,
-                **{name: tensor.expand(len(labels), *tensor.shape[1:]) for name, tensor in self.negative.items()},
-                **begin,
-                generator=generators,
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                output_type=output_type,
-            ).images.float()
+        drawer = self.from_images if starts is not None and self.from_images else pipe
+        call: dict[str, Any] = {
+            "height": size,
+            "width": size,
+            "num_inference_steps": settings.steps,
+            "guidance_scale": settings.guidance,
+        }
+        call |= {"use_resolution_binning": False} | settings.call  # sizes are as asked for
+        takes = inspect.signature(drawer.__call__).parameters
+        call = {name: value for name, value in call.items() if name in takes}
+        if starts is not None:
+            call |= {"image": (starts + 1) / 2, "strength": settings.strength}
+        elif isinstance(self.text, Prepared):  # in float32, whatever the pipeline computes in
+            shape = (self.core.config.in_channels, *[size // pipe.vae_scale_factor] * 2)
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+            call |= {"latents": noise.to(pipe.device, self.core.dtype)}
+        with (
+            enough_memory(partial(settings.error, "batch_size"), f"{len(labels)} images of {size} pixels"),
+            self.text.during(labels, tokens),
+        ):
+            text = self.text.arguments(labels, tokens)
+            return drawer(**text, **call, generator=generators, output_type=output_type).images.float()
 
     def latents(
         self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int], starts: torch.Tensor | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 
-from openood_dream.dream.families.base import find_family
+from openood_dream.dream.families.base import known_family
 from openood_dream.dream.imaginer import OWN, SCHEDULERS
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
@@ -26,7 +26,10 @@ def check_parts(source: Source, settings: SynthesisSettings) -> None:
     Raises:
         InputError: the pipeline is none that draws images of text alone, its parts do not fit, or there are too many steps.
     """
-    family, unet, vae = find_family(source.index), source.config("unet"), source.config("vae")
+    family = known_family(source.index)
+    if family is None:  # of no UNet; that its parts fit, and that it takes the steps, a first drawing shows
+        return
+    unet, vae = source.config("unet"), source.config("vae")
     channels, latents = unet.get("in_channels"), vae.get("latent_channels")
     if channels != latents:
         task = OTHER_TASKS.get((channels or 0) - (latents or 0))

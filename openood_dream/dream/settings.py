@@ -289,6 +289,9 @@ class SynthesisSettings(Section):
         description="init id: whether each start is also drawn under its own embedding, from the same noise: an inlier that"
         " differs from its outlier by meaning alone, for `trainer.pairs`",
     )
+    call: dict[str, Any] = Field(
+        {}, description="further arguments of the pipeline's own call, such as true_cfg_scale or max_sequence_length"
+    )
     seed: Seed = Field(0, description="seed of the noise")
     shard_size: int = Field(256, ge=1, description="images per shard, the unit of resuming and distributing")
 

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast  # type: ignore[attr-defined]
 
 from openood_dream import plugins
-from openood_dream.dream.families.base import find_family
+from openood_dream.dream.families.base import known_family
 from openood_dream.dream.prompts import fitted_pair
 from openood_dream.dream.settings import GeneratorTraining
 from openood_dream.errors import InputError
@@ -99,14 +99,14 @@ class Source:
         """What the pipeline consists of: part -> [library, class], as model_index.json says.
 
         Raises:
-            InputError: it is none of the Stable Diffusion family.
+            InputError: it draws no images of text alone.
         """
         index = self._read(DiffusionPipeline.load_config)
         parts = index if isinstance(index, dict) else {}
-        if not all((parts.get(part) or (None,))[0] for part in ("unet", "vae", "tokenizer", "text_encoder")):
+        name = str(parts.get("_class_name"))
+        if known_family(parts) is None and name not in text_to_image():
             raise InputError(
-                f"{self.where}: {self.path!r} is a {parts.get('_class_name')}; expected a pipeline of the Stable "
-                "Diffusion family, with unet, vae, tokenizer and text_encoder"
+                f"{self.where}: {self.path!r} is a {name}; expected a pipeline that draws images of text alone"
             )
         return parts
 
@@ -120,14 +120,49 @@ class Source:
             index = self.index
         else:  # the start of a pipeline that is to be trained
             index = {"text_encoder": ["transformers", "CLIPTextModel"]}
+            index |= dict.fromkeys(("unet", "vae", "tokenizer"), ["diffusers", ""])
+        family = known_family(index)
+        if family is None:
+            return self._any_text_parts(index)
         pairs = []
-        for part in find_family(index).text_encoders:
+        for part in family.text_encoders:
             library, name = index[part]
             if library != "transformers" or not name.startswith("CLIPText"):
                 raise InputError(f"{self.where}: {self.path!r} has the text encoder {name}; expected CLIP's")
             tokenizer = self.load(CLIPTokenizerFast, subfolder=part.replace("text_encoder", "tokenizer"))
             pairs.append(fitted_pair(tokenizer, self.load(getattr(transformers, name), subfolder=part)))
         return pairs
+
+    def _any_text_parts(self, index: dict[str, Any]) -> list[tuple[Any, Any]]:
+        """Tokenizers and text encoders of a pipeline of no known family."""
+        pairs = []
+        for part in sorted(part for part in index if re.fullmatch(r"text_encoder(_\d)?", part)):
+            tokenizer = part.replace("text_encoder", "tokenizer")
+            if not (index[part] and index[part][0] and (index.get(tokenizer) or [None])[0]):
+                continue
+            encoder = getattr(transformers, index[part][1], None)
+            if encoder is None:
+                raise InputError(
+                    f"{self.where}: {self.path!r} has the text encoder {index[part][1]}, which transformers "
+                    f"{transformers.__version__} does not know; update it"
+                )
+            pairs.append(
+                (self.load(transformers.AutoTokenizer, subfolder=tokenizer), self.load(encoder, subfolder=part))
+            )
+        return pairs
+
+    @property
+    def prepared(self) -> bool:
+        """Whether its prompts are encoded here, as those of a known family are."""
+        index = self.index if (Path(self.path) / "model_index.json").is_file() or not Path(self.path).is_dir() else None
+        return index is None or known_family(index) is not None
+
+
+def text_to_image() -> set[str]:
+    """The names of the pipelines of diffusers that draw images of text alone."""
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as known
+
+    return {cls.__name__ for cls in known.values() if "ControlNet" not in cls.__name__}
 
 
 def _unreachable(error: BaseException | None) -> bool:
@@ -172,7 +207,8 @@ def _with_family(source: Source) -> Source:
     """A source that is identified by the plugin of its family too, where there may be one."""
     if not any(one.kind == "family" for one in plugins.added()):
         return source
-    return replace(source, identity=source.identity | plugins.identity(find_family(source.index)))
+    family = known_family(source.index)
+    return source if family is None else replace(source, identity=source.identity | plugins.identity(family))
 
 
 # ----------------------------------------------------------------------------- the start of a pipeline to be trained

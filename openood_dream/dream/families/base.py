@@ -15,7 +15,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from openood_dream import plugins
 from openood_dream.dream.prompts import Prompt, encode, fitted_pair, token_table
-from openood_dream.errors import InputError
 
 
 class Family(ABC):
@@ -87,21 +86,9 @@ def family(name: str) -> Callable[[T], T]:
     return register
 
 
-def find_family(index: Mapping[str, Any]) -> type[Family]:
-    """The family of a pipeline, known by its text encoders.
-
-    Args:
-        index: what the pipeline consists of, part -> (library, class), as model_index.json and `pipeline.config` say.
-
-    Returns:
-        The class of the family.
-
-    Raises:
-        InputError: no family has such text encoders.
-    """
-    filled = [part for part, what in index.items() if part.startswith("text_encoder") and what and what[0]]
-    for cls in FAMILIES.values():
-        if sorted(filled) == sorted(cls.text_encoders):
-            return cls
-    known = ", ".join(f"{name} ({' and '.join(cls.text_encoders)})" for name, cls in FAMILIES.items())
-    raise InputError(f"dream.generator: unknown text encoders {', '.join(filled) or 'none'}; expected those of {known}")
+def known_family(index: Mapping[str, Any]) -> type[Family] | None:
+    """The family of a pipeline by what it consists of, part -> (library, class), as model_index.json says; None: of none."""
+    if not all((index.get(part) or (None,))[0] for part in ("unet", "vae", "tokenizer")):
+        return None
+    filled = sorted(part for part, what in index.items() if part.startswith("text_encoder") and what and what[0])
+    return next((cls for cls in FAMILIES.values() if filled == sorted(cls.text_encoders)), None)

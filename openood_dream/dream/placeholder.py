@@ -1,0 +1,215 @@
+"""Embeddings in the place of class names, for any text-to-image pipeline: added where its text encoders look tokens up.
+
+The pipeline's own `__call__` tokenises an ordinary prompt, whatever its templates and its number of text encoders. Where
+an encoder then looks up the tokens of the class name, v - T(y) is added to each of them, so that the anchor T(y) itself
+leaves the plain prompt as it is, for names of several tokens too (DREAM-OOD, Sec. 3.2, for one token and one encoder).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from openood_dream.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Token ids by which the class name is found in what an encoder gets.
+
+    Args:
+        ids: token ids that stand there in this order.
+        start: the place of the name's first token among them.
+        length: how many tokens the name has.
+    """
+
+    ids: list[int]
+    start: int
+    length: int
+
+    def find(self, row: list[int]) -> range | None:
+        """The places of the name's tokens in a row of ids: the last ones, if there are any."""
+        size = len(self.ids)
+        for at in range(len(row) - size, -1, -1):
+            if row[at : at + size] == self.ids:
+                return range(at + self.start, at + self.start + self.length)
+        return None
+
+
+def patterns(tokenizer: Any, template: str, name: str) -> list[Pattern]:
+    """How the name may be found, the surest way first: in the whole prompt, then alone; as written, then in lower case.
+
+    Pipelines put prompts into templates of their own, and some write them in lower case.
+
+    Args:
+        tokenizer: of a text encoder.
+        template: the prompt, with {} once, where the class name goes.
+        name: the class name.
+
+    Raises:
+        ValueError: the tokenizer has no token for it.
+    """
+    whole, alone = [], []
+    for lower in (False, True):
+        words, own = (text.lower() if lower else text for text in (template, name))
+        ids, places = name_places(tokenizer, words, own)
+        if places:
+            whole.append(Pattern(ids, places.start, len(places)))
+            alone.append(Pattern(ids[places.start : places.stop], 0, len(places)))
+    if not whole:
+        raise ValueError(f"the generator's tokenizer has no token for {name!r}; expected a word")
+    return [*whole, *alone]
+
+
+def name_places(tokenizer: Any, template: str, name: str) -> tuple[list[int], range]:
+    """The token ids of a prompt, without begin and end, and the places of the class name's among them.
+
+    Args:
+        tokenizer: of a text encoder.
+        template: the prompt, with {} once, where the class name goes.
+        name: the class name.
+    """
+    start = template.index("{}")
+    prompt = template.replace("{}", name)
+    if getattr(tokenizer, "is_fast", False):
+        found = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        spans, end = found.offset_mapping, start + len(name)
+        inside = [i for i, (left, right) in enumerate(spans) if left < end and right > start and right > left]
+        return list(found.input_ids), range(inside[0], inside[-1] + 1) if inside else range(0)
+    ids, before = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, prompt[:start]))
+    tail = (
+        tokenizer(prompt[start + len(name) :], add_special_tokens=False).input_ids
+        if prompt[start + len(name) :]
+        else []
+    )
+    return list(ids), range(len(before), len(ids) - len(tail))
+
+
+@dataclass
+class Encoder:
+    """A text encoder of a pipeline, with what it knows the classes by.
+
+    Args:
+        table: its input embedding table, which several of its modules may share.
+        modules: those of its modules that look tokens up in the table.
+        found: the patterns of each class's name.
+        anchors: T(y) (C, m) in the table's scale.
+        scale: what the part of this encoder is multiplied by in the table's scale.
+    """
+
+    table: torch.Tensor
+    modules: list[nn.Embedding]
+    found: list[list[Pattern]]
+    anchors: torch.Tensor
+    scale: float = 1.0
+
+
+@dataclass
+class _Written:
+    """What a hook has written in one call of the pipeline."""
+
+    samples: int
+    count: int = field(default=0)
+
+
+class Placeholder:
+    """Class names whose embeddings can be moved, in every text encoder of a pipeline.
+
+    Where there are several text encoders, T(y) has a part of each, divided by the mean length of its anchors: T5's rows are
+    some 160 times as long as CLIP's, and a sample would else be T5's alone.
+
+    Args:
+        pairs: tokenizers and text encoders.
+        template: the prompt, with {} once, where the class name goes.
+        names: the class names in label order.
+
+    Raises:
+        ValueError: a tokenizer has no token for a name.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Any, Any]], template: str, names: Sequence[str]) -> None:
+        self.template, self.names = template, list(names)
+        self.encoders = [_encoder(tokenizer, encoder, template, names) for tokenizer, encoder in pairs]
+        if len(self.encoders) > 1:
+            for one in self.encoders:
+                one.scale = one.anchors.norm(dim=1).mean().item()
+        self.widths = [one.anchors.shape[1] for one in self.encoders]
+        self.anchors = torch.cat([one.anchors / one.scale for one in self.encoders], dim=1)
+
+    def prompts(self, labels: torch.Tensor) -> list[str]:
+        """The prompt of each sample, by its class (B,)."""
+        return [self.template.replace("{}", self.names[label]) for label in labels.tolist()]
+
+    @contextmanager
+    def replaced(self, labels: torch.Tensor, tokens: torch.Tensor | None) -> Iterator[None]:
+        """Within the block, the i-th prompt with a class name that an encoder looks up has the i-th embedding for it.
+
+        Args:
+            labels: class labels (B,).
+            tokens: class tokens (B, m), the parts of all encoders one after the other; None changes nothing.
+
+        Raises:
+            InputError: the class names did not come to an encoder.
+        """
+        if tokens is None:
+            yield
+            return
+        written = []
+        with ExitStack() as stack:
+            moves = (tokens.cpu() - self.anchors[labels.cpu()].to(tokens.dtype)).split(self.widths, dim=1)
+            for one, move in zip(self.encoders, moves, strict=True):
+                state = _Written(len(labels))
+                written.append(state)
+                hook = _mover([one.found[label] for label in labels.tolist()], move * one.scale, state)
+                for module in one.modules:
+                    stack.callback(module.register_forward_hook(hook).remove)
+            yield
+        if any(state.count == 0 or state.count % state.samples for state in written):
+            raise InputError(
+                "dream.generator: the class names of the prompts do not come to the pipeline's text encoders as their "
+                "tokenizers write them; shorten dream.synthesis.prompt, or write names as the pipeline does"
+            )
+
+
+def _encoder(tokenizer: Any, encoder: Any, template: str, names: Sequence[str]) -> Encoder:
+    """A text encoder with patterns and anchors of the classes."""
+    table = encoder.get_input_embeddings().weight
+    modules = [part for part in encoder.modules() if isinstance(part, nn.Embedding) and part.weight is table]
+    found = [patterns(tokenizer, template, name) for name in names]
+    rows = []
+    for first, *_ in found:
+        ids = first.ids[first.start : first.start + first.length]
+        tokens = table.detach()[torch.tensor(ids, device=table.device)].float().cpu()
+        mean = tokens.mean(0)  # as long as its tokens: averaging shortens vectors
+        rows.append(tokens[0] if len(ids) == 1 else mean * (tokens.norm(dim=1).mean() / mean.norm()))
+    return Encoder(table, modules, found, torch.stack(rows))
+
+
+def _mover(found: Sequence[list[Pattern]], moves: torch.Tensor, state: _Written) -> Callable[..., torch.Tensor]:
+    """A hook of an embedding module that adds each sample's move to the tokens of its class name."""
+
+    def hook(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        ids = args[0]
+        rows = ids.reshape(-1, ids.shape[-1]).tolist()
+        where: list[tuple[int, int, int]] = []  # row, place, sample
+        for number, row in enumerate(rows):
+            sample = state.count % state.samples
+            places = next((at for one in found[sample] if (at := one.find(row)) is not None), None)
+            if places is not None:  # else it is another prompt, such as the negative one
+                where += [(number, place, sample) for place in places]
+                state.count += 1
+        if not where:
+            return output
+        row_index, places_index, samples = (torch.tensor(column) for column in zip(*where))
+        # Gemma scales its rows inside the module
+        added = (moves[samples] * float(getattr(module, "embed_scale", 1.0))).to(output)
+        flat = output.reshape(len(rows), ids.shape[-1], -1)
+        cells = (row_index.to(output.device), places_index.to(output.device))
+        return flat.index_put(cells, flat[cells] + added).reshape(output.shape)
+
+    return hook

@@ -1,0 +1,113 @@
+"""Any text-to-image pipeline of diffusers takes embeddings in place of class names, without code for its family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import any_families
+import diffusers
+import pytest
+import torch
+
+from openood_dream.dream.anchors import load_anchors, make_anchors
+from openood_dream.dream.imaginer import Imaginer, load_pipeline
+from openood_dream.dream.settings import AnchorSettings, SynthesisSettings
+from openood_dream.dream.source import Source
+from openood_dream.dream.texts import Hooked
+from openood_dream.errors import InputError
+
+NAMES = ["cat", "red panda", "dog"]
+TEMPLATE = "A high-quality image of the {}"
+USUAL = {"steps": 2, "size": 32, "save_size": None, "batch_size": 4}
+
+
+class Family(NamedTuple):
+    folder: Path
+    pipe: diffusers.DiffusionPipeline
+    anchors: torch.Tensor
+    imaginer: Imaginer
+
+
+@pytest.fixture(scope="module", params=any_families.BUILDERS)
+def family(request, tmp_path_factory) -> Family:
+    folder = any_families.save(tmp_path_factory.mktemp(request.param) / "pipeline", request.param)
+    settings = SynthesisSettings(**USUAL, guidance=3.0)
+    source = Source(str(folder), None, None)
+    anchors = load_anchors(make_anchors(source, NAMES, AnchorSettings(), folder.parent / "dream", prompt=TEMPLATE))
+    pipe = load_pipeline(source, settings, "cpu")
+    return Family(folder, pipe, anchors, Imaginer(pipe, NAMES, settings))
+
+
+def moved(family: Family, labels: torch.Tensor) -> torch.Tensor:
+    noise = torch.randn(len(labels), family.anchors.shape[1], generator=torch.Generator().manual_seed(0))
+    return family.anchors[labels] + noise
+
+
+def test_plain_prompt_is_what_diffusers_draws_and_the_anchor_draws_the_same(family):
+    """Bit for bit, a name of several tokens included."""
+    assert isinstance(family.imaginer.text, Hooked)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(family.folder)
+    pipe.set_progress_bar_config(disable=True)
+    extra = (
+        {"use_resolution_binning": False} if "PixArt" in type(pipe).__name__ or "Sana" in type(pipe).__name__ else {}
+    )
+    for label, name in enumerate(NAMES):
+        of, seeds = torch.tensor([label]), [7 + label]
+        expected = pipe(
+            prompt=[TEMPLATE.format(name)],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            height=32,
+            width=32,
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            output_type="pt",
+            **extra,
+        ).images
+        expected = (expected.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        assert torch.equal(family.imaginer(of, None, seeds), expected)
+        assert torch.equal(family.imaginer(of, family.anchors[of], seeds), expected)
+
+
+def test_other_embeddings_draw_other_images(family):
+    labels = torch.tensor([0, 1])
+    plain = family.imaginer._draw(labels, family.anchors[labels], [1, 2], "pt")
+    other = family.imaginer._draw(labels, moved(family, labels), [1, 2], "pt")
+    assert ((plain - other).abs().flatten(1).amax(1) > 0).all()
+
+
+def test_mixed_classes_in_a_batch_are_single_draws(family):
+    labels, seeds = torch.tensor([1, 0, 2, 1]), [3, 4, 5, 6]
+    tokens = moved(family, labels)
+    together = family.imaginer(labels, tokens, seeds).int()
+    for i in range(4):
+        alone = family.imaginer(labels[[i]], tokens[[i]], seeds[i : i + 1])[0].int()
+        assert (alone - together[i]).abs().max() <= 2
+
+
+def test_negative_prompt_is_left_alone(family):
+    if "negative_prompt" not in family.pipe.__call__.__func__.__code__.co_varnames:
+        pytest.skip("takes none")
+    settings = SynthesisSettings(**USUAL, guidance=3.0, negative_prompt="blurry cat")
+    labels = torch.tensor([0, 2])
+    guided = Imaginer(family.pipe, NAMES, settings)
+    assert torch.equal(guided(labels, family.anchors[labels], [1, 2]), guided(labels, None, [1, 2]))
+
+
+def test_parts_of_text_encoders_have_one_length(family):
+    parts = family.anchors.split(family.imaginer.text.widths, dim=1)
+    if len(parts) == 1:
+        pytest.skip("has one text encoder")
+    assert [part.norm(dim=1).mean().item() for part in parts] == pytest.approx([1.0] * len(parts), rel=1e-4)
+
+
+def test_arguments_of_the_call(family):
+    with pytest.raises(InputError, match=r"synthesis\.call: unknown 'max_sequence_lenght'"):
+        Imaginer(family.pipe, NAMES, SynthesisSettings(**USUAL, call={"max_sequence_lenght": 64}))
+
+
+def test_flow_matching_keeps_its_scheduler(family):
+    if "FlowMatch" not in type(family.pipe.scheduler).__name__:
+        pytest.skip("does not match flows")
+    with pytest.raises(InputError, match=r"synthesis\.scheduler: .* expected own, got 'ddim'"):
+        load_pipeline(Source(str(family.folder), None, None), SynthesisSettings(**USUAL, scheduler="ddim"), "cpu")
