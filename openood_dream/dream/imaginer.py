@@ -218,8 +218,6 @@ class Imaginer:
     ) -> torch.Tensor:
         """What the pipeline gives, float32 on the device."""
         pipe, settings, size = self.pipeline, self.settings, self.size
-        # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawer = self.from_images if starts is not None and self.from_images else pipe
         call: dict[str, Any] = {
             "height": size,
@@ -230,18 +228,21 @@ class Imaginer:
         call |= {"use_resolution_binning": False} | settings.call  # sizes are as asked for
         takes = inspect.signature(drawer.__call__).parameters
         call = {name: value for name, value in call.items() if name in takes}
-        if starts is not None:
-            call |= {"image": (starts + 1) / 2, "strength": settings.strength}
-        elif isinstance(self.text, Prepared):  # in float32, whatever the pipeline computes in
-            shape = (self.core.config.in_channels, *[size // pipe.vae_scale_factor] * 2)
-            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-            call |= {"latents": noise.to(pipe.device, self.core.dtype)}
-        with (
-            enough_memory(partial(settings.error, "batch_size"), f"{len(labels)} images of {size} pixels"),
-            self.text.during(labels, tokens),
-        ):
-            text = self.text.arguments(labels, tokens)
-            return drawer(**text, **call, generator=generators, output_type=output_type).images.float()
+
+        def draw(**text: Any) -> torch.Tensor:
+            # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            begin: dict[str, Any] = {}
+            if starts is not None:
+                begin = {"image": (starts + 1) / 2, "strength": settings.strength}
+            elif isinstance(self.text, Prepared):  # in float32, whatever the pipeline computes in
+                shape = (self.core.config.in_channels, *[size // pipe.vae_scale_factor] * 2)
+                noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+                begin = {"latents": noise.to(pipe.device, self.core.dtype)}
+            return drawer(**text, **call, **begin, generator=generators, output_type=output_type).images.float()
+
+        with enough_memory(partial(settings.error, "batch_size"), f"{len(labels)} images of {size} pixels"):
+            return self.text.draw(draw, labels, tokens)
 
     def latents(
         self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int], starts: torch.Tensor | None = None

@@ -17,6 +17,8 @@ from torch import nn
 
 from openood_dream.errors import InputError
 
+WAYS = 4  # in which a class name is looked for: in the whole prompt, as written and in lower case, then alone
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -42,7 +44,7 @@ class Pattern:
 
 
 def patterns(tokenizer: Any, template: str, name: str) -> list[Pattern]:
-    """How the name may be found, the surest way first: in the whole prompt, then alone; as written, then in lower case.
+    """The WAYS in which the name may be found, the surest one first.
 
     Pipelines put prompts into templates of their own, and some write them in lower case.
 
@@ -54,15 +56,14 @@ def patterns(tokenizer: Any, template: str, name: str) -> list[Pattern]:
     Raises:
         ValueError: the tokenizer has no token for it.
     """
-    whole, alone = [], []
+    whole, alone = list[Pattern](), list[Pattern]()
     for lower in (False, True):
         words, own = (text.lower() if lower else text for text in (template, name))
         ids, places = name_places(tokenizer, words, own)
-        if places:
-            whole.append(Pattern(ids, places.start, len(places)))
-            alone.append(Pattern(ids[places.start : places.stop], 0, len(places)))
-    if not whole:
-        raise ValueError(f"the generator's tokenizer has no token for {name!r}; expected a word")
+        if not places:
+            raise ValueError(f"the generator's tokenizer has no token for {own!r}; expected a word")
+        whole.append(Pattern(ids, places.start, len(places)))
+        alone.append(Pattern(ids[places.start : places.stop], 0, len(places)))
     return [*whole, *alone]
 
 
@@ -100,6 +101,7 @@ class Encoder:
         found: the patterns of each class's name.
         anchors: T(y) (C, m) in the table's scale.
         scale: what the part of this encoder is multiplied by in the table's scale.
+        way: which of the WAYS its class names are found in.
     """
 
     table: torch.Tensor
@@ -107,6 +109,11 @@ class Encoder:
     found: list[list[Pattern]]
     anchors: torch.Tensor
     scale: float = 1.0
+    way: int = 0
+
+
+class NotFound(Exception):
+    """The class names are to be looked for in another way, from the beginning."""
 
 
 @dataclass
@@ -149,12 +156,15 @@ class Placeholder:
     def replaced(self, labels: torch.Tensor, tokens: torch.Tensor | None) -> Iterator[None]:
         """Within the block, the i-th prompt with a class name that an encoder looks up has the i-th embedding for it.
 
+        Where an encoder was not given the names in the way that they were looked for, another way is taken from then on.
+
         Args:
             labels: class labels (B,).
             tokens: class tokens (B, m), the parts of all encoders one after the other; None changes nothing.
 
         Raises:
-            InputError: the class names did not come to an encoder.
+            NotFound: names were not found, and there is another way to look for them.
+            InputError: there is none.
         """
         if tokens is None:
             yield
@@ -165,15 +175,20 @@ class Placeholder:
             for one, move in zip(self.encoders, moves, strict=True):
                 state = _Written(len(labels))
                 written.append(state)
-                hook = _mover([one.found[label] for label in labels.tolist()], move * one.scale, state)
+                hook = _mover([one.found[label][one.way] for label in labels.tolist()], move * one.scale, state)
                 for module in one.modules:
                     stack.callback(module.register_forward_hook(hook).remove)
             yield
-        if any(state.count == 0 or state.count % state.samples for state in written):
+        lost = [one for one, state in zip(self.encoders, written) if state.count == 0 or state.count % state.samples]
+        for one in lost:
+            one.way += 1
+        if any(one.way == WAYS for one in lost):
             raise InputError(
                 "dream.generator: the class names of the prompts do not come to the pipeline's text encoders as their "
                 "tokenizers write them; shorten dream.synthesis.prompt, or write names as the pipeline does"
             )
+        if lost:
+            raise NotFound
 
 
 def _encoder(tokenizer: Any, encoder: Any, template: str, names: Sequence[str]) -> Encoder:
@@ -190,7 +205,7 @@ def _encoder(tokenizer: Any, encoder: Any, template: str, names: Sequence[str]) 
     return Encoder(table, modules, found, torch.stack(rows))
 
 
-def _mover(found: Sequence[list[Pattern]], moves: torch.Tensor, state: _Written) -> Callable[..., torch.Tensor]:
+def _mover(found: Sequence[Pattern], moves: torch.Tensor, state: _Written) -> Callable[..., torch.Tensor]:
     """A hook of an embedding module that adds each sample's move to the tokens of its class name."""
 
     def hook(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -199,7 +214,7 @@ def _mover(found: Sequence[list[Pattern]], moves: torch.Tensor, state: _Written)
         where: list[tuple[int, int, int]] = []  # row, place, sample
         for number, row in enumerate(rows):
             sample = state.count % state.samples
-            places = next((at for one in found[sample] if (at := one.find(row)) is not None), None)
+            places = found[sample].find(row)
             if places is not None:  # else it is another prompt, such as the negative one
                 where += [(number, place, sample) for place in places]
                 state.count += 1

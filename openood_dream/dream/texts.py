@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
 from openood_dream.dream.families.base import Family
-from openood_dream.dream.placeholder import Placeholder
+from openood_dream.dream.placeholder import NotFound, Placeholder
 from openood_dream.dream.prompts import Prompt, class_prompts, plain_prompts, token_table
 from openood_dream.dream.settings import SynthesisSettings
 
@@ -56,9 +56,9 @@ class Prepared:
         negative = {name: tensor.expand(len(labels), *tensor.shape[1:]) for name, tensor in self.negative.items()}
         return text | negative
 
-    def during(self, labels: torch.Tensor, tokens: torch.Tensor | None) -> AbstractContextManager[None]:
-        """What holds while the pipeline draws: nothing."""
-        return nullcontext()
+    def draw(self, call: Callable[..., Any], labels: torch.Tensor, tokens: torch.Tensor | None) -> Any:
+        """What `call` returns, given the arguments for class labels (B,) and tokens (B, m), or None for plain prompts."""
+        return call(**self.arguments(labels, tokens))
 
     def random_rows(self) -> torch.Tensor:
         """A token (m,) that is as long as tokens are."""
@@ -83,13 +83,15 @@ class Hooked:
         self.negative = {"negative_prompt": settings.negative_prompt} if settings.negative_prompt else {}
 
     def arguments(self, labels: torch.Tensor, tokens: torch.Tensor | None) -> dict[str, Any]:
-        """Arguments of the pipeline's call, for class labels (B,); tokens come in by `during`."""
+        """Arguments of the pipeline's call, for class labels (B,); tokens come in where names are looked up."""
         negative = {name: [text] * len(labels) for name, text in self.negative.items()}
         return {"prompt": self.placeholder.prompts(labels)} | negative
 
-    def during(self, labels: torch.Tensor, tokens: torch.Tensor | None) -> AbstractContextManager[None]:
-        """What holds while the pipeline draws: tokens (B, m) are in the place of class names, unless they are None."""
-        return self.placeholder.replaced(labels, tokens)
+    def draw(self, call: Callable[..., Any], labels: torch.Tensor, tokens: torch.Tensor | None) -> Any:
+        """What `call` returns, given the prompts of class labels (B,), with tokens (B, m) for their names, unless None."""
+        while True:
+            with suppress(NotFound), self.placeholder.replaced(labels, tokens):
+                return call(**self.arguments(labels, tokens))
 
     def random_rows(self) -> torch.Tensor:
         """A token (m,) that is as long as tokens are."""

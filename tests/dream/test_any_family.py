@@ -86,12 +86,23 @@ def test_mixed_classes_in_a_batch_are_single_draws(family):
 
 
 def test_negative_prompt_is_left_alone(family):
-    if "negative_prompt" not in family.pipe.__call__.__func__.__code__.co_varnames:
-        pytest.skip("takes none")
     settings = SynthesisSettings(**USUAL, guidance=3.0, negative_prompt="blurry cat")
     labels = torch.tensor([0, 2])
     guided = Imaginer(family.pipe, NAMES, settings)
     assert torch.equal(guided(labels, family.anchors[labels], [1, 2]), guided(labels, None, [1, 2]))
+
+
+def test_names_that_no_encoder_is_given(family, monkeypatch):
+    """A pipeline that writes prompts in another way: in lower case it is understood, else refused."""
+    labels = torch.tensor([1])
+    imaginer = Imaginer(family.pipe, NAMES, family.imaginer.settings)
+    plain = imaginer.text.placeholder.prompts
+    monkeypatch.setattr(imaginer.text.placeholder, "prompts", lambda of: [text.lower() for text in plain(of)])
+    imaginer(labels, family.anchors[labels], [1])
+    assert all(one.way == 1 for one in imaginer.text.placeholder.encoders)
+    monkeypatch.setattr(imaginer.text.placeholder, "prompts", lambda of: ["nothing"] * len(of))
+    with pytest.raises(InputError, match=r"dream\.generator: the class names of the prompts do not come"):
+        imaginer(labels, family.anchors[labels], [1])
 
 
 def test_parts_of_text_encoders_have_one_length(family):

@@ -219,11 +219,11 @@ def test_interrupted_latents_go_on_with_the_missing_shard(dream, tiny, tmp_path,
     shutil.copytree(tiny.root / "dream", tmp_path / "dream", ignore=shutil.ignore_patterns("latents-*"))
     config, seen, draw = tiny.config("--dream.cache_dir", str(tmp_path / "dream")), [], Imaginer.latents
 
-    def interrupted(self, labels, tokens, seeds):
+    def interrupted(self, labels, tokens, seeds, starts):
         seen.append(len(seeds))
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return draw(self, labels, tokens, seeds)
+        return draw(self, labels, tokens, seeds, starts)
 
     monkeypatch.setattr(Imaginer, "latents", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -271,14 +271,14 @@ def test_a_decoder_that_overflows_in_half_precision_decodes_in_float32(pipeline_
     wanted = Imaginer(pipeline(pipeline_folder), names, synthesis())
     call = Imaginer._call
 
-    def overflowing(self, labels, tokens, seeds, output_type):
-        made = call(wanted, labels, tokens, seeds, output_type)
+    def overflowing(self, labels, tokens, seeds, output_type, starts):
+        made = call(wanted, labels, tokens, seeds, output_type, starts)
         return made * float("inf") if output_type == "pt" else made
 
     expected = wanted(torch.tensor([1]), None, [4])
     monkeypatch.setattr(Imaginer, "_call", overflowing)
     imaginer = Imaginer.__new__(Imaginer)
-    vars(imaginer).update(vars(wanted) | {"pipeline": found})
+    vars(imaginer).update(vars(wanted) | {"pipeline": found, "core": found.unet})
     with pytest.warns(InputWarning, match="overflows in float16; its images are decoded again in float32"):
         drawn = imaginer(torch.tensor([1]), None, [4])
     assert (drawn.int() - expected.int()).abs().max() <= 2 and found.vae.dtype == torch.float16
