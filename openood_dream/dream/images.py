@@ -178,18 +178,8 @@ def make_images(
     def make(folder: Path) -> dict[str, Any]:
         wanted = shards(settings.per_class * len(names), settings.shard_size)
         todo = missing_shards(folder, wanted)
-        work = partial(
-            Shards,
-            source,
-            outliers,
-            names,
-            settings,
-            folder,
-            keeps_class=keeps_class,
-            device=device,
-            residuals=residuals,
-            starts=starts,
-        )
+        drawing = partial(Shards, source, outliers, names, settings, folder, keeps_class=keeps_class, device=device)
+        work = partial(drawing, residuals=residuals, starts=starts)
         if todo:
             total = sum(len(wanted[number]) for number in todo)
             with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
@@ -319,7 +309,12 @@ class Shards:
         return None if picked is None or self.starts is None else self.starts.pixels(picked, self.imaginer.size)
 
     def back(self, picked: np.ndarray | None, seeds: Sequence[int]) -> torch.Tensor | None:
-        """What images get back of what the autoencoder loses: of the very image that they start from, or of a random one."""
+        """What images get back of what the autoencoder loses: of the very image that they start from, or of a random one.
+
+        Args:
+            picked: the images that they start from, or None.
+            seeds: their noise seeds.
+        """
         if self._make_residuals is None:
             return None
         begin = self.start(picked)

@@ -104,7 +104,12 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
 
 
 def check_call(pipeline: DiffusionPipeline, settings: SynthesisSettings) -> None:
-    """Raises InputError where `dream.synthesis.call` has what the pipeline's call does not take, or what we decide."""
+    """Raises InputError where `dream.synthesis.call` has what the pipeline's call does not take, or what we decide.
+
+    Args:
+        pipeline: the pipeline.
+        settings: the section that has `call`.
+    """
     takes = {*inspect.signature(pipeline.__call__).parameters} - OURS
     for name in settings.call:
         check_name(settings.where("call"), name, sorted(takes))

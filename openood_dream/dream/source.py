@@ -16,6 +16,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from huggingface_hub.utils import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import safe_open
 from tokenizers import pre_tokenizers, trainers
@@ -160,9 +161,7 @@ class Source:
 
 def text_to_image() -> set[str]:
     """The names of the pipelines of diffusers that draw images of text alone."""
-    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as known
-
-    return {cls.__name__ for cls in known.values() if "ControlNet" not in cls.__name__}
+    return {cls.__name__ for cls in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() if "ControlNet" not in cls.__name__}
 
 
 def _unreachable(error: BaseException | None) -> bool:
