@@ -289,7 +289,8 @@ class Shards:
         for batch in self.batches(images):
             labels, tokens, seeds = self.inputs(batch)
             picked = None if self.starts is None else self.starts.pick(labels, seeds)
-            begin, back = self.start(picked), self.back(picked, seeds)
+            begin = self.start(picked)
+            back = self.back(begin, seeds)
             names: Sequence[str | None] = [None] * len(batch)
             kinds = {"": tokens}
             if self.starts is not None and picked is not None:
@@ -308,16 +309,15 @@ class Shards:
         """The images (B, 3, S, S) in [-1, 1] that drawing starts from, or None."""
         return None if picked is None or self.starts is None else self.starts.pixels(picked, self.imaginer.size)
 
-    def back(self, picked: np.ndarray | None, seeds: Sequence[int]) -> torch.Tensor | None:
+    def back(self, begin: torch.Tensor | None, seeds: Sequence[int]) -> torch.Tensor | None:
         """What images get back of what the autoencoder loses: of the very image that they start from, or of a random one.
 
         Args:
-            picked: the images that they start from, or None.
+            begin: the images (B, 3, S, S) that they start from, or None.
             seeds: their noise seeds.
         """
         if self._make_residuals is None:
             return None
-        begin = self.start(picked)
         if begin is not None:
             return lost(self.imaginer.pipeline.vae, begin)
         return residuals_of(self.residuals, seeds)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from openood_dream.dream.prompts import token_anchors
 from openood_dream.errors import InputError
 
 WAYS = 4  # in which a class name is looked for: in the whole prompt, as written and in lower case, then alone
@@ -96,15 +97,13 @@ class Encoder:
     """A text encoder of a pipeline, with what it knows the classes by.
 
     Args:
-        table: its input embedding table, which several of its modules may share.
-        modules: those of its modules that look tokens up in the table.
+        modules: those of its modules that look tokens up in its input embedding table, which they may share.
         found: the patterns of each class's name.
         anchors: T(y) (C, m) in the table's scale.
         scale: what the part of this encoder is multiplied by in the table's scale.
         way: which of the WAYS its class names are found in.
     """
 
-    table: torch.Tensor
     modules: list[nn.Embedding]
     found: list[list[Pattern]]
     anchors: torch.Tensor
@@ -118,10 +117,9 @@ class NotFound(Exception):
 
 @dataclass
 class _Written:
-    """What a hook has written in one call of the pipeline."""
+    """How many prompts a hook has written into in one call of the pipeline."""
 
-    samples: int
-    count: int = field(default=0)
+    count: int = 0
 
 
 class Placeholder:
@@ -173,13 +171,13 @@ class Placeholder:
         with ExitStack() as stack:
             moves = (tokens.cpu() - self.anchors[labels.cpu()].to(tokens.dtype)).split(self.widths, dim=1)
             for one, move in zip(self.encoders, moves, strict=True):
-                state = _Written(len(labels))
+                state = _Written()
                 written.append(state)
                 hook = _mover([one.found[label][one.way] for label in labels.tolist()], move * one.scale, state)
                 for module in one.modules:
                     stack.callback(module.register_forward_hook(hook).remove)
             yield
-        lost = [one for one, state in zip(self.encoders, written) if state.count == 0 or state.count % state.samples]
+        lost = [one for one, state in zip(self.encoders, written) if state.count == 0 or state.count % len(labels)]
         for one in lost:
             one.way += 1
         if any(one.way == WAYS for one in lost):
@@ -196,13 +194,8 @@ def _encoder(tokenizer: Any, encoder: Any, template: str, names: Sequence[str]) 
     table = encoder.get_input_embeddings().weight
     modules = [part for part in encoder.modules() if isinstance(part, nn.Embedding) and part.weight is table]
     found = [patterns(tokenizer, template, name) for name in names]
-    rows = []
-    for first, *_ in found:
-        ids = first.ids[first.start : first.start + first.length]
-        tokens = table.detach()[torch.tensor(ids, device=table.device)].float().cpu()
-        mean = tokens.mean(0)  # as long as its tokens: averaging shortens vectors
-        rows.append(tokens[0] if len(ids) == 1 else mean * (tokens.norm(dim=1).mean() / mean.norm()))
-    return Encoder(table, modules, found, torch.stack(rows))
+    ids = [first.ids[first.start : first.start + first.length] for first, *_ in found]
+    return Encoder(modules, found, token_anchors(table.detach(), ids).cpu())
 
 
 def _mover(found: Sequence[Pattern], moves: torch.Tensor, state: _Written) -> Callable[..., torch.Tensor]:
@@ -213,7 +206,7 @@ def _mover(found: Sequence[Pattern], moves: torch.Tensor, state: _Written) -> Ca
         rows = ids.reshape(-1, ids.shape[-1]).tolist()
         where: list[tuple[int, int, int]] = []  # row, place, sample
         for number, row in enumerate(rows):
-            sample = state.count % state.samples
+            sample = state.count % len(found)
             places = found[sample].find(row)
             if places is not None:  # else it is another prompt, such as the negative one
                 where += [(number, place, sample) for place in places]

@@ -152,6 +152,30 @@ def token_table(text_encoder: CLIPTextModel) -> torch.nn.Embedding:
     return cast(torch.nn.Embedding, text_encoder.get_input_embeddings())
 
 
+def token_anchors(table: torch.Tensor, token_ids: Sequence[Sequence[int]], multi_token: str = "mean") -> torch.Tensor:
+    """T(y) of every class, from the embedding table.
+
+    Args:
+        table: the text encoder's input embedding table (V, m).
+        token_ids: the token ids of each of the C class names.
+        multi_token: what stands for a name of several tokens: their "mean", the "first" or the "last". The mean is
+            rescaled to the mean norm of its tokens: averaging shortens vectors, and a text encoder expects tokens of
+            the length that it was trained on.
+
+    Returns:
+        The anchors (C, m).
+    """
+    rows = []
+    for ids in token_ids:
+        tokens = table[torch.tensor(ids)].float()
+        if multi_token == "mean" and len(ids) > 1:
+            mean = tokens.mean(0)
+            rows.append(mean * (tokens.norm(dim=1).mean() / mean.norm()))
+        else:
+            rows.append(tokens[-1] if multi_token == "last" else tokens[0])
+    return torch.stack(rows)
+
+
 def encode(
     text_encoder: CLIPTextModel, prompts: list[Prompt], which: torch.Tensor, tokens: torch.Tensor | None, **options: Any
 ) -> ModelOutput:

@@ -111,18 +111,21 @@ class Source:
             )
         return parts
 
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """As `index`; of the start of a pipeline that is to be trained, what it will consist of."""
+        if (Path(self.path) / "model_index.json").is_file() or not Path(self.path).is_dir():
+            return self.index
+        parts = dict.fromkeys(("unet", "vae", "tokenizer"), ["diffusers", ""])
+        return parts | {"text_encoder": ["transformers", "CLIPTextModel"]}
+
     def text_parts(self) -> list[tuple[CLIPTokenizerFast, CLIPTextModel]]:
         """Tokenizer and text encoder, on the CPU; as many pairs of them as the pipeline's family has.
 
         Raises:
             InputError: the pipeline is of no known family, or a text encoder is none of CLIP's.
         """
-        if (Path(self.path) / "model_index.json").is_file() or not Path(self.path).is_dir():
-            index = self.index
-        else:  # the start of a pipeline that is to be trained
-            index = {"text_encoder": ["transformers", "CLIPTextModel"]}
-            index |= dict.fromkeys(("unet", "vae", "tokenizer"), ["diffusers", ""])
-        family = known_family(index)
+        index, family = self._parts, known_family(self._parts)
         if family is None:
             return self._any_text_parts(index)
         pairs = []
@@ -155,8 +158,7 @@ class Source:
     @property
     def prepared(self) -> bool:
         """Whether its prompts are encoded here, as those of a known family are."""
-        index = self.index if (Path(self.path) / "model_index.json").is_file() or not Path(self.path).is_dir() else None
-        return index is None or known_family(index) is not None
+        return known_family(self._parts) is not None
 
 
 def text_to_image() -> set[str]:

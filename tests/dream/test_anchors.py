@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from openood_dream.dream.anchors import check_distinct, load_anchors, make_anchors, name_tokens, token_anchors
+from openood_dream.dream.anchors import check_distinct, load_anchors, make_anchors, name_tokens
+from openood_dream.dream.prompts import token_anchors
 from openood_dream.dream.settings import AnchorSettings
 from openood_dream.dream.source import given_source
 from openood_dream.errors import InputError
