@@ -524,37 +524,37 @@ ARTIFACTS = [
     Row(
         "half an artifact",
         f"outliers --config {{tiny}} {CACHED} --dream.outliers.seed 9",
-        r"{tmp}/dream/space-\w+/embeddings\.safetensors: ",
+        r"{tmp}/dream/space-resnet10t-10epochs-\w+/embeddings\.safetensors: ",
         {"dream/space-*/embeddings.safetensors": half},
     ),
     Row(
         "a broken manifest",
         f"space --config {{tiny}} {CACHED}",
-        r"{tmp}/dream/space-\w+/manifest\.json: ",
+        r"{tmp}/dream/space-resnet10t-10epochs-\w+/manifest\.json: ",
         {"dream/space-*/manifest.json": half},
     ),
     Row(
         "a manifest that is a list",
         f"space --config {{tiny}} {CACHED}",
-        r"{tmp}/dream/space-\w+/manifest\.json: ",
+        r"{tmp}/dream/space-resnet10t-10epochs-\w+/manifest\.json: ",
         {"dream/space-*/manifest.json": lambda _: b"[]"},
     ),
     Row(
         "anchors that are broken",
         f"space --config {{tiny}} {CACHED} --dream.space.seed 9",
-        r"{tmp}/dream/anchors-\w+/anchors\.safetensors: ",
+        r"{tmp}/dream/anchors-6classes-\w+/anchors\.safetensors: ",
         {"dream/anchors-*/anchors.safetensors": half},
     ),
     Row(
         "outliers that are broken",
         f"imagine --config {{tiny}} {CACHED} --dream.synthesis.seed 9",
-        r"{tmp}/dream/outliers-\w+/.*: ",
+        r"{tmp}/dream/outliers-knn-sigma0\.15-\w+/.*: ",
         {"dream/outliers-*/*.parquet": half},
     ),
     Row(
         "weights of the generator that are broken",
         f"imagine --config {{tiny}} {CACHED} --dream.synthesis.seed 9",
-        r"{tmp}/dream/generator-\w+/unet/\w+\.safetensors: ",
+        r"{tmp}/dream/generator-small-30steps-\w+/unet/\w+\.safetensors: ",
         {"dream/generator-*/unet/*.safetensors": half},
     ),
     Row(

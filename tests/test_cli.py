@@ -289,8 +289,9 @@ def test_quickstart_is_the_shipped_benchmark(command, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarking, "benchmark", lambda *all_of_it: given.append(all_of_it))
     monkeypatch.setattr(jobs, "show", lambda report: None)
     assert command("quickstart", "--out", tmp_path / "a b", "--seeds", "1", "--methods", "base, oe,").code == 0
-    ((files, overrides, methods, seeds),) = given
+    ((files, overrides, methods, seeds, executor, workers),) = given
     assert files == ["benchmarks/digits.yml"] and (methods, seeds) == (["base", "oe"], 1)
+    assert executor == "local" and workers in (1, 2)
     config = load_config(files, overrides).run
     assert config.data_root == str(tmp_path / "a b") + "/data"
     assert str(config.folder).startswith(str(tmp_path / "a b"))

@@ -18,7 +18,7 @@ ood_dataset:
     flowers:
       imglist_pth: '@{ood_dataset.farood.flower.imglist_pth}'
       data_dir: '@{ood_dataset.farood.flower.data_dir}'
-  farood: {datasets: [noise]}
+  farood: {datasets: [scrambled]}
 """
 
 

@@ -147,7 +147,8 @@ def test_images_stand_from_near_to_far_below_their_class(dream, experiment, draw
 
 
 def test_kept_images_come_first_and_are_marked(tiny, dream, drawn):
-    experiment = tiny.config("--dream.filter.distance", "0.5")
+    middle = pd.read_parquet(dream.quality.path / "quality.parquet")["confidence"].median()
+    experiment = tiny.config("--dream.filter.distance", "null", "--dream.filter.confidence", str(middle))
     gallery.grid({"": experiment})
     rows, title = drawn["image_grid"]
     folder, quality = dream.images.path, experiment.imagination.quality

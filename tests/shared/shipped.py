@@ -10,7 +10,7 @@ from openood_dream.trainers.known import TRAINERS
 
 FILES = sorted(path.stem for path in (shipped_configs() / "pipelines" / "train").glob("*.yml"))
 NETWORKS = {"frl": "vae_small", "frl_glow": "glow_small", "frl_pixelcnnpp": "pixelcnnpp_small"}
-STUDENT = {"oal": "oal_student"}  # the file that makes the weights that another begins with
+STUDENT = {"oal": "oal_student", "energy": "base"}  # the file that makes the weights that another begins with
 TINY_ARGS = "{channels: [8, 8, 16, 16], pretrained: false}"
 SIZES = """
 dataset: {pre_size: 16, image_size: 16, train: {batch_size: 16}}
