@@ -114,6 +114,21 @@ def test_sampler(page):
     assert [path.name.partition("-")[0] for path in new] == ["outliers"]
 
 
+def test_verdicts(page, command, digits):
+    """`predict` knows a postprocessor of one's own by --plugin, and finds the threshold anew where its file changed."""
+    for name in ("train", "evaluate"):
+        assert page(name).code == 0
+    image = next(Path(digits).rglob("*.png"))
+    words = ("predict", "--run", "results/smooth/entropy", "--format", "json", image, "--plugin", "my_file.py")
+    done = command(*words)
+    assert done.code == 0, done.err
+    (record,) = Path("results").rglob("detectors/entropy.json")
+    before = record.read_text()
+    assert command(*words).out == done.out and record.read_text() == before
+    change()
+    assert command(*words).code == 0 and record.read_text() != before
+
+
 @pytest.mark.slow
 def test_benchmark(page):
     """Its jobs run in processes of their own."""
