@@ -45,7 +45,7 @@ def place_pipeline(pipeline: DiffusionPipeline, settings: SynthesisSettings, dev
     """
     vae, core = pipeline.vae, getattr(pipeline, "unet", None) or pipeline.transformer
     if vae.dtype is torch.float16:
-        decode_in_float32(vae)
+        compute_in_float32(vae)
     if size >= LARGE and hasattr(vae, "use_slicing"):
         vae.enable_slicing()
     if settings.vae_tiling:
@@ -70,21 +70,28 @@ def place_pipeline(pipeline: DiffusionPipeline, settings: SynthesisSettings, dev
         core.compile()
 
 
-def decode_in_float32(vae: Any) -> None:
+def compute_in_float32(vae: Any) -> None:
     """Has an autoencoder compute in float32, whatever it is given: float16 ends at 65504, and decoders go beyond it.
 
     Args:
         vae: the autoencoder.
     """
     vae.to(torch.float32)
-    for name in ("encode", "decode"):
-        plain = getattr(vae, name)
+    encode, decode = vae.encode, vae.decode
 
-        @wraps(plain)
-        def in_float32(x: torch.Tensor, *args: Any, plain: Any = plain, **options: Any) -> Any:
-            return plain(x.float(), *args, **options)
+    @wraps(encode)
+    def encode_in_float32(x: torch.Tensor, *args: Any, **options: Any) -> Any:
+        output = encode(x.float(), *args, **options)
+        found = getattr(output, "latent_dist", None)
+        if found is not None:  # pipelines go on with latents as they are
+            output.latent_dist = type(found)(found.parameters.to(x.dtype))
+        return output
 
-        setattr(vae, name, in_float32)
+    @wraps(decode)
+    def decode_in_float32(z: torch.Tensor, *args: Any, **options: Any) -> Any:
+        return decode(z.float(), *args, **options)
+
+    vae.encode, vae.decode = encode_in_float32, decode_in_float32
 
 
 def drawing_device(pipeline: DiffusionPipeline) -> torch.device:

@@ -15,7 +15,6 @@ from PIL import Image
 
 from openood_dream.dream import placing
 from openood_dream.dream.imaginer import OWN, SCHEDULERS, Imaginer, check_anchors, image_seed, load_pipeline
-from openood_dream.dream.placing import drawing_dtype
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError, InputWarning
@@ -169,16 +168,6 @@ def test_number_format(pipeline_folder, name):
     pipe = pipeline(pipeline_folder, dtype=name)
     assert {pipe.unet.dtype, pipe.text_encoder.dtype} == {getattr(torch, name)}
     assert pipe.vae.dtype is {"float16": torch.float32}.get(name, getattr(torch, name))  # float16 overflows in decoders
-
-
-@pytest.mark.parametrize(
-    "device, bf16, expected", [("cuda", True, "bfloat16"), ("cuda", False, "float16"), ("mps", False, "float16")]
-)
-def test_number_format_by_the_card(monkeypatch, device, bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    assert drawing_dtype("auto", torch.device(device)) is getattr(torch, expected)
-    assert drawing_dtype("auto", torch.device("cpu")) is torch.float32
-    assert drawing_dtype("float32", torch.device(device)) is torch.float32
 
 
 def test_safety_checker_is_left_out(pipe):
