@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 # figures, and with them the report; tables work without
 REPORT = ["matplotlib>=3.8"]
 FAISS = ["faiss-cpu>=1.8"]
+LORA = ["peft>=0.13"]
 RAY = ["ray>=2.40"]
 UMAP = ["umap-learn>=0.5.7"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
@@ -49,6 +50,7 @@ setup(
         "report": REPORT,
         "faiss": FAISS,
         "gpu": ["faiss-gpu-cu12>=1.8"],  # without the extra faiss: of both packages Python finds one
+        "lora": LORA,
         "ray": RAY,
         "umap": UMAP,
         "bench": ["pytest>=8.3", "pytest-benchmark>=4"],

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from openood_dream.errors import InputError
 
-EXTRA_OF = {"matplotlib": "report", "ray": "ray", "umap": "umap"}  # by the module that is imported
+EXTRA_OF = {"matplotlib": "report", "peft": "lora", "ray": "ray", "umap": "umap"}  # by the module that is imported
 
 
 def check_installed(where: str, *modules: str) -> None:

@@ -44,7 +44,7 @@ def make_anchors(
     Raises:
         InputError: the source cannot be read, a name has no token, or two names have the same anchor.
     """
-    inputs = {"generator": source.identity, "class_names": list(names)}
+    inputs = {"generator": source.text_identity, "class_names": list(names)}
     if not source.writes_alike:
         inputs["prompt"] = prompt
 

@@ -116,7 +116,16 @@ class Dream:
         pipeline = self.settings.generator
         if isinstance(pipeline, GeneratorTraining):
             return make_text_source(self.names, self.settings.synthesis.prompt, pipeline, self.cache_dir)
-        return given_source(pipeline, self.settings.revision, self.settings.where("generator"))
+        given, where = self.settings, self.settings.where("generator")
+        return given_source(
+            pipeline,
+            given.revision,
+            where,
+            variant=given.variant,
+            layout=given.layout,
+            lora=given.lora,
+            words=given.words,
+        )
 
     @cached_property
     def anchors(self) -> Artifact:

@@ -74,7 +74,7 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
     takes = inspect.signature(getattr(diffusers, source.index["_class_name"]).__init__).parameters
     options: dict[str, Any] = {name: value for name, value in LEFT_OUT.items() if name in takes}
     options[DTYPE] = drawing_dtype(settings.dtype, place)
-    pipeline = source.load(DiffusionPipeline, **options)
+    pipeline = source.pipeline(**options)
     if flow_matching(pipeline.scheduler):
         if settings.scheduler != OWN and "scheduler" in settings.model_fields_set:
             raise settings.error(

@@ -355,6 +355,10 @@ def _training(generator: Any) -> Any:
     return GeneratorTraining.model_validate(generator) if isinstance(generator, dict) else generator
 
 
+def _pair(lora: Any) -> Any:
+    return tuple(lora) if isinstance(lora, list) else lora
+
+
 class DreamSettings(Section):
     """`dream`: everything of the imagination, shared by its stages."""
 
@@ -369,6 +373,24 @@ class DreamSettings(Section):
         Expects("a model's hub id, a local folder or {train: small}"),
     ] = Field(description="the diffusion model")
     revision: Name | None = Field(None, description="hub revision of the generator")
+    variant: Name | None = Field(
+        None, description="variant of the generator's weights, such as fp16 where a folder has no others"
+    )
+    layout: Name | None = Field(
+        None,
+        description="what a generator of one file (.safetensors or .ckpt) consists of: the folder or hub id of a pipeline"
+        " of its kind, of which only configs and tokenizers are read",
+    )
+    lora: Annotated[
+        tuple[Name, float] | None, BeforeValidator(_pair), Expects("[file, folder or hub id, a number], or null")
+    ] = Field(
+        None,
+        description="LoRA weights that are merged into the generator, and how strongly: [file, folder or hub id, 1.0]",
+    )
+    words: list[Name] = Field(
+        [],
+        description="textual inversions, .safetensors files: words that the generator is taught, for the names of classes",
+    )
     space: SpaceSettings = Field(default_factory=SpaceSettings, description="phase 1")
     outliers: Annotated[SerializeAsAny[OutlierSettings], BeforeValidator(sampler_settings)] = Field(
         default_factory=KNNSettings, description="phase 2a"
@@ -384,3 +406,10 @@ class DreamSettings(Section):
         if isinstance(names, list):
             each_once(names)
         return names
+
+    @model_validator(mode="after")
+    def _given(self) -> DreamSettings:
+        keys = [key for key in ("variant", "layout", "lora", "words") if getattr(self, key)]
+        trained = isinstance(self.generator, GeneratorTraining)
+        rule(not (trained and keys), "is of a generator that is given, and this one is trained; leave it out", *keys)
+        return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,14 +22,12 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast  # type: ignore[attr-defined]
 
-from openood_dream.dream.placeholder import TEXT_ENCODERS, fitted
+from openood_dream.dream.placeholder import TEXT_ENCODERS, fitted, text_pairs
 from openood_dream.dream.settings import GeneratorTraining
+from openood_dream.dream.weights import CHECKPOINTS, located, merge_lora, teach_word
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import MANIFEST, build
-from openood_dream.store.files import contents, fingerprint
 from openood_dream.store.tensors import reading_tensors
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,31 @@ class Source:
     """Where a pipeline comes from.
 
     Args:
-        path: a hub id or a folder.
+        path: a hub id, a folder, or one file with all weights.
         revision: the hub revision, or None for the newest.
         identity: what names it in hashes.
         where: how messages about it begin: the file and the key.
+        variant: of the files with weights, such as fp16; None for those without.
+        layout: the folder or hub id of a pipeline that consists of the same parts, where `path` is one file.
+        lora: LoRA weights, a file, a folder or a hub id, and what they are multiplied by.
+        words: files of textual inversions.
     """
 
     path: str
     revision: str | None
     identity: Any
     where: str = field(default="dream.generator", compare=False)
+    variant: str | None = None
+    layout: str | None = None
+    lora: tuple[str, float] | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def text_identity(self) -> Any:
+        """What names its tokenizers and token embeddings in hashes: LoRA weights change neither."""
+        if self.lora is None:
+            return self.identity
+        return {name: value for name, value in self.identity.items() if name != "lora"}
 
     def load(self, loader: Any, **kwargs: Any) -> Any:
         """Loads the pipeline, or a part of it.
@@ -61,23 +73,60 @@ class Source:
         """
         return self._read(loader.from_pretrained, **kwargs)
 
+    def pipeline(self, **options: Any) -> DiffusionPipeline:
+        """Loads the whole pipeline, with the words that it is taught and the LoRA weights merged into it.
+
+        Args:
+            options: further arguments of diffusers' loading.
+
+        Raises:
+            InputError: it cannot be had, or does not take what is added to it.
+        """
+        if self.layout is None:
+            loaded = self.load(DiffusionPipeline, **self._variant, **options)
+        else:
+            cls = getattr(diffusers, self.index["_class_name"])
+            if not hasattr(cls, "from_single_file"):
+                raise InputError(
+                    f"{self.where}: diffusers reads no {cls.__name__} from one file; expected its folder or hub id"
+                )
+            loaded = self._read(
+                lambda config, **more: cls.from_single_file(self.path, config=config, **more), **options
+            )
+        section = self.where.removesuffix(".generator")
+        for file in self.words:
+            teach_word(loaded, Path(file), f"{section}.words")
+        if self.lora is not None:
+            merge_lora(loaded, *self.lora, f"{section}.lora")
+        return loaded
+
+    @property
+    def _variant(self) -> dict[str, str]:
+        return {"variant": self.variant} if self.variant else {}
+
     def _read(self, read: Callable[..., Any], **kwargs: Any) -> Any:
-        """What `read(path)` returns, with the library's errors in one line."""
+        """What `read(path)` returns, with the library's errors in one line; of one file, `path` is its layout's."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # libraries warn each other of their next versions
-                return read(self.path, revision=self.revision, **kwargs)
+                return read(self.layout or self.path, revision=self.revision, **kwargs)
         except Exception as error:  # hub, JSON, safetensors and OS errors have no common type
             reason = str(error).strip().partition("\n")[0]
             made_here = Path(self.path, MANIFEST).exists()
             remedy = f"delete {self.path} and run again" if made_here else "restore it, or change dream.generator"
-            for file in sorted(Path(self.path).rglob("*.safetensors")):  # which the libraries do not name
+            files = (
+                [Path(self.path)]
+                if Path(self.path).suffix == ".safetensors"
+                else Path(self.path).rglob("*.safetensors")
+            )
+            for file in sorted(files):  # which the libraries do not name
                 with reading_tensors(file, remedy), safe_open(file, "pt"):
                     pass
             if _unreachable(error):
                 raise InputError(
-                    f"{self.where}: the hub cannot be reached for {self.path!r}; where there is a network run "
-                    f"`hf download {self.path}`, which keeps it in HF_HOME for later, or give the folder of a pipeline"
+                    f"{self.where}: the hub cannot be reached for {self.layout or self.path!r}; where there is a network run "
+                    f"`hf download {self.layout or self.path}`, which keeps it in HF_HOME for later, or give the folder of a "
+                    "pipeline"
                 ) from None
             if not made_here:
                 remedy = "expected a Stable Diffusion folder or the id of one on the hub"
@@ -146,6 +195,8 @@ class Source:
         Raises:
             InputError: a text encoder is one that transformers does not know.
         """
+        if self.layout is not None or self.words:
+            return text_pairs(self.pipeline())
         parts, pairs = self._parts, []
         for part in self.text_names(parts):
             tokenizer = part.replace("text_encoder", "tokenizer")
@@ -156,7 +207,8 @@ class Source:
                         f"{self.where}: {self.path!r} has the {name} {parts[name][1]}, which transformers "
                         f"{transformers.__version__} does not know; update it"
                     )
-            pairs.append(fitted(self.load(known[0], subfolder=tokenizer), self.load(known[1], subfolder=part)))
+            encoder = self.load(known[1], subfolder=part, **self._variant)
+            pairs.append(fitted(self.load(known[0], subfolder=tokenizer), encoder))
         return pairs
 
 
@@ -177,33 +229,53 @@ def _unreachable(error: BaseException | None) -> bool:
     return False
 
 
-def given_source(generator: str, revision: str | None, where: str) -> Source:
-    """The pipeline of a hub id or a folder.
+def given_source(
+    generator: str,
+    revision: str | None,
+    where: str,
+    *,
+    variant: str | None = None,
+    layout: str | None = None,
+    lora: tuple[str, float] | None = None,
+    words: Sequence[str] = (),
+) -> Source:
+    """The pipeline of a hub id, a folder or a file.
 
     Args:
-        generator: a hub id (owner/name), or the folder of a saved pipeline.
+        generator: a hub id (owner/name), the folder of a saved pipeline, or one file with all weights.
         revision: the hub revision, or None for the newest.
         where: how messages about it begin: the file and the key.
+        variant: as `Source` has it.
+        layout: as `Source` has it; needed for one file.
+        lora: as `Source` has it.
+        words: as `Source` has it.
 
     Returns:
-        The source; that of a folder is identified by the contents of its files.
+        The source; that of folders and files is identified by their contents, and by all that decides about images.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is none of these, or a file is missing.
     """
-    expected = "expected a Stable Diffusion folder, a hub id (owner/name) or {train: small}"
-    path = Path(generator).expanduser()
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise InputError(f"{where}: folder {generator!r} has no model_index.json; {expected}")
-        found = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
-        # hidden folders hold what downloaders note for themselves, such as times
-        files = {name.as_posix(): file for name, file in found.items() if not name.parts[0].startswith(".")}
-        identity = {"folder": fingerprint([*files, contents(list(files.values()))])}
-        return Source(str(path), None, identity, where)
-    if not HUB_ID.fullmatch(generator):
-        raise InputError(f"{where}: no folder {generator!r}; {expected}")
-    return Source(generator, revision, {"hub": generator, "revision": revision}, where)
+    section = where.removesuffix(".generator")
+    one_file = Path(generator).suffix in CHECKPOINTS
+    if one_file != (layout is not None):
+        wrong = f"{layout!r} is for a generator of one file" if layout else f"{generator!r} is one file"
+        raise InputError(
+            f"{section}.layout: {wrong}; expected the folder or hub id of a pipeline of its kind where the generator is one file "
+            f"({' or '.join(CHECKPOINTS)}), else nothing"
+        )
+    path, identity = located(generator, where, "{train: small}", revision, index=True, files=CHECKPOINTS)
+    if layout is not None:
+        layout, identity["layout"] = located(layout, f"{section}.layout", "", revision, index=True)
+    if variant is not None:
+        identity["variant"] = variant
+    if lora is not None:
+        weights, own = located(lora[0], f"{section}.lora", "", files=CHECKPOINTS[:1])
+        lora, identity["lora"] = (weights, lora[1]), [own, lora[1]]
+    found = [located(word, f"{section}.words", "", files=CHECKPOINTS[:1]) for word in words]
+    if found:
+        identity["words"] = [[Path(word).stem, own] for word, own in found]
+    return Source(path, revision, identity, where, variant, layout, lora, tuple(word for word, _ in found))
 
 
 # ----------------------------------------------------------------------------- the start of a pipeline to be trained
