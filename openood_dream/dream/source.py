@@ -264,6 +264,8 @@ def given_source(
             f"{section}.layout: {wrong}; expected the folder or hub id of a pipeline of its kind where the generator is one file "
             f"({' or '.join(CHECKPOINTS)}), else nothing"
         )
+    if layout is not None and variant is not None:
+        raise InputError(f"{section}.variant: {generator!r} is one file, which has no variants; leave {variant!r} out")
     path, identity = located(generator, where, "{train: small}", revision, index=True, files=CHECKPOINTS)
     if layout is not None:
         layout, identity["layout"] = located(layout, f"{section}.layout", "", revision, index=True)

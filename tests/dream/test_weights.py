@@ -109,6 +109,11 @@ def test_one_file_that_is_none(pipeline_folder, tmp_path):
         given(tmp_path / "lost.ckpt", layout=parts)
 
 
+def test_one_file_has_no_variants():
+    with pytest.raises(InputError, match=r"^birds\.yml: dream\.variant: .*leave 'fp16' out"):
+        given("all.safetensors", layout="owner/name", variant="fp16")
+
+
 @pytest.mark.parametrize("generator, more", [("all.safetensors", {}), ("owner/name", {"layout": "owner/name"})])
 def test_layout_is_of_one_file(generator, more):
     with pytest.raises(InputError, match=r"^birds\.yml: dream\.layout: .*one file.*expected the folder or hub id"):

@@ -71,8 +71,13 @@ def t5(width: int = 32) -> Any:
     return found
 
 
-def decoder(kind: str, width: int = 32) -> Any:
-    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+def decoder(kind: str, width: int = 32, layers: int = 2) -> Any:
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+    }
     shape |= {"num_key_value_heads": 2, "head_dim": width // 2, "vocab_size": len(tokenizer()), "pad_token_id": 0}
     return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**shape))
 
@@ -140,6 +145,66 @@ def flux() -> dict[str, Any]:
         "tokenizer_2": tokenizer(),
         "transformer": transformer,
     }
+
+
+def flux2_klein() -> dict[str, Any]:
+    transformer = diffusers.Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=96,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    parts = {"scheduler": flow(), "vae": autoencoder, "tokenizer": tokenizer(512), "transformer": transformer}
+    return parts | {"text_encoder": decoder("Qwen3", layers=28)}  # of which it takes layers 9, 18 and 27
+
+
+def chroma() -> dict[str, Any]:
+    transformer = diffusers.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    parts = {"scheduler": flow(), "vae": vae(), "tokenizer": tokenizer(512), "transformer": transformer}
+    return parts | {"text_encoder": t5()}
+
+
+def aura_flow() -> dict[str, Any]:
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pos_embed_max_size=64,
+    )
+    parts = {"scheduler": flow(), "vae": vae(), "tokenizer": tokenizer(512), "transformer": transformer}
+    return parts | {"text_encoder": t5()}
 
 
 def pixart_sigma() -> dict[str, Any]:
@@ -291,6 +356,9 @@ ROPE = {"type": "default", "rope_type": "default", "mrope_section": [4, 2, 2]}
 BUILDERS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "sd3": ("StableDiffusion3Pipeline", sd3),
     "flux": ("FluxPipeline", flux),
+    "flux2_klein": ("Flux2KleinPipeline", flux2_klein),
+    "chroma": ("ChromaPipeline", chroma),
+    "aura_flow": ("AuraFlowPipeline", aura_flow),
     "pixart_sigma": ("PixArtSigmaPipeline", pixart_sigma),
     "sana": ("SanaPipeline", sana),
     "lumina2": ("Lumina2Pipeline", lumina2),
