@@ -58,6 +58,7 @@ setup(
         "dev": [
             *REPORT,
             *FAISS,
+            *LORA,
             *RAY,
             "bandit>=1.7.9",
             "hypothesis>=6.112",

@@ -16,7 +16,7 @@ from openood_dream.errors import InputError
 from openood_dream.extras import EXTRA_OF, check_installed
 
 SETUP = Path(__file__).parents[1] / "setup.py"
-EXTRAS = {"report", "faiss", "gpu", "ray", "umap", "docs", "bench", "dev"}
+EXTRAS = {"report", "faiss", "gpu", "lora", "ray", "umap", "docs", "bench", "dev"}
 
 
 def test_every_requirement_has_a_lowest_version():
@@ -30,7 +30,7 @@ def test_extras():
     assert set(EXTRA_OF.values()) <= EXTRAS
     assert [*doctor.requirements("gpu")] == ["faiss-gpu-cu12"]  # beside faiss-cpu neither can be imported
     assert {*doctor.requirements("report"), *doctor.requirements("faiss"), "ray"} <= {*doctor.requirements("dev")}
-    assert not {"faiss-cpu", "matplotlib", "ray", "umap-learn"} & {*doctor.requirements()}
+    assert not {"faiss-cpu", "matplotlib", "peft", "ray", "umap-learn"} & {*doctor.requirements()}
 
 
 @pytest.mark.parametrize("module", EXTRA_OF)
