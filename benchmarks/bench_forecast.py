@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from openood_dream.dream.anchors import load_anchors, make_anchors
 from openood_dream.dream.forecast import forecast
 from openood_dream.dream.images import make_images
-from openood_dream.dream.settings import AnchorSettings, SynthesisSettings
+from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source, word_tokenizer
 from openood_dream.store.artifacts import Artifact
 from openood_dream.store.tables import write_table
@@ -54,7 +54,7 @@ def medium(folder: Path) -> Path:
 
 def outliers_around(source: Source, folder: Path) -> Artifact:
     """The artifact of an embedding near each anchor."""
-    anchors = load_anchors(make_anchors(source, NAMES, AnchorSettings(), folder / "dream", prompt=TEMPLATE))
+    anchors = load_anchors(make_anchors(source, NAMES, folder / "dream", prompt=TEMPLATE))
     made = Artifact(folder / "outliers", {"hash": "", "inputs": {"outliers": {"method": "knn"}}}, False)
     write_tensors(made.path / "all.safetensors", **{"embeddings.0": anchors + 0.02 * torch.randn(anchors.shape)})
     write_index(made.path, "embeddings", [made.path / "all.safetensors"])

@@ -28,7 +28,7 @@ from openood_dream.dream.generator.models import small_unet, small_vae
 from openood_dream.dream.image_set import shard_table
 from openood_dream.dream.images import Shards
 from openood_dream.dream.imaginer import SCHEDULERS, Imaginer
-from openood_dream.dream.settings import AnchorSettings, GeneratorTraining, SynthesisSettings
+from openood_dream.dream.settings import GeneratorTraining, SynthesisSettings
 from openood_dream.dream.source import Source, make_text_encoder, text_inputs
 from openood_dream.store.artifacts import Artifact
 from openood_dream.store.tables import write_table
@@ -96,7 +96,6 @@ class Job(NamedTuple):
         imaginer, images = Imaginer(self.work.imaginer.pipeline, NAMES, synthesis), []
         for start in range(0, self.size.images, PUBLISHED_BATCH):
             batch = range(start, min(start + PUBLISHED_BATCH, self.size.images))
-            imaginer.negative = imaginer._negative()
             drawn = imaginer(*self.work.inputs(batch))
             for number, image in zip(batch, drawn.permute(0, 2, 3, 1).numpy(), strict=True):
                 picture = Image.fromarray(image).resize((self.size.save,) * 2, Image.Resampling.BILINEAR)
@@ -126,7 +125,7 @@ def job(folder: Path, make, size: Size) -> Job:
         dtype=size.dtype,
     )
     source = Source(str(make(folder / "pipeline")), None, None)
-    anchors = load_anchors(make_anchors(source, NAMES, AnchorSettings(), folder / "dream"))
+    anchors = load_anchors(make_anchors(source, NAMES, folder / "dream"))
     # three images of one embedding one after the other, as the published procedure draws them
     classes = np.repeat(np.arange(size.images // PUBLISHED_BATCH) % len(NAMES), PUBLISHED_BATCH)
     noise = torch.randn(size.images // PUBLISHED_BATCH, anchors.shape[1]).repeat_interleave(PUBLISHED_BATCH, dim=0)

@@ -1,7 +1,6 @@
 """Embeddings to images: each sample's embedding takes the place of its class token in the prompt.
 
-Works with any text-to-image pipeline of diffusers, unmodified (placeholder.py); those of a known family (families/) get
-prompt embeddings of our making, which are encoded once.
+Works with any text-to-image pipeline of diffusers, unmodified (placeholder.py).
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from packaging.version import Version
 from PIL import Image
 
 from openood_dream.device import dtype_name, pick_device
-from openood_dream.dream.families.base import known_family
+from openood_dream.dream.placeholder import Placeholder, text_pairs
 from openood_dream.dream.placing import drawing_device, drawing_dtype, place_pipeline
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
-from openood_dream.dream.texts import Hooked, Prepared
-from openood_dream.errors import InputError, check_name, out_of_memory, warn
+from openood_dream.errors import InputError, check_name, out_of_memory, show, warn
 from openood_dream.store.tensors import Rows
 
 # diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
@@ -51,6 +49,10 @@ OURS = {
     "latents",
 }
 OURS |= {"output_type", "return_dict", "negative_prompt", "num_images_per_prompt", "kwargs"}
+# parts and habits of pipelines that we have no use for: a safety checker blackens images that it dislikes, and outliers are
+# what we are after
+LEFT_OUT = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
+LEFT_OUT |= {"add_watermarker": False}
 OWN = "own"  # the scheduler that the pipeline was saved with, which few-step distillations need
 
 
@@ -66,17 +68,13 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
         The pipeline on the device, with the scheduler of the settings.
 
     Raises:
-        InputError: it cannot be had, or is of no known family.
+        InputError: it cannot be had, or draws no images of text alone.
     """
     place = pick_device(device)
-    family = known_family(source.index)
-    loader, options = (family.loader, family.options) if family else (DiffusionPipeline, {})
-    pipeline = source.load(loader, **options, **{DTYPE: drawing_dtype(settings.dtype, place)})
-    if family and known_family(pipeline.config) is not family:
-        raise InputError(
-            f"dream.generator: {type(pipeline).__name__} leaves out some of {', '.join(family.text_encoders)} of "
-            f"{source.path!r}; expected a loader of the family that has them all"
-        )
+    takes = inspect.signature(getattr(diffusers, source.index["_class_name"]).__init__).parameters
+    options: dict[str, Any] = {name: value for name, value in LEFT_OUT.items() if name in takes}
+    options[DTYPE] = drawing_dtype(settings.dtype, place)
+    pipeline = source.load(DiffusionPipeline, **options)
     if flow_matching(pipeline.scheduler):
         if settings.scheduler != OWN and "scheduler" in settings.model_fields_set:
             raise settings.error(
@@ -151,18 +149,34 @@ class Imaginer:
     def __init__(self, pipeline: DiffusionPipeline, names: Sequence[str], settings: SynthesisSettings) -> None:
         self.pipeline, self.names, self.settings = pipeline, names, settings
         self.fitting: int | None = None  # the most images of a batch, once more did not fit into memory
-        family = known_family(pipeline.config)
-        self.text: Prepared | Hooked = (
-            Prepared(family(pipeline), pipeline, names, settings) if family else Hooked(pipeline, names, settings)
-        )
+        try:
+            self.placeholder = Placeholder(text_pairs(pipeline), settings.prompt, names)
+        except ValueError as error:
+            raise error if isinstance(error, InputError) else settings.error("prompt", str(error)) from None
         self.core = getattr(pipeline, "unet", None) or pipeline.transformer
         check_call(pipeline, settings)
+        self._check_negative()
         self.from_images = _image_to_image(pipeline, settings) if settings.init == "id" else None
 
     @property
     def width(self) -> int:
         """The numbers m of a class token's embedding, over all text encoders."""
-        return sum(self.text.widths)
+        return sum(self.placeholder.widths)
+
+    def _check_negative(self) -> None:
+        """Raises InputError where the pipeline has no place for the negative prompt, or it is too long for its encoders."""
+        settings, text = self.settings, self.settings.negative_prompt
+        if not text:
+            return
+        if "negative_prompt" not in inspect.signature(self.pipeline.__call__).parameters:
+            name = type(self.pipeline).__name__
+            raise settings.error("negative_prompt", f"{name} takes none; expected no text, got {show(text)}")
+        counts = [len(one.tagger.write(text, add_special_tokens=False).input_ids) for one in self.placeholder.encoders]
+        rooms = [one.room for one in self.placeholder.encoders]
+        if all(room is not None and count > room for count, room in zip(counts, rooms, strict=True)):
+            raise settings.error(
+                "negative_prompt", f"{show(text)} has {max(counts)} tokens, the generator takes {rooms[0]}; shorten it"
+            )
 
     @property
     def size(self) -> int:
@@ -248,20 +262,19 @@ class Imaginer:
         call |= {"use_resolution_binning": False} | settings.call  # sizes are as asked for
         takes = inspect.signature(drawer.__call__).parameters
         call = {name: value for name, value in call.items() if name in takes}
-
-        def draw(**text: Any) -> torch.Tensor:
-            # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            begin: dict[str, Any] = {}
-            if starts is not None:
-                begin = {"image": (starts + 1) / 2, "strength": settings.strength}
-            elif isinstance(self.text, Prepared):  # in float32, whatever the pipeline computes in
-                shape = (self.core.config.in_channels, *[size // pipe.vae_scale_factor] * 2)
-                noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-                begin = {"latents": noise.to(drawing_device(pipe), self.core.dtype)}
-            return drawer(**text, **call, **begin, generator=generators, output_type=output_type).images.float()
-
-        return self.text.draw(draw, labels, tokens)
+        call["prompt"] = self.placeholder.prompts(labels)
+        if settings.negative_prompt:
+            call["negative_prompt"] = [settings.negative_prompt] * len(labels)
+        # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch
+        call["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if starts is not None:
+            call |= {"image": (starts + 1) / 2, "strength": settings.strength}
+        elif getattr(pipe, "unet", None) is not None:  # in float32, whatever the pipeline computes in
+            shape = (self.core.config.in_channels, *[size // pipe.vae_scale_factor] * 2)
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in call["generator"]])
+            call["latents"] = noise.to(drawing_device(pipe), self.core.dtype)
+        with self.placeholder.replaced(labels, tokens):
+            return drawer(**call, output_type=output_type).images.float()
 
     def latents(
         self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int], starts: torch.Tensor | None = None

@@ -181,7 +181,7 @@ class _Batch:
 def _drawn(imaginer: Imaginer, count: int, stop: float) -> _Batch:
     """Draws images of random embeddings, which take as long as any, and gives up after a step that ends after `stop`."""
     labels = torch.arange(count) % len(imaginer.names)
-    length = imaginer.text.random_rows().float().norm().cpu()
+    length = imaginer.placeholder.anchors[0].norm()
     tokens = F.normalize(torch.randn(count, imaginer.width), dim=1) * length
     begin = torch.zeros(count, 3, imaginer.size, imaginer.size) if imaginer.from_images else None
     batch = _Batch(time.perf_counter())

@@ -78,16 +78,6 @@ class GeneratorTraining(Section):
         return self
 
 
-class AnchorSettings(Section):
-    """`dream.anchors`: the token embeddings T(y) of the class names."""
-
-    section = "dream.anchors"
-
-    multi_token: Literal["mean", "first", "last"] = Field(
-        "mean", description="what stands for a class name of several tokens"
-    )
-
-
 class SpaceSettings(Section):
     """`dream.space`: phase 1, the text-conditioned latent space (DREAM-OOD Eq. 2)."""
 
@@ -379,7 +369,6 @@ class DreamSettings(Section):
         Expects("a model's hub id, a local folder or {train: small}"),
     ] = Field(description="the diffusion model")
     revision: Name | None = Field(None, description="hub revision of the generator")
-    anchors: AnchorSettings = Field(default_factory=AnchorSettings, description="class anchors")
     space: SpaceSettings = Field(default_factory=SpaceSettings, description="phase 1")
     outliers: Annotated[SerializeAsAny[OutlierSettings], BeforeValidator(sampler_settings)] = Field(
         default_factory=KNNSettings, description="phase 2a"
