@@ -257,7 +257,8 @@ def test_batches_are_halved_until_they_fit(pipe, names, draw, small_memory, monk
     assert [one.category for one in said].count(InputWarning) == 2
     assert small_memory == [7, 4, *[2] * 9, *[1] * 3]
     small_memory.clear()
-    assert torch.equal(imaginer(labels[:3], tokens[:3], seeds[:3]), images[:3])
+    again = imaginer(labels[:3], tokens[:3], seeds[:3])
+    assert (again.int() - images[:3].int()).abs().max() <= 1
     assert small_memory == [2] * 3 + [1] * 3  # the next batch does not try again
     monkeypatch.undo()
     assert (images.int() - draw(labels.tolist(), tokens, seeds)).abs().max() <= 1
