@@ -89,7 +89,7 @@ def _auxiliary(run: Run) -> ImageList | None:
     experiment = run.experiment
     if learned_from_images(run):
         chosen = experiment.imagination.training_images()
-        return experiment.data.open(chosen.imglist, chosen.data_dir, "dataset.oe.imglist_pth")
+        return experiment.data.open_auxiliary(chosen.imglist, chosen.data_dir)
     if TRAINERS[experiment.trainer.name].auxiliary and not experiment.dataset.split("oe").imagined:
         return experiment.data.images("dataset", "oe")
     return None
