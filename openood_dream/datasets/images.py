@@ -116,7 +116,7 @@ class Transform:
             "shift": self.shift,
             "border": self.border,
             "resized_crop": self.resized_crop,
-            "randaugment": self.randaugment,
+            "randaugment": self.randaugment and list(self.randaugment),
             "views": self.views,
         }
 
