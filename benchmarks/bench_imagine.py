@@ -28,7 +28,7 @@ from openood_dream.dream.generator.models import small_unet, small_vae
 from openood_dream.dream.image_set import shard_table
 from openood_dream.dream.images import Shards
 from openood_dream.dream.imaginer import SCHEDULERS, Imaginer
-from openood_dream.dream.settings import AnchorSettings, GeneratorTraining, SynthesisSettings
+from openood_dream.dream.settings import GeneratorTraining, SynthesisSettings
 from openood_dream.dream.source import Source, make_text_encoder, text_inputs, word_tokenizer
 from openood_dream.store.artifacts import Artifact
 from openood_dream.store.tables import write_table
@@ -140,7 +140,7 @@ def job(folder: Path, make, size: Size) -> Job:
         dtype=size.dtype,
     )
     source = Source(str(make(folder / "pipeline")), None, None)
-    anchors = load_anchors(make_anchors(source, NAMES, AnchorSettings(), folder / "dream"))
+    anchors = load_anchors(make_anchors(source, NAMES, folder / "dream"))
     # three images of one embedding one after the other, as the published procedure draws them
     classes = np.repeat(np.arange(size.images // PUBLISHED_BATCH) % len(NAMES), PUBLISHED_BATCH)
     noise = torch.randn(size.images // PUBLISHED_BATCH, anchors.shape[1]).repeat_interleave(PUBLISHED_BATCH, dim=0)

@@ -8,13 +8,15 @@ import textwrap
 from importlib import import_module, metadata
 from typing import Any
 
+from openood_dream._version import __version__
+
 PACKAGE = "openood-dream"
 
 
 def text() -> str:
     """The whole diagnosis, a section for each subject."""
     sections = {
-        f"{PACKAGE} {metadata.version(PACKAGE)}": machine(),
+        f"{PACKAGE} {__version__}": machine(),
         "Packages": packages(),
         "Extras": extras(),
         "Plugins": plugins(),
@@ -69,7 +71,10 @@ def fault(requirement: Any) -> str | None:
 
 def packages() -> list[str]:
     """The versions of all packages that are needed, and how to get those that are wrong."""
-    needed = requirements()
+    try:
+        needed = requirements()
+    except metadata.PackageNotFoundError:
+        return [f"{PACKAGE} runs from a folder and is not installed, so that its needs are unknown; pip install it"]
     faults = {name: problem for name, need in needed.items() if (problem := fault(need))}
     fine = ", ".join(f"{name} {metadata.version(name)}" for name in sorted(needed) if name not in faults)
     return [*_wrapped(fine), *(f"{name}: {problem}; pip install '{needed[name]}'" for name, problem in faults.items())]
@@ -77,8 +82,12 @@ def packages() -> list[str]:
 
 def extras() -> list[str]:
     """Each extra: installed, or how to get it."""
+    try:
+        declared = metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:
+        return ["unknown"]
     lines = []
-    for extra in metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
+    for extra in declared:
         faults = [f"{name} {problem}" for name, need in requirements(extra).items() if (problem := fault(need))]
         state = f"{', '.join(faults)}; pip install '{PACKAGE}[{extra}]'" if faults else "installed"
         lines.append(f"{extra}: {state}")

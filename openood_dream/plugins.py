@@ -1,4 +1,4 @@
-"""Trainers, postprocessors, samplers and generator families of others: where they are looked for, and what names them.
+"""Trainers, postprocessors and samplers of others: where they are looked for, and what names them.
 
 A plugin is one Python file that registers something by the decorators of this package. It is found as an installed
 package's entry point of the group `openood_dream.plugins`, whose value is the name of a module, or as a file that the
@@ -33,7 +33,7 @@ class Added(NamedTuple):
     """What somebody else registered.
 
     Attributes:
-        kind: trainer, postprocessor, sampler or family.
+        kind: trainer, postprocessor or sampler.
         name: its name in configs.
         cls: its class.
         registry: where it is registered.
@@ -65,7 +65,7 @@ def add(
 
     Args:
         registry: name -> class.
-        kind: trainer, postprocessor, sampler or family.
+        kind: trainer, postprocessor or sampler.
         name: its name.
         cls: the class. The same class of the same module, defined anew, takes its own place.
         models: name -> model of its settings; None for a kind that has none.
@@ -179,7 +179,7 @@ def _loading(what: str, module: str, remedy: str = "") -> Iterator[None]:
     try:
         yield
         if not added(module) and len(_added) == len(before):
-            raise InputError("registers nothing; expected a class below @trainer, @postprocessor, @sampler or @family")
+            raise InputError("registers nothing; expected a class below @trainer, @postprocessor or @sampler")
     except (Exception, SystemExit) as error:
         _forget([one for one in _added if one not in before])
         if module not in modules:

@@ -22,7 +22,6 @@ from openood_dream import cli, plugins  # noqa: E402
 from openood_dream.datasets.digits import make_digits  # noqa: E402
 from openood_dream.datasets.imglist import read_imglist, write_imglist  # noqa: E402
 from openood_dream.dream.chain import Dream  # noqa: E402
-from openood_dream.dream.families.base import FAMILIES  # noqa: E402
 from openood_dream.dream.samplers import SAMPLERS  # noqa: E402
 from openood_dream.dream.settings import SAMPLER_SETTINGS  # noqa: E402
 from openood_dream.pipelines.benchmark import benchmark  # noqa: E402
@@ -67,7 +66,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def own_names() -> Iterator[None]:
     """What a test registers, and the plugins that it loads, are forgotten after it."""
     registries: tuple[dict, ...] = (
-        *(TRAINERS, POSTPROCESSORS, SAMPLERS, FAMILIES),
+        *(TRAINERS, POSTPROCESSORS, SAMPLERS),
         *(TRAINER_SETTINGS, ARGUMENTS, SAMPLER_SETTINGS),
     )
     before, added = [dict(registry) for registry in registries], list(plugins._added)

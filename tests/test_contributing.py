@@ -6,7 +6,6 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from helpers import Tiny
 from torch import nn
 
 from openood_dream.dream import settings as dream_settings
-from openood_dream.dream.families.base import known_family
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.samplers.base import get_sampler
 from openood_dream.experiment import Experiment
@@ -49,7 +47,7 @@ def registered(own_names) -> Iterator[None]:
 
 
 def test_each_is_short():
-    assert len(BLOCKS) == 7 and max(len(code.splitlines()) for code in BLOCKS.values()) < 40
+    assert len(BLOCKS) == 6 and max(len(code.splitlines()) for code in BLOCKS.values()) < 40
 
 
 def test_the_trainer():
@@ -90,14 +88,3 @@ def test_the_sampler_in_the_chain(tiny: Tiny):
     table, embeddings = load_outliers(outliers(0))
     assert len(table) == len(embeddings) == 6 * 30 and (table["distance"] > 0).all()
     assert outliers(0).reused and not torch.equal(embeddings.all(), load_outliers(outliers(1))[1].all())
-
-
-def test_the_generator_family():
-    parts = dict.fromkeys(("unet", "vae", "tokenizer"), ("diffusers", "X"))
-    cls = known_family(
-        parts | {"text_encoder": ("transformers", "CLIPTextModel"), "text_encoder_large": ("transformers", "X")}
-    )
-    family = object.__new__(cls)
-    family.outputs = lambda prompts, labels, tokens: [(torch.zeros(2, 3, 4),), (torch.ones(2, 5, 4),)]
-    assert family.encode([], torch.zeros(2), None)["prompt_embeds"].shape == (2, 8, 4)
-    assert SimpleNamespace(**cls.options) == SimpleNamespace()

@@ -17,6 +17,7 @@ from openood_dream.datasets.settings import OptimizerSettings
 from openood_dream.device import copied, enough_memory, pick_device, pick_dtype
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
+from openood_dream.dream.residuals import lost
 from openood_dream.dream.space import load_encoder, load_space, unit_embeddings
 from openood_dream.errors import InputError, InputWarning
 from openood_dream.evaluators.passes import TEST, Passes
@@ -197,22 +198,57 @@ def test_images_are_those_of_the_cpu(dream, dtype, most):
     assert (cpu.int() - gpu.int()).abs().float().quantile(0.99) <= most
 
 
-def test_a_decoder_that_overflows_in_half_precision_decodes_in_full(dream):
+def test_a_decoder_that_overflows_in_half_precision(dream):
+    """The autoencoder computes in float32: numbers beyond 65504 on its way, which a norm takes back, are no harm."""
     settings = dream.settings.synthesis.model_copy(update={"dtype": "float16"})
-    pipeline = load_pipeline(dream.source, settings, "cuda")
-    last = pipeline.vae.decoder.conv_norm_out
+    pipeline, largest = load_pipeline(dream.source, settings, "cuda"), []
     with torch.no_grad():
-        first = pipeline.vae.decoder.conv_in
-        first.weight.mul_(1e3)  # beyond 65504 after the next layers; the norm takes it back
-        first.bias.mul_(1e3)
-        pipeline.vae.decoder.mid_block.resnets[0].conv2.weight.mul_(6e4 / 100)
-    imaginer = Imaginer(pipeline, dream.names, settings)
-    assert last is not None
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", InputWarning)
-        pixels = imaginer(torch.tensor([0, 1]), load_anchors(dream.anchors)[[0, 1]], [1, 2])
-    assert pixels.dtype == torch.uint8
-    print("float16 overflow:", [str(one.message)[:90] for one in said if one.category is InputWarning])
+        pipeline.vae.decoder.conv_in.weight.mul_(1e6)
+    pipeline.vae.decoder.conv_in.register_forward_hook(lambda *given: largest.append(given[2].abs().max().item()))
+    pixels = Imaginer(pipeline, dream.names, settings)(
+        torch.tensor([0, 1]), load_anchors(dream.anchors)[[0, 1]], [1, 2]
+    )
+    assert pixels.dtype == torch.uint8 and max(largest) > 65504
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_offload_draws_the_same_images(dream, offload, dtype):
+    tokens, seeds = load_anchors(dream.anchors)[[0, 3, 5]], [7, 8, 9]
+    settings = dream.settings.synthesis.model_copy(update={"dtype": dtype})
+    away = settings.model_copy(update={"offload": offload})
+    found = []
+    for own in (settings, away):
+        imaginer = Imaginer(load_pipeline(dream.source, own, "cuda"), dream.names, own)
+        for given in (tokens, None):
+            found.append(imaginer(torch.tensor([0, 3, 5]), given, seeds).int())
+        found.append(
+            (255 * lost(imaginer.pipeline, torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))).int()
+        )
+    for here, offloaded in zip(found[:3], found[3:], strict=True):
+        assert (here - offloaded).abs().max() <= 2
+    assert {p.device.type for p in imaginer.pipeline.unet.parameters()} <= {"cpu", "meta"}
+
+
+def test_batches_are_halved_until_they_fit_a_gpu(dream):
+    """Of a GPU whose memory is nearly full."""
+    settings = dream.settings.synthesis.model_copy(update={"dtype": "float32"})
+    labels = torch.arange(64) % 6
+    tokens, seeds = load_anchors(dream.anchors)[labels], list(range(64))
+    imaginer = Imaginer(load_pipeline(dream.source, settings, "cuda"), dream.names, settings)
+    whole = imaginer(labels, tokens, seeds)
+    torch.cuda.reset_peak_memory_stats()
+    imaginer(labels[:16], tokens[:16], seeds[:16])
+    quarter = torch.cuda.max_memory_allocated()
+    imaginer.pipeline.unet.to("cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1.3 * quarter / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.warns(InputWarning, match="64 images .* do not fit into the memory of the GPU"):
+            again = imaginer(labels, tokens, seeds)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert (whole.int() - again.int()).abs().max() <= 3
 
 
 # --------------------------------------------------------------------------------------------------------- evaluation

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from openood_dream import doctor
+from openood_dream._version import __version__
 from openood_dream.openood import compat, host
 
 
@@ -54,6 +55,13 @@ def test_missing_package(absent):
     absent("timm")
     assert any(line.startswith("timm: missing; pip install 'timm>=") for line in doctor.packages())
     assert not any("timm " in line for line in doctor.packages() if "missing" not in line)
+
+
+def test_from_a_folder(monkeypatch):
+    """Run from a checkout that is not installed, it says so and diagnoses the rest."""
+    monkeypatch.setattr(doctor, "PACKAGE", "not-installed")
+    found = doctor.text()
+    assert f"not-installed {__version__}" in found and "is not installed" in found and "device: auto means" in found
 
 
 def test_old_package(absent):

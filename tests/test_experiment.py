@@ -230,7 +230,7 @@ def test_keys_of_another_trainer_are_unknown():
         (DREAM + ", space: }", "dream.space"),
         (DREAM + ", space: {momentum: 1}}", "dream.space.momentum"),
         (DREAM + ", space: {seed: -1}}", "dream.space.seed"),
-        (DREAM + ", anchors: {zzz: 1}}", "dream.anchors.zzz"),
+        (DREAM + ", quality: {zzz: 1}}", "dream.quality.zzz"),
         (DREAM + ", synthesis: {size: 100}}", "dream.synthesis.size"),
         (DREAM + ", synthesis: {prompt: a photo}}", "dream.synthesis.prompt"),
         (DREAM + ", synthesis: {prompt: '{} and {}'}}", "dream.synthesis.prompt"),
@@ -302,7 +302,7 @@ def test_nearest_names_are_offered():
     assert error(OUTLIERS % "sgima: 0.1").endswith("did you mean 'sigma'?")
     assert error("trainer: {name: oe, lamda_oe: 1}").endswith("did you mean 'lambda_oe'?")
     assert error("dreams: {}").endswith("did you mean 'dream'?")
-    assert "the keys of dream.anchors are multi_token" in error(DREAM + ", anchors: {zzz: 1}}")
+    assert "the keys of dream.quality are checkpoint, confidence, k" in error(DREAM + ", quality: {zzz: 1}}")
 
 
 def test_the_file_that_set_the_bad_value_is_named():

@@ -72,6 +72,17 @@ def test_hosts_agree_on_scores(page, search):
     np.testing.assert_allclose(found[0], found[1], atol=0.0101)
 
 
+@pytest.mark.openood
+def test_several_processes_of_openood(page):
+    """The processes that OpenOOD spawns load the file too."""
+    if not compat.installed("openood"):
+        pytest.skip("OpenOOD is not installed")
+    counts = [word for name in ("num_gpus", "dataset.num_gpus", "network.num_gpus") for word in (f"--{name}", 2)]
+    done = page("train", "--backend", "openood", *counts)
+    assert done.code == 0, done.err
+    assert Path("results/digits/smooth/best.ckpt").exists()
+
+
 def change() -> None:
     file = Path("my_file.py")
     file.write_text(file.read_text() + "\n# changed\n")
@@ -114,10 +125,28 @@ def test_sampler(page):
     assert [path.name.partition("-")[0] for path in new] == ["outliers"]
 
 
+def test_verdicts(page, command, digits):
+    """`predict` knows a postprocessor of one's own by --plugin, and finds the threshold anew where its file changed."""
+    for name in ("train", "evaluate"):
+        assert page(name).code == 0
+    image = next(Path(digits).rglob("*.png"))
+    words = ("predict", "--run", "results/smooth/entropy", "--format", "json", image, "--plugin", "my_file.py")
+    done = command(*words)
+    assert done.code == 0, done.err
+    (record,) = Path("results").rglob("detectors/entropy.json")
+    before = record.read_text()
+    assert command(*words).out == done.out and record.read_text() == before
+    change()
+    assert command(*words).code == 0 and record.read_text() != before
+
+
 @pytest.mark.slow
-def test_benchmark(page):
+@pytest.mark.parametrize("where", [("--jobs", 2), ("--executor", "ray")], ids=["processes", "ray"])
+def test_benchmark(page, where):
     """Its jobs run in processes of their own."""
-    done = page("benchmark", "--jobs", 2, "--seeds", 1)
+    if "ray" in where:
+        pytest.importorskip("ray", reason="Ray is not installed; pip install 'openood-dream[ray]'")
+    done = page("benchmark", *where, "--seeds", 1)
     assert done.code == 0, done.err
     rows = list(csv.DictReader(open("results/mine/leaderboard.csv")))
     assert {(row["method"], row["postprocessor"]) for row in rows} == {

@@ -62,10 +62,10 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "anchors": (
-        "dream.class_names, dream.generator, dream.anchors.multi_token",
+        "dream.class_names, dream.generator, dream.synthesis.prompt",
         (
             "anchors --config benchmarks/digits.yml",
-            "anchors --config synthesis/cifar10.yml --dream.anchors.multi_token last",
+            "anchors --config synthesis/cifar10.yml --dream.class_names '[plane, car, bird, cat, deer, dog, frog, horse, ship, truck]'",
         ),
     ),
     "space": (

@@ -10,7 +10,7 @@ import typer
 
 from openood_dream import ending
 from openood_dream.cli.guides import guide
-from openood_dream.cli.words import PATH, Quiet, app, finished
+from openood_dream.cli.words import PATH, Quiet, app, finished, load_plugins
 
 
 class Form(str, Enum):
@@ -38,6 +38,9 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="File to write to instead of the terminal.", metavar="PATH", **PATH)
     ] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="A Python file with a detector or network of your own.", metavar="FILE.py")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Say of images which class they are of, how sure that is, and whether they are in-distribution (ID) or OOD."""
@@ -46,6 +49,7 @@ def predict(
     from openood_dream.reports.render import render_verdicts
     from openood_dream.store import artifacts, files
 
+    load_plugins(plugin or [])
     given = find_given(images)
     verdicts, refused = Detector.load(run, postprocessor, keep, device=device).judge(given)
     for line in refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,7 @@ def read_words(context: typer.Context) -> tuple[list[str], list[str]]:
 
 def plugged(words: list[str]) -> list[str]:
     """Loads the plugins that a command line names by --plugin FILE.py; the other words of it."""
-    rest, named, left = list[str](), list[str](), iter(words)
+    rest, named, left = list[str](), list[Path](), iter(words)
     for word in left:
         if word != "--plugin" and not word.startswith("--plugin="):
             rest.append(word)
@@ -62,13 +63,22 @@ def plugged(words: list[str]) -> list[str]:
         file = word.partition("=")[2] or next(left, "")
         if not file or file.startswith("--"):
             raise InputError("--plugin: no file; expected --plugin FILE.py")
-        named.append(str(user_path(file)))
+        named.append(Path(file))
+    load_plugins(named)
+    return rest
+
+
+def load_plugins(named: Sequence[Path]) -> None:
+    """Loads plugin files.
+
+    Args:
+        named: their paths, as a command line has them.
+    """
     if named:
         from openood_dream import plugins
 
         plugins.load_installed()  # so that a name that one of them has is refused
-        plugins.load(named)
-    return rest
+        plugins.load([str(user_path(file)) for file in named])
 
 
 def hush(wanted: bool = True) -> None:

@@ -123,7 +123,7 @@ class Dream:
         """The token embeddings of the class names."""
         settings = self.settings
         error, prompt = partial(settings.error, "class_names"), settings.synthesis.prompt
-        return make_anchors(self.text_source, self.names, settings.anchors, self.cache_dir, error, prompt)
+        return make_anchors(self.text_source, self.names, self.cache_dir, error, prompt)
 
     @cached_property
     def space(self) -> Artifact:

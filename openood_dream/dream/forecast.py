@@ -95,7 +95,7 @@ def probe(imaginer: Imaginer, seconds: float) -> tuple[float, float]:
     """
     batch = imaginer.settings.batch_size
     labels = torch.arange(batch) % len(imaginer.names)
-    table = imaginer.text.random_rows()
+    table = imaginer.placeholder.anchors[0]
     tokens = F.normalize(torch.randn(batch, imaginer.width), dim=1) * table.float().norm().cpu()
     begin = torch.zeros(batch, 3, imaginer.size, imaginer.size) if imaginer.from_images else None
     draw = partial(imaginer, labels, tokens, list(range(batch)), starts=begin)

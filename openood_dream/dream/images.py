@@ -101,12 +101,12 @@ def set_inputs(
     Returns:
         The inputs of an artifact.
     """
-    unused = {*without_effect, *(() if starts else ("strength", "pair"))}
+    unused = (*without_effect, *(() if starts else ("strength", "pair")))
     return ({"starts": starts.identity} if starts else {}) | {
         "generator": source.identity,
         "outliers": outliers.hash,
         "class_names": list(names),
-        "synthesis": settings.model_dump(exclude=unused),
+        "synthesis": settings.deciding(*unused),
     }
 
 
@@ -168,7 +168,7 @@ def make_images(
         The artifact.
 
     Raises:
-        InputError: the embeddings do not fit the pipeline, a class has none, or a batch does not fit into memory.
+        InputError: the embeddings do not fit the pipeline, a class has none, or an image does not fit into memory.
     """
     check_executor(executor)
     if settings.pair and keeps_class:
@@ -319,7 +319,7 @@ class Shards:
         if self._make_residuals is None:
             return None
         if begin is not None:
-            return lost(self.imaginer.pipeline.vae, begin)
+            return lost(self.imaginer.pipeline, begin)
         return residuals_of(self.residuals, seeds)
 
     def inputs(self, images: range) -> tuple[torch.Tensor, torch.Tensor, list[int]]:

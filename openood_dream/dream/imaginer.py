@@ -1,7 +1,6 @@
 """Embeddings to images: each sample's embedding takes the place of its class token in the prompt.
 
-Works with any text-to-image pipeline of diffusers, unmodified (placeholder.py); those of a known family (families/) get
-prompt embeddings of our making, which are encoded once.
+Works with any text-to-image pipeline of diffusers, unmodified (placeholder.py).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import inspect
 import io
 from collections.abc import Sequence
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -21,12 +19,12 @@ from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from packaging.version import Version
 from PIL import Image
 
-from openood_dream.device import dtype_name, enough_memory, pick_device
-from openood_dream.dream.families.base import known_family
+from openood_dream.device import dtype_name, pick_device
+from openood_dream.dream.placeholder import Placeholder, text_pairs
+from openood_dream.dream.placing import drawing_device, drawing_dtype, place_pipeline
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
-from openood_dream.dream.texts import Hooked, Prepared
-from openood_dream.errors import InputError, check_name, warn
+from openood_dream.errors import InputError, check_name, out_of_memory, show, warn
 from openood_dream.store.tensors import Rows
 
 # diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
@@ -51,6 +49,10 @@ OURS = {
     "latents",
 }
 OURS |= {"output_type", "return_dict", "negative_prompt", "num_images_per_prompt", "kwargs"}
+# parts and habits of pipelines that we have no use for: a safety checker blackens images that it dislikes, and outliers are
+# what we are after
+LEFT_OUT = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
+LEFT_OUT |= {"add_watermarker": False}
 OWN = "own"  # the scheduler that the pipeline was saved with, which few-step distillations need
 
 
@@ -59,26 +61,20 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
 
     Args:
         source: where it comes from.
-        settings: number format, scheduler, slicing and compilation.
+        settings: number format, scheduler, offload, tiles and compilation.
         device: the config's word for the device: auto, cpu, cuda or mps.
 
     Returns:
         The pipeline on the device, with the scheduler of the settings.
 
     Raises:
-        InputError: it cannot be had, or is of no known family.
+        InputError: it cannot be had, or draws no images of text alone.
     """
-    place, dtype = pick_device(device), settings.dtype
-    if dtype == "auto":
-        dtype = "float16" if place.type in ("cuda", "mps") else "float32"
-    family = known_family(source.index)
-    loader, options = (family.loader, family.options) if family else (DiffusionPipeline, {})
-    pipeline = source.load(loader, **options, **{DTYPE: getattr(torch, dtype)})
-    if family and known_family(pipeline.config) is not family:
-        raise InputError(
-            f"dream.generator: {type(pipeline).__name__} leaves out some of {', '.join(family.text_encoders)} of "
-            f"{source.path!r}; expected a loader of the family that has them all"
-        )
+    place = pick_device(device)
+    takes = inspect.signature(getattr(diffusers, source.index["_class_name"]).__init__).parameters
+    options: dict[str, Any] = {name: value for name, value in LEFT_OUT.items() if name in takes}
+    options[DTYPE] = drawing_dtype(settings.dtype, place)
+    pipeline = source.load(DiffusionPipeline, **options)
     if flow_matching(pipeline.scheduler):
         if settings.scheduler != OWN and "scheduler" in settings.model_fields_set:
             raise settings.error(
@@ -87,20 +83,26 @@ def load_pipeline(source: Source, settings: SynthesisSettings, device: str = "au
     elif settings.scheduler != OWN:
         name, options = SCHEDULERS[settings.scheduler]
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
-    if settings.slicing:
-        pipeline.enable_attention_slicing()
-    if settings.slicing or place.type == "cuda":  # a decoder takes much memory, and one large image fills a GPU
-        pipeline.vae.enable_slicing()
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(place)
-    if place.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one shape
-        for part in (getattr(pipeline, "unet", None), pipeline.vae):
-            if part is not None:  # transformers have no use for it
-                part.to(memory_format=torch.channels_last)
-    if settings.compile:
-        (getattr(pipeline, "unet", None) or pipeline.transformer).compile()
+    place_pipeline(pipeline, settings, place, drawn_size(pipeline, settings))
     return pipeline
+
+
+def drawn_size(pipeline: DiffusionPipeline, settings: SynthesisSettings) -> int:
+    """Pixels a side that are generated.
+
+    Args:
+        pipeline: the pipeline, which may know a size of its own.
+        settings: the section that has `size`.
+
+    Raises:
+        InputError: neither says it.
+    """
+    core = getattr(pipeline, "unet", None) or pipeline.transformer
+    known = getattr(pipeline, "default_sample_size", None) or core.config.get("sample_size")
+    if settings.size is None and not isinstance(known, int):
+        raise settings.error("size", f"{type(pipeline).__name__} does not say its own; expected a number of pixels")
+    return settings.size or known * pipeline.vae_scale_factor
 
 
 def check_call(pipeline: DiffusionPipeline, settings: SynthesisSettings) -> None:
@@ -146,28 +148,40 @@ class Imaginer:
 
     def __init__(self, pipeline: DiffusionPipeline, names: Sequence[str], settings: SynthesisSettings) -> None:
         self.pipeline, self.names, self.settings = pipeline, names, settings
-        family = known_family(pipeline.config)
-        self.text: Prepared | Hooked = (
-            Prepared(family(pipeline), pipeline, names, settings) if family else Hooked(pipeline, names, settings)
-        )
+        self.fitting: int | None = None  # the most images of a batch, once more did not fit into memory
+        try:
+            self.placeholder = Placeholder(text_pairs(pipeline), settings.prompt, names)
+        except ValueError as error:
+            raise error if isinstance(error, InputError) else settings.error("prompt", str(error)) from None
         self.core = getattr(pipeline, "unet", None) or pipeline.transformer
         check_call(pipeline, settings)
+        self._check_negative()
         self.from_images = _image_to_image(pipeline, settings) if settings.init == "id" else None
 
     @property
     def width(self) -> int:
         """The numbers m of a class token's embedding, over all text encoders."""
-        return sum(self.text.widths)
+        return sum(self.placeholder.widths)
+
+    def _check_negative(self) -> None:
+        """Raises InputError where the pipeline has no place for the negative prompt, or it is too long for its encoders."""
+        settings, text = self.settings, self.settings.negative_prompt
+        if not text:
+            return
+        if "negative_prompt" not in inspect.signature(self.pipeline.__call__).parameters:
+            name = type(self.pipeline).__name__
+            raise settings.error("negative_prompt", f"{name} takes none; expected no text, got {show(text)}")
+        counts = [len(one.tagger.write(text, add_special_tokens=False).input_ids) for one in self.placeholder.encoders]
+        rooms = [one.room for one in self.placeholder.encoders]
+        if all(room is not None and count > room for count, room in zip(counts, rooms, strict=True)):
+            raise settings.error(
+                "negative_prompt", f"{show(text)} has {max(counts)} tokens, the generator takes {rooms[0]}; shorten it"
+            )
 
     @property
     def size(self) -> int:
         """Pixels a side that are generated."""
-        known = getattr(self.pipeline, "default_sample_size", None) or self.core.config.get("sample_size")
-        if self.settings.size is None and not isinstance(known, int):
-            raise self.settings.error(
-                "size", f"{type(self.pipeline).__name__} does not say its own; expected a number of pixels"
-            )
-        return self.settings.size or known * self.pipeline.vae_scale_factor
+        return drawn_size(self.pipeline, self.settings)
 
     @torch.inference_mode()
     def _draw(
@@ -180,38 +194,53 @@ class Imaginer:
     ) -> torch.Tensor:
         """Images or latents, as the pipeline calls them in `output_type`, float32 on the device.
 
+        A batch that does not fit into memory is drawn in halves, and so are all that follow it.
         FloatingPointError where a number of them is not finite.
         """
-        drawn = self._call(labels, tokens, seeds, output_type, starts)
+        parts: list[torch.Tensor] = []
+        done = 0
+        while done < len(labels):
+            some = slice(done, done + (self.fitting or len(labels)))
+            own = [None if rows is None else rows[some] for rows in (tokens, starts)]
+            try:
+                parts.append(self._call(labels[some], own[0], seeds[some], output_type, own[1]))
+                done = some.stop
+            except (MemoryError, RuntimeError) as failed:
+                self._halve(len(labels[some]), failed)
+        drawn = torch.cat(parts)
         if torch.isfinite(drawn).all():
             return drawn
-        pipe, settings = self.pipeline, self.settings
-        dtype = dtype_name(self.core.dtype)
-        if output_type == "pt" and dtype == "float16" and isinstance(self.text, Prepared):
-            latents = self._call(labels, tokens, seeds, "latent", starts)
-            drawn = self._decoded(latents)
-            if torch.isfinite(drawn).all():
-                warn(
-                    f"{settings.where('dtype')}: the decoder of {type(pipe).__name__} overflows in float16; its images are "
-                    "decoded again in float32, which takes longer: bfloat16 or float32 does not overflow"
-                )
-                return drawn
+        settings, dtype = self.settings, dtype_name(self.core.dtype)
         remedy = "set it to float32" if dtype != "float32" else "check its weights"
         raise FloatingPointError(
-            f"{settings.where('dtype')}: {type(pipe).__name__} draws numbers that are not finite in {dtype}, with "
+            f"{settings.where('dtype')}: {type(self.pipeline).__name__} draws numbers that are not finite in {dtype}, with "
             f"{settings.steps} steps of {settings.scheduler} (dream.synthesis.steps, scheduler); {remedy}, or change these"
         )
 
-    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images of latents (B, c, h, w), decoded in float32."""
-        vae = self.pipeline.vae
-        dtype, config = vae.dtype, vae.config
-        vae.to(torch.float32)
-        try:
-            shifted = latents / config.scaling_factor + (config.get("shift_factor") or 0)
-            return (vae.decode(shifted).sample / 2 + 0.5).clamp(0, 1)
-        finally:
-            vae.to(dtype)
+    def _halve(self, count: int, failed: Exception) -> None:
+        """Batches are half as large from now on, after `count` images `failed`; raises it where that is no help.
+
+        Args:
+            count: images of the batch.
+            failed: what was raised.
+
+        Raises:
+            InputError: a single image does not fit into memory.
+        """
+        if not out_of_memory(failed):
+            raise failed
+        self.pipeline.maybe_free_model_hooks()  # its call did not come to it
+        on_gpu = isinstance(failed, torch.OutOfMemoryError)
+        memory = f"the memory of {'the GPU' if on_gpu else 'this machine'}"
+        if count == 1:
+            remedy = "set dream.synthesis.offload to model or sequential, or lower the size" if on_gpu else "lower it"
+            text = f"an image of {self.size} pixels does not fit into {memory}; {remedy}"
+            raise self.settings.error("size", text) from None
+        self.fitting = (count + 1) // 2
+        warn(
+            f"{self.settings.where('batch_size')}: {count} images of {self.size} pixels do not fit into {memory}; from now on "
+            f"{self.fitting} at most are drawn at once, which changes no image"
+        )
 
     def _call(
         self,
@@ -233,21 +262,19 @@ class Imaginer:
         call |= {"use_resolution_binning": False} | settings.call  # sizes are as asked for
         takes = inspect.signature(drawer.__call__).parameters
         call = {name: value for name, value in call.items() if name in takes}
-
-        def draw(**text: Any) -> torch.Tensor:
-            # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            begin: dict[str, Any] = {}
-            if starts is not None:
-                begin = {"image": (starts + 1) / 2, "strength": settings.strength}
-            elif isinstance(self.text, Prepared):  # in float32, whatever the pipeline computes in
-                shape = (self.core.config.in_channels, *[size // pipe.vae_scale_factor] * 2)
-                noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-                begin = {"latents": noise.to(pipe.device, self.core.dtype)}
-            return drawer(**text, **call, **begin, generator=generators, output_type=output_type).images.float()
-
-        with enough_memory(partial(settings.error, "batch_size"), f"{len(labels)} images of {size} pixels"):
-            return self.text.draw(draw, labels, tokens)
+        call["prompt"] = self.placeholder.prompts(labels)
+        if settings.negative_prompt:
+            call["negative_prompt"] = [settings.negative_prompt] * len(labels)
+        # noise is drawn on the CPU, image by image, so that it is the same on every device and in every batch
+        call["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if starts is not None:
+            call |= {"image": (starts + 1) / 2, "strength": settings.strength}
+        elif getattr(pipe, "unet", None) is not None:  # in float32, whatever the pipeline computes in
+            shape = (self.core.config.in_channels, *[size // pipe.vae_scale_factor] * 2)
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in call["generator"]])
+            call["latents"] = noise.to(drawing_device(pipe), self.core.dtype)
+        with self.placeholder.replaced(labels, tokens):
+            return drawer(**call, output_type=output_type).images.float()
 
     def latents(
         self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int], starts: torch.Tensor | None = None
@@ -287,7 +314,7 @@ class Imaginer:
             Images (B, 3, S, S) as uint8 on the CPU, S being `save_size`.
 
         Raises:
-            InputError: the batch does not fit into memory.
+            InputError: a single image does not fit into memory.
             FloatingPointError: numbers that are not finite, or images of one colour alone.
         """
         images = self._draw(labels, tokens, seeds, "pt", starts)

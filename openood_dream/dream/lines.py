@@ -72,7 +72,7 @@ def make_lines(
         The artifact, for `load_lines`.
 
     Raises:
-        InputError: the embeddings do not fit the pipeline, or a batch does not fit into memory.
+        InputError: the embeddings do not fit the pipeline, or an image does not fit into memory.
     """
     inputs = {
         **set_inputs(source, outliers, names, settings, "per_class", "shard_size", "residual", "init"),

@@ -6,7 +6,6 @@ from typing import Any
 
 import diffusers
 
-from openood_dream.dream.families.base import known_family
 from openood_dream.dream.imaginer import OWN, SCHEDULERS
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
@@ -26,8 +25,7 @@ def check_parts(source: Source, settings: SynthesisSettings) -> None:
     Raises:
         InputError: the pipeline is none that draws images of text alone, its parts do not fit, or there are too many steps.
     """
-    family = known_family(source.index)
-    if family is None:  # of no UNet; that its parts fit, and that it takes the steps, a first drawing shows
+    if not (source.index.get("unet") or [None])[0]:  # that other parts fit, and that they take the steps, drawing shows
         return
     unet, vae = source.config("unet"), source.config("vae")
     channels, latents = unet.get("in_channels"), vae.get("latent_channels")
@@ -38,12 +36,13 @@ def check_parts(source: Source, settings: SynthesisSettings) -> None:
             f"{source.where}: {source.path!r} is {what}: its unet takes {channels} channels, its vae's latents have {latents}; "
             "expected one that draws images of text alone"
         )
-    width = sum(source.config(part).get("hidden_size") or 0 for part in family.text_encoders)
+    texts = source.text_names(source.index)
+    width = sum(source.config(part).get("hidden_size") or 0 for part in texts)
     takes = unet.get("cross_attention_dim")
     if isinstance(takes, int) and not unet.get("encoder_hid_dim_type") and takes != width:
         raise InputError(
             f"{source.where}: {source.path!r} has parts that do not fit: its unet takes text of {takes} numbers a token, its "
-            f"text encoders ({', '.join(family.text_encoders)}) give {width}"
+            f"text encoders ({', '.join(texts)}) give {width}"
         )
     check_steps(source.index["scheduler"][1], source.config("scheduler"), settings)
 

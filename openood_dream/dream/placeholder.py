@@ -7,119 +7,83 @@ leaves the plain prompt as it is, for names of several tokens too (DREAM-OOD, Se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from openood_dream.dream.prompts import token_anchors
+from openood_dream.dream.prompts import mean_token
+from openood_dream.dream.tagging import Found, Tagger, untagged
 from openood_dream.errors import InputError
 
-WAYS = 4  # in which a class name is looked for: in the whole prompt, as written and in lower case, then alone
+ENDLESS = 1 << 30  # what tokenizers without a longest text say that it is, and more
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """Token ids by which the class name is found in what an encoder gets.
-
-    Args:
-        ids: token ids that stand there in this order.
-        start: the place of the name's first token among them.
-        length: how many tokens the name has.
-    """
-
-    ids: list[int]
-    start: int
-    length: int
-
-    def find(self, row: list[int]) -> range | None:
-        """The places of the name's tokens in a row of ids: the last ones, if there are any."""
-        size = len(self.ids)
-        for at in range(len(row) - size, -1, -1):
-            if row[at : at + size] == self.ids:
-                return range(at + self.start, at + self.start + self.length)
-        return None
-
-
-def patterns(tokenizer: Any, template: str, name: str) -> list[Pattern]:
-    """The WAYS in which the name may be found, the surest one first.
-
-    Pipelines put prompts into templates of their own, and some write them in lower case.
-
-    Args:
-        tokenizer: of a text encoder.
-        template: the prompt, with {} once, where the class name goes.
-        name: the class name.
-
-    Raises:
-        ValueError: the tokenizer has no token for it.
-    """
-    whole, alone = list[Pattern](), list[Pattern]()
-    for lower in (False, True):
-        words, own = (text.lower() if lower else text for text in (template, name))
-        ids, places = name_places(tokenizer, words, own)
-        if not places:
-            raise ValueError(f"the generator's tokenizer has no token for {own!r}; expected a word")
-        whole.append(Pattern(ids, places.start, len(places)))
-        alone.append(Pattern(ids[places.start : places.stop], 0, len(places)))
-    return [*whole, *alone]
-
-
-def name_places(tokenizer: Any, template: str, name: str) -> tuple[list[int], range]:
-    """The token ids of a prompt, without begin and end, and the places of the class name's among them.
-
-    Args:
-        tokenizer: of a text encoder.
-        template: the prompt, with {} once, where the class name goes.
-        name: the class name.
-    """
-    start = template.index("{}")
-    prompt = template.replace("{}", name)
-    if getattr(tokenizer, "is_fast", False):
-        found = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
-        spans, end = found.offset_mapping, start + len(name)
-        inside = [i for i, (left, right) in enumerate(spans) if left < end and right > start and right > left]
-        return list(found.input_ids), range(inside[0], inside[-1] + 1) if inside else range(0)
-    ids, before = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, prompt[:start]))
-    tail = (
-        tokenizer(prompt[start + len(name) :], add_special_tokens=False).input_ids
-        if prompt[start + len(name) :]
-        else []
-    )
-    return list(ids), range(len(before), len(ids) - len(tail))
-
-
-@dataclass
 class Encoder:
     """A text encoder of a pipeline, with what it knows the classes by.
 
     Args:
-        modules: those of its modules that look tokens up in its input embedding table, which they may share.
-        found: the patterns of each class's name.
+        tokenizer: its tokenizer.
+        module: the encoder.
+        template: the prompt, with {} once, where the class name goes.
+        names: the class names in label order.
+
+    Attributes:
+        found: each class's prompt as the tokenizer writes it.
         anchors: T(y) (C, m) in the table's scale.
         scale: what the part of this encoder is multiplied by in the table's scale.
-        way: which of the WAYS its class names are found in.
+
+    Raises:
+        ValueError: the tokenizer has no token for a name, or the name of a prompt comes too late in it.
     """
 
-    modules: list[nn.Embedding]
-    found: list[list[Pattern]]
-    anchors: torch.Tensor
-    scale: float = 1.0
-    way: int = 0
+    def __init__(self, tokenizer: Any, module: Any, template: str, names: Sequence[str]) -> None:
+        self.tagger, self.module = Tagger(tokenizer, template, names), module
+        table = module.get_input_embeddings()
+        shape = table.num_embeddings, table.embedding_dim  # parts of a model share it, under names of their own
+        self.tables = [
+            part
+            for part in module.modules()
+            if isinstance(part, nn.Embedding) and (part.num_embeddings, part.embedding_dim) == shape
+        ]
+        self.found = [self._prompt(template.replace("{}", name), name) for name in names]
+        self.anchors = torch.stack([mean_token(rows) for rows in self._rows(table)])
+        self.scale = 1.0
+        self.width = self.anchors.shape[1]
 
+    @property
+    def room(self) -> int | None:
+        """The tokens that a prompt may have; None for any number."""
+        tokenizer = self.tagger.tokenizer
+        if tokenizer.model_max_length > ENDLESS:
+            return None
+        return tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
 
-class NotFound(Exception):
-    """The class names are to be looked for in another way, from the beginning."""
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest prompt."""
+        return max(len(one.ids) for one in self.found)
 
+    def _prompt(self, prompt: str, name: str) -> Found:
+        found = self.tagger.find(prompt)
+        if found is None:
+            raise ValueError(f"the generator's tokenizer has no token for {name!r}; expected a word")
+        if self.room is not None and found.places.stop > self.room:
+            raise ValueError(
+                f"{name!r} ends at token {found.places.stop}, the generator takes {self.room}; shorten the prompt"
+            )
+        return found
 
-@dataclass
-class _Written:
-    """How many prompts a hook has written into in one call of the pipeline."""
-
-    count: int = 0
+    @torch.no_grad()
+    def _rows(self, table: nn.Embedding) -> list[torch.Tensor]:
+        """The rows (n, m) of each class's name, looked up as the encoder does: with offloading they lie elsewhere."""
+        ids = [found.ids[found.places.start : found.places.stop] for found in self.found]
+        flat = torch.tensor([number for row in ids for number in row])
+        device = table.weight.device
+        looked = table(flat if device.type == "meta" else flat.to(device)).float().cpu() / embed_scale(table)
+        return list(looked.split([len(row) for row in ids]))
 
 
 class Placeholder:
@@ -134,17 +98,33 @@ class Placeholder:
         names: the class names in label order.
 
     Raises:
-        ValueError: a tokenizer has no token for a name.
+        ValueError: a tokenizer has no token for a name, or no encoder takes a prompt whole.
     """
 
     def __init__(self, pairs: Sequence[tuple[Any, Any]], template: str, names: Sequence[str]) -> None:
         self.template, self.names = template, list(names)
-        self.encoders = [_encoder(tokenizer, encoder, template, names) for tokenizer, encoder in pairs]
+        self.encoders = [Encoder(tokenizer, module, template, names) for tokenizer, module in pairs]
+        if all(one.room is not None and one.longest > one.room for one in self.encoders):
+            most = max(self.encoders, key=lambda one: one.room or 0)
+            raise ValueError(f"{most.longest} tokens, the generator takes {most.room}; shorten the prompt")
         if len(self.encoders) > 1:
             for one in self.encoders:
                 one.scale = one.anchors.norm(dim=1).mean().item()
-        self.widths = [one.anchors.shape[1] for one in self.encoders]
+        self.widths = [one.width for one in self.encoders]
         self.anchors = torch.cat([one.anchors / one.scale for one in self.encoders], dim=1)
+
+    def tokens(self) -> dict[str, list[str]]:
+        """The tokens of each class's name, as the tokenizers write them within the prompt."""
+        return {
+            name: [
+                word
+                for one in self.encoders
+                for word in one.tagger.tokenizer.convert_ids_to_tokens(
+                    one.found[label].ids[one.found[label].places.start : one.found[label].places.stop]
+                )
+            ]
+            for label, name in enumerate(self.names)
+        }
 
     def prompts(self, labels: torch.Tensor) -> list[str]:
         """The prompt of each sample, by its class (B,)."""
@@ -154,70 +134,133 @@ class Placeholder:
     def replaced(self, labels: torch.Tensor, tokens: torch.Tensor | None) -> Iterator[None]:
         """Within the block, the i-th prompt with a class name that an encoder looks up has the i-th embedding for it.
 
-        Where an encoder was not given the names in the way that they were looked for, another way is taken from then on.
+        Gradients flow to the tokens.
 
         Args:
             labels: class labels (B,).
             tokens: class tokens (B, m), the parts of all encoders one after the other; None changes nothing.
 
         Raises:
-            NotFound: names were not found, and there is another way to look for them.
-            InputError: there is none.
+            InputError: the class names did not come to an encoder.
         """
         if tokens is None:
             yield
             return
-        written = []
+        parts = [part.split(self.widths, dim=1) for part in (tokens.cpu().float(), self.anchors[labels.cpu()])]
+        writers = [_Writer(one, *pair) for one, *pair in zip(self.encoders, *parts, strict=True)]
         with ExitStack() as stack:
-            moves = (tokens.cpu() - self.anchors[labels.cpu()].to(tokens.dtype)).split(self.widths, dim=1)
-            for one, move in zip(self.encoders, moves, strict=True):
-                state = _Written()
-                written.append(state)
-                hook = _mover([one.found[label][one.way] for label in labels.tolist()], move * one.scale, state)
-                for module in one.modules:
-                    stack.callback(module.register_forward_hook(hook).remove)
+            for writer in writers:
+                stack.enter_context(writer.writing())
             yield
-        lost = [one for one, state in zip(self.encoders, written) if state.count == 0 or state.count % len(labels)]
-        for one in lost:
-            one.way += 1
-        if any(one.way == WAYS for one in lost):
+        if any(writer.count == 0 or writer.count % len(labels) for writer in writers):
             raise InputError(
-                "dream.generator: the class names of the prompts do not come to the pipeline's text encoders as their "
+                "dream.generator: the class names of the prompts do not come to the pipeline's text encoders as its "
                 "tokenizers write them; shorten dream.synthesis.prompt, or write names as the pipeline does"
             )
-        if lost:
-            raise NotFound
 
 
-def _encoder(tokenizer: Any, encoder: Any, template: str, names: Sequence[str]) -> Encoder:
-    """A text encoder with patterns and anchors of the classes."""
-    table = encoder.get_input_embeddings().weight
-    modules = [part for part in encoder.modules() if isinstance(part, nn.Embedding) and part.weight is table]
-    found = [patterns(tokenizer, template, name) for name in names]
-    ids = [first.ids[first.start : first.start + first.length] for first, *_ in found]
-    return Encoder(modules, found, token_anchors(table.detach(), ids).cpu())
+class _Writer:
+    """Adds moves to the tokens of class names that an encoder looks up, sample by sample in the order of the prompts.
 
+    Args:
+        encoder: the encoder.
+        tokens: the samples' part of it (B, m).
+        anchors: that of their classes (B, m).
+    """
 
-def _mover(found: Sequence[Pattern], moves: torch.Tensor, state: _Written) -> Callable[..., torch.Tensor]:
-    """A hook of an embedding module that adds each sample's move to the tokens of its class name."""
+    def __init__(self, encoder: Encoder, tokens: torch.Tensor, anchors: torch.Tensor) -> None:
+        self.encoder, self.count = encoder, 0
+        self.named: torch.Tensor | None = None  # where the ids that the encoder is at have tags
+        moves = tokens - anchors
+        # what is less than the table can tell is none: anchors were computed from weights of another number format
+        least = torch.finfo(next(encoder.module.parameters()).dtype).eps * anchors.norm(dim=1, keepdim=True)
+        none = moves - moves.detach()  # gradients flow nevertheless
+        self.moves = torch.where(moves.norm(dim=1, keepdim=True) > least, moves, none) * encoder.scale
 
-    def hook(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        ids = args[0]
-        rows = ids.reshape(-1, ids.shape[-1]).tolist()
-        where: list[tuple[int, int, int]] = []  # row, place, sample
-        for number, row in enumerate(rows):
-            sample = state.count % len(found)
-            places = found[sample].find(row)
-            if places is not None:  # else it is another prompt, such as the negative one
-                where += [(number, place, sample) for place in places]
-                state.count += 1
-        if not where:
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within the block the encoder's tokenizer tags names, and its tables are hooked."""
+        with ExitStack() as stack:
+            stack.enter_context(self.encoder.tagger.tagging())
+            # ids lose their tags where the encoder is called; where a part of it is called, at the table
+            for module in dict.fromkeys([self.encoder.module, *self.encoder.tables]):
+                stack.callback(module.register_forward_pre_hook(self._untag, with_kwargs=True).remove)
+            for table in self.encoder.tables:
+                stack.callback(table.register_forward_hook(self._add).remove)
+            yield
+
+    def _untag(self, module: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        key: Any = "input_ids" if "input_ids" in options else 0
+        given = options.get("input_ids", args[0] if args else None)
+        if not isinstance(given, torch.Tensor) or given.dtype is not torch.int64:
+            return args, options
+        ids, named = untagged(given)
+        if named.any():
+            self.named = named
+        return (args, options | {key: ids}) if key else ((ids, *args[1:]), options)
+
+    def _add(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        named, self.named = self.named, None
+        if named is None or named.numel() != output[..., 0].numel():
             return output
-        row_index, places_index, samples = (torch.tensor(column) for column in zip(*where))
-        # Gemma scales its rows inside the module
-        added = (moves[samples] * float(getattr(module, "embed_scale", 1.0))).to(output)
-        flat = output.reshape(len(rows), ids.shape[-1], -1)
-        cells = (row_index.to(output.device), places_index.to(output.device))
-        return flat.index_put(cells, flat[cells] + added).reshape(output.shape)
+        named = named.reshape(-1, named.shape[-1])
+        rows = named.any(1).nonzero().flatten().cpu()  # the others are other prompts, such as the negative one
+        moves = torch.zeros(len(named), self.moves.shape[1])
+        samples = (self.count + torch.arange(len(rows))) % len(self.moves)
+        moves = moves.index_put((rows,), self.moves[samples]) * embed_scale(module)
+        self.count += len(rows)
+        flat = output.reshape(*named.shape, -1)
+        moved = torch.where(named.unsqueeze(-1), flat + moves.unsqueeze(1).to(output), flat)
+        return moved.reshape(output.shape)
 
-    return hook
+
+def embed_scale(table: nn.Module) -> float:
+    """What an embedding module multiplies its rows by, as Gemma's does."""
+    return float(getattr(table, "embed_scale", 1.0))
+
+
+def text_pairs(pipeline: Any) -> list[tuple[Any, Any]]:
+    """The tokenizers and text encoders of a pipeline, in their order, fitted to each other.
+
+    Args:
+        pipeline: the pipeline.
+
+    Raises:
+        InputError: a tokenizer has tokens that its encoder has no embedding of.
+    """
+    found = []
+    for part in TEXT_ENCODERS:
+        encoder = getattr(pipeline, part, None)
+        tokenizer = getattr(pipeline, part.replace("text_encoder", "tokenizer"), None)
+        if encoder is not None and tokenizer is not None:
+            found.append(fitted(tokenizer, encoder))
+    return found
+
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+
+
+def fitted(tokenizer: Any, encoder: Any) -> tuple[Any, Any]:
+    """A tokenizer and a text encoder that fit each other: prompts are no longer than the encoder has places for.
+
+    Args:
+        tokenizer: the tokenizer, or a processor that has one; its longest prompt may be changed.
+        encoder: the text encoder.
+
+    Returns:
+        Both.
+
+    Raises:
+        InputError: the tokenizer has tokens that the encoder has no embedding of.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    rows = encoder.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"dream.generator: the tokenizer has {len(tokenizer)} tokens, the text encoder embeddings of {rows}; expected a "
+            "tokenizer and a text encoder that were trained together"
+        )
+    places = getattr(encoder.config, "max_position_embeddings", None)
+    if places is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+    return tokenizer, encoder

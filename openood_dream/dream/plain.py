@@ -61,7 +61,7 @@ def make_plain(
     inputs = {
         "generator": source.identity,
         "class_names": list(names),
-        "synthesis": settings.model_dump(exclude={"per_class", "shard_size", "residual", "init", "strength", "pair"}),
+        "synthesis": settings.deciding("per_class", "shard_size", "residual", "init", "strength", "pair"),
         "per_class": per_class,
         "labels": shown,
     } | ({} if judge is None else {"judge": judge.identity})

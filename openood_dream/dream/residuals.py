@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from openood_dream.datasets.images import ImageList
 from openood_dream.dream.generator.training import unit_range
 from openood_dream.dream.imaginer import Imaginer
+from openood_dream.dream.placing import drawing_device
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.store.artifacts import Artifact, build
@@ -48,33 +49,34 @@ def make_residuals(
     }
 
     def make(folder: Path) -> None:
-        scaled, vae = images.at_size(size), imaginer.pipeline.vae
+        scaled = images.at_size(size)
         count = max(1, min(RESIDUALS, len(scaled), RESIDUAL_BYTES // (2 * 3 * size**2)))
         picked = torch.randperm(len(scaled), generator=torch.Generator().manual_seed(settings.seed))[:count]
         found = []
         for rows in tqdm(picked.split(settings.batch_size), desc="imagine: residuals", unit="batch", delay=2):
             x = unit_range(scaled.__getitems__(rows.tolist())["data"], scaled.transform)
-            found.append((lost(vae, x) * 255).round().to(torch.int16))
+            found.append((lost(imaginer.pipeline, x) * 255).round().to(torch.int16))
         write_tensors(folder / "residuals.safetensors", residuals=torch.cat(found))
 
     return build(cache_dir, "residuals", inputs, make)
 
 
 @torch.inference_mode()
-def lost(vae: Any, images: torch.Tensor) -> torch.Tensor:
-    """What an autoencoder loses of images.
+def lost(pipeline: DiffusionPipeline, images: torch.Tensor) -> torch.Tensor:
+    """What a pipeline's autoencoder loses of images.
 
     Args:
-        vae: the autoencoder; it computes in float32, since half precision has losses of its own.
+        pipeline: has the autoencoder, which computes in float32, since half precision has losses of its own.
         images: images (B, 3, S, S) in [-1, 1].
 
     Returns:
         The images less what it makes of them, each in [0, 1]: (B, 3, S, S) on the CPU, from -1 to 1.
     """
+    vae = pipeline.vae
     dtype = vae.dtype
     if dtype is not torch.float32:
         vae.float()
-    x = images.to(vae.device)
+    x = images.to(drawing_device(pipeline))
     again = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
     if dtype is not torch.float32:
         vae.to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -76,16 +76,6 @@ class GeneratorTraining(Section):
         text = f"expected embedding_fraction + empty_fraction <= 1, got {own:g} + {empty:g}"
         rule(own + empty <= 1 + 1e-9, text, "embedding_fraction", "empty_fraction")
         return self
-
-
-class AnchorSettings(Section):
-    """`dream.anchors`: the token embeddings T(y) of the class names."""
-
-    section = "dream.anchors"
-
-    multi_token: Literal["mean", "first", "last"] = Field(
-        "mean", description="what stands for a class name of several tokens"
-    )
 
 
 class SpaceSettings(Section):
@@ -269,9 +259,19 @@ class SynthesisSettings(Section):
     )
     save_size: int | None = Field(256, ge=1, description="pixels a side that are saved; null: as generated")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="number format of the pipeline"
+        "auto",
+        description="number format of the pipeline; auto: bfloat16 on a GPU that computes in it, float16 on others, float32 on a"
+        " CPU; with float16 the autoencoder computes in float32",
     )
-    slicing: bool = Field(False, description="attention and VAE in slices: slower, for when memory is short")
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none",
+        description="what waits in the CPU's memory until a CUDA GPU needs it: model, the parts that do not compute; sequential,"
+        " every layer, which is far slower",
+    )
+    vae_tiling: bool = Field(
+        False,
+        description="decode images larger than the autoencoder's own in tiles: less memory, other pixels at the seams",
+    )
     compile: bool = Field(False, description="compile the UNet with torch.compile, which pays off for large sets")
     residual: bool = Field(
         False,
@@ -294,6 +294,20 @@ class SynthesisSettings(Section):
     )
     seed: Seed = Field(0, description="seed of the noise")
     shard_size: int = Field(256, ge=1, description="images per shard, the unit of resuming and distributing")
+
+    # an image is the same however it is drawn; shard_size and per_class stay, since shards are numbered by them
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"batch_size", "offload", "compile"})
+
+    def deciding(self, *unused: str) -> dict[str, Any]:
+        """The settings that decide about images, for what names a stage's artifact.
+
+        Args:
+            unused: keys that have no say in this stage.
+
+        Returns:
+            Plain values by key.
+        """
+        return self.model_dump(exclude={*self.WITHOUT_EFFECT, *unused})
 
     @model_validator(mode="after")
     def _starts(self) -> SynthesisSettings:
@@ -355,7 +369,6 @@ class DreamSettings(Section):
         Expects("a model's hub id, a local folder or {train: small}"),
     ] = Field(description="the diffusion model")
     revision: Name | None = Field(None, description="hub revision of the generator")
-    anchors: AnchorSettings = Field(default_factory=AnchorSettings, description="class anchors")
     space: SpaceSettings = Field(default_factory=SpaceSettings, description="phase 1")
     outliers: Annotated[SerializeAsAny[OutlierSettings], BeforeValidator(sampler_settings)] = Field(
         default_factory=KNNSettings, description="phase 2a"

@@ -8,7 +8,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,7 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast  # type: ignore[attr-defined]
 
-from openood_dream import plugins
-from openood_dream.dream.families.base import known_family
-from openood_dream.dream.prompts import fitted_pair
+from openood_dream.dream.placeholder import TEXT_ENCODERS, fitted
 from openood_dream.dream.settings import GeneratorTraining
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import MANIFEST, build
@@ -105,9 +103,14 @@ class Source:
         index = self._read(DiffusionPipeline.load_config)
         parts = index if isinstance(index, dict) else {}
         name = str(parts.get("_class_name"))
-        if known_family(parts) is None and name not in text_to_image():
+        if name not in text_to_image():
             raise InputError(
                 f"{self.where}: {self.path!r} is a {name}; expected a pipeline that draws images of text alone"
+            )
+        if not (parts.get("vae") or [None])[0] or not self.text_names(parts):
+            raise InputError(
+                f"{self.where}: {self.path!r}, a {name}, lacks an autoencoder, or a tokenizer and its text encoder; expected "
+                "a pipeline that has them"
             )
         return parts
 
@@ -116,54 +119,53 @@ class Source:
         """As `index`; of the start of a pipeline that is to be trained, what it will consist of."""
         if (Path(self.path) / "model_index.json").is_file() or not Path(self.path).is_dir():
             return self.index
-        parts = dict.fromkeys(("unet", "vae", "tokenizer"), ["diffusers", ""])
-        return parts | {"text_encoder": ["transformers", "CLIPTextModel"]}
+        return {"tokenizer": ["transformers", "CLIPTokenizerFast"], "text_encoder": ["transformers", "CLIPTextModel"]}
 
-    def text_parts(self) -> list[tuple[CLIPTokenizerFast, CLIPTextModel]]:
-        """Tokenizer and text encoder, on the CPU; as many pairs of them as the pipeline's family has.
+    @staticmethod
+    def text_names(parts: dict[str, Any]) -> list[str]:
+        """The text encoders of a pipeline that have a tokenizer, in their order.
 
-        Raises:
-            InputError: the pipeline is of no known family, or a text encoder is none of CLIP's.
+        Args:
+            parts: what it consists of, as `index`.
         """
-        index, family = self._parts, known_family(self._parts)
-        if family is None:
-            return self._any_text_parts(index)
-        pairs = []
-        for part in family.text_encoders:
-            library, name = index[part]
-            if library != "transformers" or not name.startswith("CLIPText"):
-                raise InputError(f"{self.where}: {self.path!r} has the text encoder {name}; expected CLIP's")
-            tokenizer = self.load(CLIPTokenizerFast, subfolder=part.replace("text_encoder", "tokenizer"))
-            pairs.append(fitted_pair(tokenizer, self.load(getattr(transformers, name), subfolder=part)))
-        return pairs
 
-    def _any_text_parts(self, index: dict[str, Any]) -> list[tuple[Any, Any]]:
-        """Tokenizers and text encoders of a pipeline of no known family."""
-        pairs = []
-        for part in sorted(part for part in index if re.fullmatch(r"text_encoder(_\d)?", part)):
-            tokenizer = part.replace("text_encoder", "tokenizer")
-            if not (index[part] and index[part][0] and (index.get(tokenizer) or [None])[0]):
-                continue
-            encoder = getattr(transformers, index[part][1], None)
-            if encoder is None:
-                raise InputError(
-                    f"{self.where}: {self.path!r} has the text encoder {index[part][1]}, which transformers "
-                    f"{transformers.__version__} does not know; update it"
-                )
-            pairs.append(
-                (self.load(transformers.AutoTokenizer, subfolder=tokenizer), self.load(encoder, subfolder=part))
-            )
-        return pairs
+        def there(part: str) -> bool:
+            return bool((parts.get(part) or [None])[0])
+
+        return [part for part in TEXT_ENCODERS if there(part) and there(part.replace("text_encoder", "tokenizer"))]
 
     @property
-    def prepared(self) -> bool:
-        """Whether its prompts are encoded here, as those of a known family are."""
-        return known_family(self._parts) is not None
+    def writes_alike(self) -> bool:
+        """Whether its tokenizers write a class name alike in every prompt, as CLIP's do."""
+        names = self.text_names(self._parts)
+        return all(self._parts[part.replace("text_encoder", "tokenizer")][1].startswith("CLIP") for part in names)
+
+    def text_parts(self) -> list[tuple[Any, Any]]:
+        """Tokenizers and text encoders, on the CPU.
+
+        Raises:
+            InputError: a text encoder is one that transformers does not know.
+        """
+        parts, pairs = self._parts, []
+        for part in self.text_names(parts):
+            tokenizer = part.replace("text_encoder", "tokenizer")
+            known = [getattr(transformers, parts[name][1], None) for name in (tokenizer, part)]
+            for name, cls in zip((tokenizer, part), known, strict=True):
+                if cls is None:
+                    raise InputError(
+                        f"{self.where}: {self.path!r} has the {name} {parts[name][1]}, which transformers "
+                        f"{transformers.__version__} does not know; update it"
+                    )
+            pairs.append(fitted(self.load(known[0], subfolder=tokenizer), self.load(known[1], subfolder=part)))
+        return pairs
 
 
 def text_to_image() -> set[str]:
     """The names of the pipelines of diffusers that draw images of text alone."""
-    return {cls.__name__ for cls in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() if "ControlNet" not in cls.__name__}
+    names = {cls.__name__ for cls in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
+    return {
+        name for name in names if "ControlNet" not in name and "Combined" not in name
+    }  # those draw images of images
 
 
 def _unreachable(error: BaseException | None) -> bool:
@@ -198,18 +200,10 @@ def given_source(generator: str, revision: str | None, where: str) -> Source:
         # hidden folders hold what downloaders note for themselves, such as times
         files = {name.as_posix(): file for name, file in found.items() if not name.parts[0].startswith(".")}
         identity = {"folder": fingerprint([*files, contents(list(files.values()))])}
-        return _with_family(Source(str(path), None, identity, where))
+        return Source(str(path), None, identity, where)
     if not HUB_ID.fullmatch(generator):
         raise InputError(f"{where}: no folder {generator!r}; {expected}")
-    return _with_family(Source(generator, revision, {"hub": generator, "revision": revision}, where))
-
-
-def _with_family(source: Source) -> Source:
-    """A source that is identified by the plugin of its family too, where there may be one."""
-    if not any(one.kind == "family" for one in plugins.added()):
-        return source
-    family = known_family(source.index)
-    return source if family is None else replace(source, identity=source.identity | plugins.identity(family))
+    return Source(generator, revision, {"hub": generator, "revision": revision}, where)
 
 
 # ----------------------------------------------------------------------------- the start of a pipeline to be trained

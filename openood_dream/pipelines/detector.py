@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from openood_dream import plugins
 from openood_dream._version import __version__
 from openood_dream.config.schema import Section
 from openood_dream.datasets.classnames import class_names
@@ -268,7 +269,7 @@ class _Loading:
             "network": self.passes.network,
             "transform": self.passes.data.transform.test_identity,
             "dataset": self.experiment.dataset.name,
-            "postprocessor": settings,
+            "postprocessor": settings | plugins.identity(self.cls),
         }
 
     def _lists(self) -> dict[str, str]:

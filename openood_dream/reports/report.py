@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from openood_dream._version import __version__
 from openood_dream.datasets.reading import read_image
 from openood_dream.device import pick_device
 from openood_dream.dream.findings import quality_table
@@ -37,7 +38,7 @@ from openood_dream.reports.table import table
 from openood_dream.reports.variants import VARIANT, variants
 from openood_dream.store.files import write_json, write_text
 
-PACKAGES = ("openood-dream", "torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
+PACKAGES = ("torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
 IMAGINED_FILE = "imagined.json"  # where the images lie that methods learned from
 COLUMNS = 12  # thumbnails in a row
 THUMBNAIL = 64
@@ -149,6 +150,7 @@ def versions(experiment: Experiment, runs: Sequence[Run] = ()) -> dict[str, str]
         where = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {
         "python": platform.python_version(),
+        "openood-dream": __version__,
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": f"{device} ({where})",
         "training precision": " and ".join(dict.fromkeys(run.record.get("precision") or "unknown" for run in runs)),

@@ -12,9 +12,8 @@ import torch
 
 from openood_dream.dream.anchors import load_anchors, make_anchors
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
-from openood_dream.dream.settings import AnchorSettings, SynthesisSettings
+from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
-from openood_dream.dream.texts import Hooked
 from openood_dream.errors import InputError
 
 NAMES = ["cat", "red panda", "dog"]
@@ -34,7 +33,7 @@ def family(request, tmp_path_factory) -> Family:
     folder = any_families.save(tmp_path_factory.mktemp(request.param) / "pipeline", request.param)
     settings = SynthesisSettings(**USUAL, guidance=3.0)
     source = Source(str(folder), None, None)
-    anchors = load_anchors(make_anchors(source, NAMES, AnchorSettings(), folder.parent / "dream", prompt=TEMPLATE))
+    anchors = load_anchors(make_anchors(source, NAMES, folder.parent / "dream", prompt=TEMPLATE))
     pipe = load_pipeline(source, settings, "cpu")
     return Family(folder, pipe, anchors, Imaginer(pipe, NAMES, settings))
 
@@ -46,7 +45,6 @@ def moved(family: Family, labels: torch.Tensor) -> torch.Tensor:
 
 def test_plain_prompt_is_what_diffusers_draws_and_the_anchor_draws_the_same(family):
     """Bit for bit, a name of several tokens included."""
-    assert isinstance(family.imaginer.text, Hooked)
     pipe = diffusers.DiffusionPipeline.from_pretrained(family.folder)
     pipe.set_progress_bar_config(disable=True)
     extra = (
@@ -67,6 +65,29 @@ def test_plain_prompt_is_what_diffusers_draws_and_the_anchor_draws_the_same(fami
         expected = (expected.float().clamp(0, 1) * 255).round().to(torch.uint8)
         assert torch.equal(family.imaginer(of, None, seeds), expected)
         assert torch.equal(family.imaginer(of, family.anchors[of], seeds), expected)
+
+
+def test_anchor_draws_the_plain_prompt_in_half_precision_too(family):
+    """Anchors are of the weights as they were saved, in float32."""
+    settings = SynthesisSettings(**USUAL, guidance=3.0, dtype="bfloat16")
+    imaginer = Imaginer(load_pipeline(Source(str(family.folder), None, None), settings, "cpu"), NAMES, settings)
+    labels = torch.arange(3)
+    plain = imaginer(labels, None, [1, 2, 3])
+    assert torch.equal(imaginer(labels, family.anchors, [1, 2, 3]), plain)
+    assert not torch.equal(imaginer(labels, moved(family, labels), [1, 2, 3]), plain)
+
+
+def test_gradients_flow_to_embeddings(family):
+    """Through every text encoder, each to its own part."""
+    tokens, placeholder = family.anchors[[1]].clone().requires_grad_(), family.imaginer.placeholder
+    text = placeholder.prompts(torch.tensor([1]))
+    with placeholder.replaced(torch.tensor([1]), tokens):
+        found = [
+            one.module(one.tagger.tokenizer(text, return_tensors="pt").input_ids, output_hidden_states=True)
+            for one in placeholder.encoders
+        ]
+    sum(output.hidden_states[-1].square().sum() for output in found).backward()
+    assert all(part.abs().sum() > 0 for part in tokens.grad.split(placeholder.widths, dim=1))
 
 
 def test_other_embeddings_draw_other_images(family):
@@ -96,17 +117,16 @@ def test_names_that_no_encoder_is_given(family, monkeypatch):
     """A pipeline that writes prompts in another way: in lower case it is understood, else refused."""
     labels = torch.tensor([1])
     imaginer = Imaginer(family.pipe, NAMES, family.imaginer.settings)
-    plain = imaginer.text.placeholder.prompts
-    monkeypatch.setattr(imaginer.text.placeholder, "prompts", lambda of: [text.lower() for text in plain(of)])
+    plain = imaginer.placeholder.prompts
+    monkeypatch.setattr(imaginer.placeholder, "prompts", lambda of: [text.lower() for text in plain(of)])
     imaginer(labels, family.anchors[labels], [1])
-    assert all(one.way == 1 for one in imaginer.text.placeholder.encoders)
-    monkeypatch.setattr(imaginer.text.placeholder, "prompts", lambda of: ["nothing"] * len(of))
+    monkeypatch.setattr(imaginer.placeholder, "prompts", lambda of: ["nothing"] * len(of))
     with pytest.raises(InputError, match=r"dream\.generator: the class names of the prompts do not come"):
         imaginer(labels, family.anchors[labels], [1])
 
 
 def test_parts_of_text_encoders_have_one_length(family):
-    parts = family.anchors.split(family.imaginer.text.widths, dim=1)
+    parts = family.anchors.split(family.imaginer.placeholder.widths, dim=1)
     if len(parts) == 1:
         pytest.skip("has one text encoder")
     assert [part.norm(dim=1).mean().item() for part in parts] == pytest.approx([1.0] * len(parts), rel=1e-4)

@@ -8,6 +8,8 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -19,12 +21,13 @@ from PIL import Image
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.dream import images
 from openood_dream.dream.image_set import read_images, shard_table
-from openood_dream.dream.images import Shards, choose, folder_names, load_latents
+from openood_dream.dream.images import Shards, choose, folder_names, load_latents, set_inputs
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.residuals import make_residuals
+from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.errors import InputError
-from openood_dream.store.artifacts import complete
+from openood_dream.store.artifacts import complete, folder_of
 
 TEMPLATE = "A high-quality image of the {}"
 
@@ -173,6 +176,71 @@ def test_reused_until_settings_change(dream, tiny):
     changed = tiny.config("--dream.synthesis.seed", "1", "--dream.synthesis.per_class", "1").imagination.images
     assert not changed.reused and changed.path != dream.images.path
     assert set(digests(changed.path).values()).isdisjoint(digests(dream.images.path).values())
+
+
+# each key of dream.synthesis, with another value, and whether it has a say in what is drawn
+KEYS = {
+    "per_class": (5, True),
+    "prompt": ("a photo of {}", True),
+    "negative_prompt": ("blurry", True),
+    "steps": (7, True),
+    "scheduler": ("ddim", True),
+    "guidance": (2.5, True),
+    "batch_size": (3, False),
+    "size": (64, True),
+    "save_size": (8, True),
+    "dtype": ("bfloat16", True),
+    "offload": ("model", False),
+    "vae_tiling": (True, True),
+    "compile": (True, False),
+    "residual": (True, True),
+    "init": ("id", True),
+    "strength": (0.3, False),
+    "pair": (True, False),
+    "call": ({"eta": 0.1}, True),
+    "seed": (1, True),
+    "shard_size": (20, True),
+}
+OF_STARTS = {"strength", "pair"}  # which have a say where drawing starts from ID images
+
+
+@pytest.mark.parametrize("key", SynthesisSettings.model_fields)
+def test_the_hash_has_what_decides_about_images_and_nothing_else(dream, key):
+    value, decides = KEYS[key]
+    plain = dream.settings.synthesis
+    changed = plain.model_copy(update={key: value})
+    assert getattr(plain, key) != value
+
+    def folder(settings: SynthesisSettings, starts: Any = None) -> Path:
+        inputs = set_inputs(dream.source, dream.outliers, dream.names, settings, starts=starts)
+        return folder_of("dream", "images", inputs)
+
+    assert (folder(plain) != folder(changed)) == decides
+    started: Any = SimpleNamespace(identity={"train": "some"})
+    assert (folder(plain, started) != folder(changed, started)) == (decides or key in OF_STARTS)
+
+
+def test_finished_shards_stay_when_the_batch_is_made_smaller(dream, tiny, tmp_path, monkeypatch):
+    """As the advice is where memory is short."""
+    shutil.copytree(tiny.root / "dream", tmp_path / "dream", ignore=shutil.ignore_patterns("images-*"))
+    config, numbers, draw = ["--dream.cache_dir", str(tmp_path / "dream")], [], Shards.draw
+
+    def interrupted(self, number, *rest):
+        numbers.append(number)
+        if len(numbers) == 2:
+            raise KeyboardInterrupt
+        return draw(self, number, *rest)
+
+    monkeypatch.setattr(Shards, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.config(*config).imagination.images  # noqa: B018
+    made = tiny.config(*config, "--dream.synthesis.batch_size", "3").imagination.images
+    assert numbers == [0, 1, 1, 2] and made.path.name == dream.images.path.name
+    for row in read_images(made.path).itertuples():
+        again, whole = (
+            np.asarray(Image.open(folder / row.file)).astype(int) for folder in (made.path, dream.images.path)
+        )
+        assert np.abs(again - whole).max() <= 1
 
 
 def test_work_travels_to_other_machines(dream, tiny, tmp_path):

@@ -11,7 +11,8 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from openood_dream.dream.parts import check_parts, check_steps
-from openood_dream.dream.prompts import class_prompts, fitted_pair
+from openood_dream.dream.placeholder import fitted
+from openood_dream.dream.prompts import class_prompts
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
@@ -97,7 +98,7 @@ def test_prompts_are_as_long_as_the_text_encoder_has_places(pipeline_folder):
     places = encoder.config.max_position_embeddings
     for length in (int(1e30), places + 5):  # the first is what a tokenizer has that was saved without a length
         tokenizer.model_max_length = length
-        assert fitted_pair(tokenizer, encoder)[0].model_max_length == places
+        assert fitted(tokenizer, encoder)[0].model_max_length == places
 
 
 def test_tokens_beyond_the_table(pipeline_folder):
@@ -106,7 +107,7 @@ def test_tokens_beyond_the_table(pipeline_folder):
     with pytest.raises(
         InputError, match=r"dream\.generator: the tokenizer has \d+ tokens, the text encoder embeddings of 3"
     ):
-        fitted_pair(tokenizer, encoder)
+        fitted(tokenizer, encoder)
 
 
 def test_a_prompt_that_is_too_long_names_its_class(pipeline_folder):

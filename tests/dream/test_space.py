@@ -79,7 +79,6 @@ def test_reused(dream: Dream, tiny: Tiny):
     "change",
     [
         ("--dream.space.temperature", "0.2"),
-        ("--dream.anchors.multi_token", "last"),
         ("--dataset.normalization_type", "cifar10"),
         ("--dream.generator.anchor_norm", "0.5"),
         ("--preprocessor.random_crop", "false"),

@@ -73,8 +73,8 @@ def test_little_strength_leaves_the_start_and_full_strength_does_not(dream, star
     labels, seeds = torch.tensor([0, 3]), [5, 6]
     begin = starts.pixels(starts.pick(labels, seeds), 16)
     tokens = load_anchors(dream.anchors)[labels]
-    vae = load_pipeline(dream.source, dream.settings.synthesis, "cpu").vae
-    again = ((begin - 2 * lost(vae, begin)) + 1) / 2
+    pipe = load_pipeline(dream.source, dream.settings.synthesis, "cpu")
+    again = ((begin - 2 * lost(pipe, begin)) + 1) / 2
     gaps = []
     for strength in (0.05, 1.0):
         images = imaginer(dream, strength=strength, steps=20)(labels, tokens, seeds, starts=begin).float() / 255

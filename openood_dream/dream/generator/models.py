@@ -8,7 +8,7 @@ from diffusers.training_utils import compute_snr
 from torch import nn
 from transformers import CLIPTextModel
 
-from openood_dream.dream.prompts import Prompt, encode
+from openood_dream.dream.prompts import Prompts, encode
 from openood_dream.dream.settings import GeneratorTraining
 
 
@@ -129,17 +129,18 @@ class Denoiser(nn.Module):
         unet: the noise predictor.
         text: the text encoder, whose token embeddings are frozen: the anchors must stay what they are.
         prompts: the prompt of each class.
-        empty: the empty prompt.
+        empty: token ids (L,) of the empty prompt.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel, prompts: list[Prompt], empty: Prompt) -> None:
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel, prompts: Prompts, empty: torch.Tensor) -> None:
         super().__init__()
         self.unet, self.text = unet, text
-        self.prompts, self.empty = prompts, empty
+        for name, tensor in (("ids", prompts.ids), ("named", prompts.named), ("empty", empty)):
+            self.register_buffer(name, tensor, persistent=False)
         text.get_input_embeddings().weight.requires_grad_(False)
 
     def forward(
-        self, noisy: torch.Tensor, steps: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor, blank: torch.Tensor
+        self, noisy: torch.Tensor, steps: torch.Tensor, labels: torch.Tensor, moves: torch.Tensor, blank: torch.Tensor
     ) -> torch.Tensor:
         """Predicts the noise, or v, of noisy latents.
 
@@ -147,13 +148,14 @@ class Denoiser(nn.Module):
             noisy: latents (B, C, L, L).
             steps: their noise steps (B,).
             labels: class labels (B,), which choose the prompts.
-            tokens: class tokens (B, m) of the prompts.
+            moves: what is added to the tokens of the class names in them (B, m).
             blank: which samples have the empty prompt instead (B,).
 
         Returns:
             The prediction (B, C, L, L), float32.
         """
-        context = encode(self.text, self.prompts, labels, tokens)[0]
-        nothing = encode(self.text, [self.empty], torch.zeros_like(labels[:1]), None)[0]
+        ids, named, empty = (self.get_buffer(name) for name in ("ids", "named", "empty"))
+        context = encode(self.text, ids[labels], named[labels], moves)[0]
+        nothing = self.text(empty[None])[0]
         context = torch.where(blank.view(-1, 1, 1), nothing, context)
         return self.unet(noisy, steps, context).sample.float()

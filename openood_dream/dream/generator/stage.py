@@ -25,7 +25,7 @@ from openood_dream.device import enough_memory, pick_dtype
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.generator.models import Denoiser, noise_schedule, small_unet, small_vae
 from openood_dream.dream.generator.training import MIRROR, Samples, Session, encode_images, train_denoiser, train_vae
-from openood_dream.dream.prompts import Prompt, class_prompts
+from openood_dream.dream.prompts import Prompts, class_prompts
 from openood_dream.dream.settings import GeneratorTraining, SpaceSettings, SynthesisSettings
 from openood_dream.dream.source import Source, make_text_encoder, text_inputs
 from openood_dream.dream.space import load_encoder, unit_embeddings
@@ -122,7 +122,8 @@ def untrained(
     with tempfile.TemporaryDirectory() as folder:
         make_text_encoder(text_inputs(names, synthesis.prompt, settings), Path(folder))
         ((tokenizer, text),) = Source(folder, None, None).text_parts()
-    nets = Denoiser(small_unet(settings, latent_size(settings, size)), text, [], Prompt.plain(tokenizer, ""))
+    none = torch.zeros(0, tokenizer.model_max_length, dtype=torch.long)
+    nets = Denoiser(small_unet(settings, latent_size(settings, size)), text, Prompts(none, none.bool()), none)
     return assemble(small_vae(settings, size).eval(), nets.eval(), tokenizer, settings)
 
 
@@ -218,7 +219,9 @@ class Training:
         samples = self._encode(vae, images, session)
         unet = small_unet(settings, latent_size(settings, self.size))
         prompts = class_prompts(tokenizer, self.names, self.synthesis)
-        nets = Denoiser(unet, text_encoder, prompts, Prompt.plain(tokenizer, ""))
+        longest = tokenizer.model_max_length
+        empty = tokenizer("", padding="max_length", max_length=longest, return_tensors="pt").input_ids[0]
+        nets = Denoiser(unet, text_encoder, prompts, empty)
 
         def look(done: int, nets: nn.Module) -> None:
             if settings.samples_every and done % settings.samples_every == 0:

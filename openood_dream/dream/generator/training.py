@@ -330,7 +330,7 @@ def train_denoiser(
 ) -> float:
     """Trains noise predictor and text transformer.
 
-    In place of its class token a sample has ||T(y)|| h(x) with probability `embedding_fraction`, so that moving the
+    In place of T(y) a sample has ||T(y)|| h(x) with probability `embedding_fraction`, so that moving the
     embedding moves the image; `empty_fraction` of the samples have the empty prompt (classifier-free guidance).
 
     Args:
@@ -361,12 +361,12 @@ def train_denoiser(
         moved = torch.rand(len(z), 1, device=device) < own_share
         if settings.embedding_noise:
             h = F.normalize(h + settings.embedding_noise * torch.randn_like(h), dim=1)
-        tokens = torch.where(moved, h * norms[picked], anchors[y])
+        moves = torch.where(moved, h * norms[picked] - anchors[y], 0.0)
         blank = torch.rand(len(z), device=device) < settings.empty_fraction
         target = drawn if settings.prediction == "epsilon" else noise.get_velocity(z, drawn, t)
         noisy = noise.add_noise(z, drawn, t).contiguous(memory_format=torch.channels_last)
         with autocast(device, session.dtype):
-            guess = nets(noisy, t, y, tokens, blank)
+            guess = nets(noisy, t, y, moves, blank)
         error = F.mse_loss(guess, target)
         if settings.min_snr is None:
             return error, error
