@@ -20,6 +20,7 @@ from torchvision.transforms import functional as tvf
 
 from openood_dream.datasets.augment import flipped, random_crop, random_flip, simclr_views
 from openood_dream.datasets.imglist import opened_rows, rows_identity
+from openood_dream.datasets.mixture import Mixture, through_jpeg
 from openood_dream.datasets.reading import read_image
 from openood_dream.datasets.settings import NORMALIZATION
 from openood_dream.device import copied, room
@@ -46,6 +47,7 @@ class Transform:
         shift: pixels that a crop shifts images by, at most.
         border: what comes into sight then: black, or the image in a mirror.
         views: of each image in a training batch: 1, or 2 of SimCLR in place of all that is said above.
+        mixture: of ways of resizing in the place of `interpolation`, and of JPEG before it; None: neither.
     """
 
     pre_size: int
@@ -60,6 +62,7 @@ class Transform:
     shift: int = 4
     border: str = "black"
     views: int = 1
+    mixture: Mixture | None = None
 
     @cached_property
     def mean(self) -> Tensor:
@@ -101,6 +104,7 @@ class Transform:
             "interpolation": self.interpolation,
             "channels": self.channels,
             "normalization_type": self.normalization,
+            **(self.mixture.identity if self.mixture else {}),
         }
 
     @property
@@ -112,7 +116,7 @@ class Transform:
             "shift": self.shift,
             "border": self.border,
             "resized_crop": self.resized_crop,
-            "randaugment": self.randaugment,
+            "randaugment": self.randaugment and list(self.randaugment),
             "views": self.views,
         }
 
@@ -122,7 +126,7 @@ class Transform:
         return self.test_identity | self.augmentation_identity
 
     def cut(self, image: Image.Image) -> Tensor:
-        """An RGB image, resized and cropped as at test time, uint8 (3, S, S)."""
+        """An RGB image, resized by `interpolation` and cropped as at test time, uint8 (3, S, S)."""
         mode, size = InterpolationMode(self.interpolation), [self.image_size] * 2
         return tvf.pil_to_tensor(tvf.center_crop(tvf.resize(image, self.pre_size, mode), size))
 
@@ -322,12 +326,16 @@ class ImageList(Dataset):
 
     def _decode(self, index: int) -> Tensor:
         """An image, resized and cropped, uint8 (3, S, S)."""
-        image = self.image(index)
+        image, transform = self.image(index), self.transform
+        if transform.mixture is not None:
+            way = transform.mixture.way(index)
+            image = image if way.quality is None else through_jpeg(image, way.quality)
+            transform = dataclasses.replace(transform, interpolation=way.interpolation)
         if not self._resized_crop:
-            return self.transform.cut(image)
+            return transform.cut(image)
         box = RandomResizedCrop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
-        size = [self.transform.image_size] * 2
-        return tvf.pil_to_tensor(tvf.resized_crop(image, *box, size, self._interpolation))
+        size, mode = [transform.image_size] * 2, InterpolationMode(transform.interpolation)
+        return tvf.pil_to_tensor(tvf.resized_crop(image, *box, size, mode))
 
 
 class _Decoded:

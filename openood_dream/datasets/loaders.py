@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from openood_dream.datasets import builtin
 from openood_dream.datasets.images import ImageList, Transform, loader
+from openood_dream.datasets.mixture import Mixture
 from openood_dream.datasets.settings import (
     DatasetSettings,
     GroupSettings,
@@ -58,6 +60,14 @@ class Data:
             randaugment=self.preprocessor.randaugment,
             views=self.preprocessor.views,
         )
+
+    @cached_property
+    def auxiliary_transform(self) -> Transform:
+        """How auxiliary images are prepared: as `dataset.oe` says where it says something else than `dataset`."""
+        oe, own = self.dataset.oe, (self.dataset.interpolation,)
+        if oe is None or (oe.ways or own) == own and oe.qualities is None:
+            return self.transform
+        return replace(self.transform, mixture=Mixture(oe.ways or own, oe.qualities))
 
     def coloured(self) -> Data:
         """The same data sets as an imagination needs them, whatever classifiers see: in colours, mirrored at random, one view."""
@@ -110,7 +120,9 @@ class Data:
         """
         if which not in self._opened:
             split = self.split(*which)
-            images = self.open(split.imglist_pth, split.data_dir, f"{'.'.join(which)}.imglist_pth")
+            transform = self.auxiliary_transform if which == ("dataset", "oe") else self.transform
+            key = f"{'.'.join(which)}.imglist_pth"
+            images = ImageList(split.imglist_pth, split.data_dir, transform, key=key)
             if which in LABELLED or which[:2] == ("ood_dataset", "csid"):
                 self.check_labels(images)
             self._opened[which] = images
@@ -125,6 +137,15 @@ class Data:
             key: the config key that names the list, for messages.
         """
         return ImageList(imglist, data_dir, self.transform, key=key)
+
+    def open_auxiliary(self, imglist: str | Path, data_dir: str | Path) -> ImageList:
+        """The images of a list that stands for `dataset.oe`, prepared as that says.
+
+        Args:
+            imglist: the list.
+            data_dir: the folder that its names start from.
+        """
+        return ImageList(imglist, data_dir, self.auxiliary_transform, key="dataset.oe.imglist_pth")
 
     def check_labels(self, images: ImageList) -> None:
         """Raises InputError for a label of `images` that is not one of the ID classes."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from openood_dream.config.schema import Expects, HostSection, Name, name_file, rule
+from openood_dream.config.schema import Expects, HostSection, Name, each_once, name_file, rule
 from openood_dream.errors import nearest
 
 IMAGINED = "imagined"  # an imglist_pth that stands for the image set which the section dream describes
@@ -51,6 +51,54 @@ class SplitSettings(HostSection):
         return self.batch_size
 
 
+Quality = Annotated[int, Field(ge=1, le=100)]
+
+
+class AuxiliarySettings(SplitSettings):
+    """`dataset.oe`: images that are to be told from ID images by what they show, and not by how they were stored."""
+
+    interpolation: Interpolation | list[Interpolation] | None = Field(
+        None,
+        description="how its images are resized; of several ways each image has one, drawn at random once and for all"
+        " epochs; null: dataset.interpolation",
+    )
+    jpeg: Annotated[Quality | list[Quality] | None, Expects("a quality from 1 to 100, [lowest, highest], or null")] = (
+        Field(
+            None,
+            description="quality, or [lowest, highest], of a JPEG that each image goes through before it is resized, as ID"
+            " images do that are stored so; null: none",
+        )
+    )
+
+    @field_validator("interpolation")
+    @classmethod
+    def _ways_differ(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            each_once(given)
+        return given
+
+    @field_validator("jpeg")
+    @classmethod
+    def _ends(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            text = f"expected a quality from 1 to 100, or [lowest, highest], got {given}"
+            rule(len(given) == 2 and given[0] <= given[1], text)
+        return given
+
+    @property
+    def ways(self) -> tuple[Interpolation, ...]:
+        """The ways of resizing that it names."""
+        given = self.interpolation or []
+        return tuple(given) if isinstance(given, list) else (given,)
+
+    @property
+    def qualities(self) -> tuple[int, int] | None:
+        """The lowest and the highest quality of JPEG; None where there is none."""
+        if self.jpeg is None:
+            return None
+        return (self.jpeg[0], self.jpeg[1]) if isinstance(self.jpeg, list) else (self.jpeg, self.jpeg)
+
+
 class DatasetSettings(HostSection):
     """`dataset`: the in-distribution images, and how every image is prepared."""
 
@@ -76,7 +124,7 @@ class DatasetSettings(HostSection):
     train: SplitSettings | None = Field(None, description="ID training images")
     val: SplitSettings | None = Field(None, description="ID validation images")
     test: SplitSettings | None = Field(None, description="ID test images")
-    oe: SplitSettings | None = Field(None, description="auxiliary images: outliers, or with dream_id inliers")
+    oe: AuxiliarySettings | None = Field(None, description="auxiliary images: outliers, or with dream_id inliers")
 
     @model_validator(mode="after")
     def _checked(self) -> DatasetSettings:

@@ -150,6 +150,7 @@ def check_trainer(get_trainer: Callable, config: Mapping[str, Any]) -> None:
     name, pipeline = (config.get("trainer") or {}).get("name"), (config.get("pipeline") or {}).get("name")
     loaders: Any = [None, None] if pipeline == "train_oe" else DataLoader([0])  # type: ignore[arg-type]
     check_known(get_trainer, "trainer.name", name, None, loaders, None, config)
+    _check_auxiliary_images(config)
     if name not in TRAINERS:
         return
     cls, auxiliary = TRAINERS[str(name)], (config.get("dataset") or {}).get("oe")
@@ -168,6 +169,17 @@ def check_trainer(get_trainer: Callable, config: Mapping[str, Any]) -> None:
             cls.check_plan(settings, training_plan(experiment))
     elif name == "npos":
         adapted.check_npos(config)
+
+
+def _check_auxiliary_images(config: Mapping[str, Any]) -> None:
+    """InputError where `dataset.oe` asks for what OpenOOD's preprocessors, which know no image's number, cannot do."""
+    oe = (config.get("dataset") or {}).get("oe") or {}
+    for key, wanted in (("interpolation", isinstance(oe.get("interpolation"), list)), ("jpeg", bool(oe.get("jpeg")))):
+        if wanted:
+            raise InputError(
+                f"config: dataset.oe.{key}: OpenOOD resizes and stores all images alike, got {oe[key]!r}; choose "
+                "backend: standalone, or leave it out"
+            )
 
 
 def _trainers(original: Callable) -> Callable:

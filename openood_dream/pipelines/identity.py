@@ -41,6 +41,8 @@ def run_inputs(experiment: Experiment) -> dict[str, Any]:
         auxiliary = dataset.split("oe")
         images = IMAGINED if auxiliary.imagined else data.identity("dataset", "oe")
         splits["oe"] = {"images": images, "batch_size": auxiliary.needs_batch_size(), "drop_last": auxiliary.drop_last}
+        mixture = data.auxiliary_transform.mixture
+        splits["oe"] |= mixture.identity if mixture else {}
     return {
         "dataset": {
             "name": dataset.name,

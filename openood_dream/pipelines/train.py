@@ -215,7 +215,7 @@ def outlier_data(experiment: Experiment, cls: type[BaseTrainer]) -> OutlierData:
     warnings: list[str] = []
     if split.imagined:
         chosen = main_process_only(experiment.imagination.training_images)
-        images, identity = data.open(chosen.imglist, chosen.data_dir, "dataset.oe.imglist_pth"), chosen.identity
+        images, identity = data.open_auxiliary(chosen.imglist, chosen.data_dir), chosen.identity
         warnings = chosen.warnings
     else:
         images, identity = data.images("dataset", "oe"), data.identity("dataset", "oe")

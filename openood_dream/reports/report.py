@@ -31,6 +31,7 @@ from openood_dream.reports.benchmarked import (
 )
 from openood_dream.reports.columns import groups_of, title
 from openood_dream.reports.generative import sampled
+from openood_dream.reports.probe import probed
 from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table
@@ -84,6 +85,7 @@ def write(
         judged = {name: quality_table(experiment.imagination.quality) for name, experiment in dreams.items()}
         kept = {name: kept_images(experiment) for name, experiment in dreams.items()}
     write_json(out / IMAGINED_FILE, kept)
+    told, probe_notes = probed(first)
     drawn, found = sampled(first)
     return page.report(
         out,
@@ -92,8 +94,8 @@ def write(
         stages=[*stages, {"name": "everything, this time", "seconds": round(seconds, 1), "hash": ""}],
         settings=finished[-1].experiment.to_dict(),
         versions=versions(finished[0].experiment, finished),
-        figures=figures | score_figures(first) | drawn,
-        notes=[*notes, *found, *doubts(finished, dreams)],
+        figures=figures | told | score_figures(first) | drawn,
+        notes=[*notes, *probe_notes, *found, *doubts(finished, dreams)],
         judged=judged,
         costs=costs(finished),
         commands=commands,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torchvision.transforms import functional as tvf
 from openood_dream.datasets import images
 from openood_dream.datasets.images import ImageList, Transform, loader, random_crop, random_flip
 from openood_dream.datasets.imglist import list_identity, read_imglist, write_imglist
+from openood_dream.datasets.mixture import Mixture
 from openood_dream.errors import InputError
 
 SMALL = Transform(pre_size=32, image_size=32)
@@ -214,6 +216,11 @@ def test_identity_of_a_transform_separates_test_time_from_training():
     plain, other = Transform(36, 32), Transform(36, 32, flip=False, randaugment=(1, 14))
     assert plain.test_identity == other.test_identity and plain.identity != other.identity
     assert plain.test_identity != Transform(36, 32, "cifar10").test_identity
+
+
+def test_the_identity_of_a_transform_is_the_same_read_from_a_record():
+    transform = Transform(36, 32, randaugment=(1, 14), mixture=Mixture(("nearest", "bilinear"), (60, 90)))
+    assert json.loads(json.dumps(transform.identity)) == transform.identity
 
 
 # ----------------------------------------------------------------------------------------------------------- decoding

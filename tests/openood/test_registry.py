@@ -340,6 +340,15 @@ def test_other_auxiliary_images(get_preprocessor, drawn):
     assert drawn == [] and config.dataset.oe.imglist_pth == "mine.txt"
 
 
+@pytest.mark.parametrize(("key", "value"), [("interpolation", ["nearest", "bilinear"]), ("jpeg", 75)])
+def test_nothing_is_drawn_that_openood_cannot_prepare(get_preprocessor, drawn, key, value):
+    config = imagining(trainer={"name": "dream_ood", "loss": "energy", "beta": 1.0}, pipeline={"name": "train_oe"})
+    config.dataset.oe[key] = value
+    with pytest.raises(InputError, match=f"dataset.oe.{key}: .*backend: standalone"):
+        get_preprocessor(config, "oe")
+    assert drawn == []
+
+
 def test_nothing_is_drawn_for_the_wrong_trainer(get_preprocessor, drawn):
     config = imagining(trainer={"name": "dream_id"}, pipeline={"name": "train_oe"})
     with pytest.raises(InputError, match="dream.outliers.method: the trainer dream_id learns from inliers"):

@@ -63,12 +63,10 @@ def test_outlier_data_of_each_method(benchmarked):
 def test_the_report_is_one_file_that_loads_nothing(page):
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "<link" not in page and not re.search(r"url\((?!data:)", page)
-    assert page.count("data:image/png;base64,") == 2 * 11  # a light and a dark one of each figure
+    assert page.count("data:image/png;base64,") == 2 * 12  # a light and a dark one of each figure
 
 
-FIGURES = (
-    "comparison score_histograms roc_curves training_curves mistakes outliers plain_prompts image_lines embedding_map"
-)
+FIGURES = "comparison score_histograms roc_curves training_curves mistakes outliers plain_prompts image_lines embedding_map probe"
 STAGES = ("anchors", "space", "generator", "outliers", "images", "train: base", "train: oe", "train: dream_ood")
 WORDS = ("torch", "diffusers", "python", "num_epochs", "openood-dream benchmark --config")
 
