@@ -28,11 +28,11 @@ from openood_dream.store.tensors import write_index, write_tensors
 
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 SMALL = {"per_class": 500, "size": 16, "save_size": 16, "batch_size": 100, "guidance": 1.15}
-MEDIUM = {"per_class": 4, "size": 256, "save_size": 128, "batch_size": 8}
+MEDIUM = {"per_class": 4, "size": 128, "save_size": 64, "batch_size": 8}
 
 
 def medium(folder: Path) -> Path:
-    """Stable Diffusion with a quarter of its channels, random weights."""
+    """Stable Diffusion with a third of its channels, random weights."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(32, 64, 128, 128),
@@ -40,11 +40,11 @@ def medium(folder: Path) -> Path:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
         latent_channels=4,
-        sample_size=256,
+        sample_size=128,
     )
     channels = (96, 192, 384, 384)
     unet = UNet2DConditionModel(
-        sample_size=32, cross_attention_dim=192, attention_head_dim=8, block_out_channels=channels
+        sample_size=16, cross_attention_dim=192, attention_head_dim=8, block_out_channels=channels
     )
     tokenizer = word_tokenizer([*NAMES, TEMPLATE.format("")])
     tokenizer.model_max_length = 77

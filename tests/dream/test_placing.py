@@ -8,6 +8,7 @@ import torch
 
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.placing import drawing_dtype
+from openood_dream.dream.residuals import lost
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 
@@ -36,3 +37,23 @@ def test_every_family_draws_in_half_precision(tmp_path, family, init):
         imaginer = Imaginer(load_pipeline(source, settings, "cpu"), NAMES, settings)
         drawn.append(imaginer(torch.tensor([0, 1]), None, [1, 2], starts=starts).float())
     assert (drawn[0] - drawn[1]).abs().mean() < 3 < drawn[1].std()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_parts_that_are_fetched_when_they_compute(tmp_path, family, dtype):
+    """The hooks of `offload: model`, with the CPU in the GPU's place; with a GPU: test_cuda.py."""
+    source = Source(str(any_families.save(tmp_path / "pipeline", family)), None, None)
+    settings = SynthesisSettings(steps=2, size=32, save_size=None, guidance=3.0, dtype=dtype)
+    real = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    found = []
+    for offload in (False, True):
+        pipe = load_pipeline(source, settings, "cpu")
+        if offload:
+            pipe.enable_model_cpu_offload(device=torch.device("cpu"))
+        imaginer = Imaginer(pipe, NAMES, settings)
+        tokens = imaginer.placeholder.anchors[[0, 1]] + 0.1
+        found.append((imaginer(torch.tensor([0, 1]), tokens, [1, 2]), lost(pipe, real)))
+    assert len(pipe._all_hooks) > 2
+    assert (found[0][0].int() - found[1][0].int()).abs().max() <= 1
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-3)
