@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import PNDMScheduler, StableDiffusionPipeline
+from full_size import TEMPLATE, stable_diffusion
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from openood_dream.dream.anchors import load_anchors, make_anchors
 from openood_dream.dream.generator.models import small_unet, small_vae
@@ -29,13 +29,12 @@ from openood_dream.dream.image_set import shard_table
 from openood_dream.dream.images import Shards
 from openood_dream.dream.imaginer import SCHEDULERS, Imaginer
 from openood_dream.dream.settings import GeneratorTraining, SynthesisSettings
-from openood_dream.dream.source import Source, make_text_encoder, text_inputs, word_tokenizer
+from openood_dream.dream.source import Source, make_text_encoder, text_inputs
 from openood_dream.store.artifacts import Artifact
 from openood_dream.store.tables import write_table
 from openood_dream.store.tensors import write_index, write_tensors
 
 NAMES = ["zero", "one", "two", "three", "four", "five"]
-TEMPLATE = "A high-quality image of the {}"
 PUBLISHED_BATCH = 3
 
 
@@ -60,23 +59,10 @@ def small(folder: Path) -> Path:
     return save(folder, small_vae(training, 16), small_unet(training, 4), tokenizer, encoder)
 
 
-def stable_diffusion(folder: Path) -> Path:
+def full_size(folder: Path) -> Path:
     """Stable Diffusion 1.4 by its published configuration, with random weights."""
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-    )
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    tokenizer = word_tokenizer([*NAMES, TEMPLATE.format("")])
-    tokenizer.model_max_length = 77
-    text = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
-    )
-    return save(folder, vae, unet, tokenizer, CLIPTextModel(text))
+    stable_diffusion(folder, NAMES)
+    return folder
 
 
 def save(folder: Path, vae, unet, tokenizer, encoder) -> Path:
@@ -110,7 +96,6 @@ class Job(NamedTuple):
         imaginer, images = Imaginer(self.work.imaginer.pipeline, NAMES, synthesis), []
         for start in range(0, self.size.images, PUBLISHED_BATCH):
             batch = range(start, min(start + PUBLISHED_BATCH, self.size.images))
-            imaginer.negative = imaginer._negative()
             drawn = imaginer(*self.work.inputs(batch))
             for number, image in zip(batch, drawn.permute(0, 2, 3, 1).numpy(), strict=True):
                 picture = Image.fromarray(image).resize((self.size.save,) * 2, Image.Resampling.BILINEAR)
@@ -192,7 +177,7 @@ def per_second(benchmark, images: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Stable Diffusion 1.4 at 512 pixels needs a GPU")
 def test_drawing_with_stable_diffusion_on_a_gpu(against, benchmark, tmp_path):
     """Random weights, bfloat16, 512 pixels; with the share of the UNet and of the card's matrix rate."""
-    full = job(tmp_path, stable_diffusion, FULL)
+    full = job(tmp_path, full_size, FULL)
 
     def reference() -> torch.Tensor:
         full.with_scheduler("pndm")

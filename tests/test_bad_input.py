@@ -587,7 +587,7 @@ ARGUMENTS = [
     Row("an unknown command", "trian", r"No such command 'trian'.*"),
     Row("an unknown option", "leaderboard {tmp} --frmat md", r"No such option: --frmat.*"),
     Row("an unknown format", "leaderboard {tmp} --format pdf", r".*--format.*'pdf'.*"),
-    Row("no argument", "leaderboard", r"Missing argument 'runs'; see openood-dream leaderboard --help"),
+    Row("no argument", "leaderboard", r"Missing argument '(?i:runs)(\.\.\.)?'; see openood-dream leaderboard --help"),
     Row("no config", "train --seed 1", r"train: "),
     Row("a word too many", f"{TRAIN} --seed 1 2", r"command line: "),
     Row("too many seeds", f"{QUICK} --seeds 9", r"--seeds: "),

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -87,7 +89,9 @@ subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], start_new_session=True).
 
 def start(*words: object) -> subprocess.Popen:
     command = [sys.executable, "-c", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, preexec_fn=heard, **pipes)
     assert process.stdout.readline() == "begun\n"
     return process
 

@@ -312,8 +312,7 @@ class Dream:
     def plain_samples(self) -> Artifact:
         """Images of plain prompts of some classes, and how often the space's classifier sees the class in them."""
         return self.plain(
-            min(PER_CLASS, self.settings.synthesis.per_class),
-            spread(len(self.names), CLASSES),
+            *self._shown,
             # a space that knows no classes itself cannot say, and has a warning of its own
             None if self.space.warnings else self._space_judge(),
         )
@@ -376,9 +375,15 @@ class Dream:
             missing=missing,
             device=self.device,
             starts=self._starts() if outliers else None,
+            plain=[self._shown[0]] * len(self._shown[1]) if self._there("plain_samples", []) is None else [],
         )
 
     # ------------------------------------------------------------------------------------------------------ parts
+
+    @property
+    def _shown(self) -> tuple[int, list[int]]:
+        """How many images of plain prompts show what the generator knows, and of which classes."""
+        return min(PER_CLASS, self.settings.synthesis.per_class), spread(len(self.names), CLASSES)
 
     @property
     def _keeps_class(self) -> bool:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 
 from openood_dream.dream.image_set import missing_shards, shards
 from openood_dream.dream.images import set_inputs
-from openood_dream.dream.imaginer import Imaginer, load_pipeline, png
+from openood_dream.dream.imaginer import Imaginer, load_pipeline
+from openood_dream.dream.probe import Probe, probe
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.dream.starts import Starts
@@ -34,10 +32,9 @@ def forecast(
     missing: Sequence[str] = (),
     device: str = "auto",
     starts: Starts | None = None,
+    plain: Sequence[int] = (),
 ) -> str:
     """What `make_images` would draw: images, shards, disk, and the time by a probe of PROBE_SECONDS. Writes nothing.
-
-    The probe draws random embeddings, which take as long as any.
 
     Args:
         source: where the pipeline comes from; None for one that is not trained yet.
@@ -49,6 +46,7 @@ def forecast(
         missing: the stages that would have to be made first.
         device: the config's word for the device.
         starts: the ID images that drawing starts from; None: it starts from noise, or they cannot be said yet.
+        plain: how many images of plain prompts are drawn before, of each class that has some.
 
     Returns:
         Lines of text.
@@ -67,45 +65,40 @@ def forecast(
         f"images  {total:,} ({len(names)} classes of {settings.per_class:,}{' pairs' if settings.pair else ''})",
         f"shards  {len(wanted):,} of {settings.shard_size:,} images, {len(wanted) - len(todo):,} of them done",
     ]
-    with tempfile.TemporaryDirectory() as place:
-        if source is None:
-            untrained().save_pretrained(place)
-        pipeline = load_pipeline(source or Source(place, None, None), settings, device)
-    rate, size = probe(Imaginer(pipeline, names, settings), PROBE_SECONDS)
-    guess = "" if source else "; of an untrained generator, whose images take more room"
-    lines.append(f"disk    {amount(total * size)} ({amount(size)} an image{guess})")
-    lines.append(
-        f"time    {duration(left / rate)} for the {left:,} images to draw: {rate:.3g} images/s on {pipeline.device}"
-        f" in batches of {settings.batch_size}, by a probe of {PROBE_SECONDS:g} s"
-    )
+    found, loading = _probed(source, names, settings, untrained, device)
+    drawing = found.total([len(wanted[number]) for number in todo], settings.batch_size) * (2 if settings.pair else 1)
+    rate = left / drawing if left else found.batch / found.batch_seconds(found.batch)
+    seconds, more = (drawing + loading if left else 0.0), ""
+    if left and plain:
+        seconds += found.total(plain, settings.batch_size) + loading
+        more = f" and {sum(plain):,} of plain prompts"
+    least, guess = "" if found.sized else "at most ", "" if source else "; untrained, whose images take more room"
+    lines += [
+        f"disk    {least}{amount(total * found.size)} ({amount(found.size)} an image{guess})",
+        f"time    {duration(seconds)} for the {left:,} images to draw{more}: {rate:.3g} images/s on {found.device} in batches of "
+        f"{found.batch}{', not compiled' if settings.compile else ''}, {found.note}",
+    ]
     if missing:
         lines.append(f"before  not made yet, and not in the time: {', '.join(missing)}, and what they need")
     return "\n".join(lines)
 
 
-def probe(imaginer: Imaginer, seconds: float) -> tuple[float, float]:
-    """Measures how fast images are drawn, over whole batches, after one to warm up.
-
-    Args:
-        imaginer: what draws them.
-        seconds: for about how long.
-
-    Returns:
-        Images per second, and bytes of an image as PNG.
-    """
-    batch = imaginer.settings.batch_size
-    labels = torch.arange(batch) % len(imaginer.names)
-    table = imaginer.placeholder.anchors[0]
-    tokens = F.normalize(torch.randn(batch, imaginer.width), dim=1) * table.float().norm().cpu()
-    begin = torch.zeros(batch, 3, imaginer.size, imaginer.size) if imaginer.from_images else None
-    draw = partial(imaginer, labels, tokens, list(range(batch)), starts=begin)
-    draw()
-    batches, start, sizes = 0, time.perf_counter(), [0]
-    while batches == 0 or time.perf_counter() - start < seconds:
-        images = draw()
-        sizes = [len(png(image)) for image in images.permute(0, 2, 3, 1).numpy()]
-        batches += 1
-    return batches * batch / (time.perf_counter() - start), sum(sizes) / len(sizes)
+def _probed(
+    source: Source | None,
+    names: Sequence[str],
+    settings: SynthesisSettings,
+    untrained: Callable[[], DiffusionPipeline],
+    device: str,
+) -> tuple[Probe, float]:
+    """What was measured, and the seconds that loading the pipeline took."""
+    eager = settings.model_copy(update={"compile": False})  # compiling takes longer than the probe may
+    with tempfile.TemporaryDirectory() as place:
+        if source is None:
+            untrained().save_pretrained(place)
+        start = time.perf_counter()
+        pipeline = load_pipeline(source or Source(place, None, None), eager, device)
+        loading = time.perf_counter() - start
+    return probe(Imaginer(pipeline, names, eager), PROBE_SECONDS), loading
 
 
 def amount(size: float) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console, RenderableType
@@ -114,7 +115,22 @@ def _finite(number: float) -> float | None:
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows as plain Python values, with None for what is missing."""
-    return json.loads(frame.to_json(orient="records", double_precision=12))
+    columns = {str(name): [_plain(value) for value in frame[name]] for name in frame}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it; pandas' own way makes floats of counts beside which some are missing."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if pd.isna(value):
+        return None
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float):
+        return round(value, 12) if math.isfinite(value) else None
+    return value if isinstance(value, (bool, int, str)) else str(value)
 
 
 def percent_text(mean: float, deviation: float) -> str:

@@ -293,7 +293,7 @@ def writing_in(folder: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            rust = re.search(r"\(os error (\d+)\)", str(error))
+            rust = re.search(r"(?:os error |Os \{ code: )(\d+)", str(error))  # the latter from older versions
             code = error.errno if isinstance(error, OSError) else rust and int(rust[1])
             if code is None or isinstance(error, InputError):
                 raise

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from openood_dream.dream import forecast
-from openood_dream.dream.forecast import amount, duration, probe
+from openood_dream.dream.forecast import amount, duration
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
+from openood_dream.dream.probe import probe
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_nothing_is_left_of_a_finished_set(lines, dream):
 def test_an_untrained_generator_is_probed_before_anything_is_made(lines, tmp_path):
     found = lines("--dream.cache_dir", tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    assert "of an untrained generator" in found["disk"] and "images/s on cpu" in found["time"]
+    assert "untrained, whose images take more room" in found["disk"] and "images/s on cpu" in found["time"]
     assert found["before"].startswith("not made yet, and not in the time: ")
 
 
@@ -55,8 +56,8 @@ def test_a_given_pipeline_is_probed_before_anything_is_made(lines, pipeline_fold
 def test_the_probe_counts_images_and_bytes(dream):
     settings = dream.settings.synthesis
     imaginer = Imaginer(load_pipeline(dream.source, settings, "cpu"), dream.names, settings)
-    rate, size = probe(imaginer, 0.2)
-    assert rate > 1 and 60 < size < 3 * 16 * 16 + 200
+    found = probe(imaginer, 0.2)
+    assert found.batch == 8 and 60 < found.size < 3 * 16 * 16 + 200
 
 
 @pytest.mark.parametrize("seconds, words", [(0, "0 s"), (59.4, "59.4 s"), (180, "3 min"), (3 * 3600, "3 h")])

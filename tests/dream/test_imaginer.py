@@ -257,7 +257,8 @@ def test_batches_are_halved_until_they_fit(pipe, names, draw, small_memory, monk
     assert [one.category for one in said].count(InputWarning) == 2
     assert small_memory == [7, 4, *[2] * 9, *[1] * 3]
     small_memory.clear()
-    assert torch.equal(imaginer(labels[:3], tokens[:3], seeds[:3]), images[:3])
+    again = imaginer(labels[:3], tokens[:3], seeds[:3])
+    assert (again.int() - images[:3].int()).abs().max() <= 1
     assert small_memory == [2] * 3 + [1] * 3  # the next batch does not try again
     monkeypatch.undo()
     assert (images.int() - draw(labels.tolist(), tokens, seeds)).abs().max() <= 1
@@ -271,7 +272,7 @@ def test_latents_and_plain_prompts_are_halved_too(pipe, names, small_memory, mon
         plain = Imaginer(pipe, names, synthesis())(labels, None, seeds)
     monkeypatch.undo()
     whole = Imaginer(pipe, names, synthesis())
-    assert torch.allclose(latents, whole.latents(labels, tokens, seeds), atol=1e-4)
+    assert torch.allclose(latents, whole.latents(labels, tokens, seeds), atol=5e-3)  # of 20
     assert (plain.int() - whole(labels, None, seeds).int()).abs().max() <= 1
 
 

@@ -147,13 +147,14 @@ def test_torch_is_as_before():
 
 
 def test_enable_lasts_until_disable():
+    before = "sctypes" in vars(np)  # NumPy 1 has it
     compat.enable(cpu=True)
     compat.enable(cpu=True)
     try:
         assert torch.zeros(1, device="cuda").device.type == "cpu"
     finally:
         compat.disable()
-    assert "sctypes" not in vars(np) and torch.Tensor.cuda is not compat._stay
+    assert ("sctypes" in vars(np)) == before and torch.Tensor.cuda is not compat._stay
 
 
 def test_question_that_nobody_can_answer(monkeypatch):

@@ -147,3 +147,21 @@ def test_class_name_files_from_any_folder(tmp_path, monkeypatch):
     mine.parent.mkdir()
     mine.write_text("\n".join(f"my {i}" for i in range(10)))
     assert merged("cifar10", "pipelines/train/base.yml").imagination.names[0] == "my 0"
+
+
+@pytest.mark.parametrize(
+    "name, differ, some",
+    [
+        ("cifar100", 22, {"maple tree": "maple", "keyboard": "computer keyboard", "apple": "apples"}),
+        ("imagenet100", 7, {"killer whale": "orca", "aircraft carrier": "carrier", "hog": "pig"}),
+    ],
+)
+def test_class_names_of_dream_ood(name, differ, some):
+    """In the order of ours, and of both lists each name once."""
+    ours, theirs = (
+        merged(name, "pipelines/train/base.yml", *files).imagination.names
+        for files in ((), (f"synthesis/{name}_dream_ood.yml",))
+    )
+    assert len(theirs) == len(set(theirs)) == CLASSES[name]
+    pairs = {one: other for one, other in zip(ours, theirs, strict=True) if one != other}
+    assert len(pairs) == differ and some.items() <= pairs.items()
