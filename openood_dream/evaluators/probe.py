@@ -14,11 +14,11 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from openood_dream.datasets.images import LUMA
 from openood_dream.evaluators.metrics import compute_metrics
 
 FOLDS = 5
 BANDS = 32  # of spatial frequency, at most
-LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue (ITU-R BT.601)
 ROUNDING = 1 / 12  # power that rounding to whole numbers adds, without which a constant image has no logarithm
 WARNING = 80.0  # AUROC in percent from which on a probe says that training looks at the wrong thing
 

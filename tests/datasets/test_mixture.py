@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from openood_dream.datasets.loaders import Data
 from openood_dream.datasets.mixture import Mixture
 from openood_dream.datasets.settings import DatasetSettings, PreprocessorSettings
 from openood_dream.errors import InputError
+from openood_dream.pipelines.identity import run_inputs
 
 COUNT = 12
 BOTH = ("nearest", "bilinear")
@@ -121,6 +123,16 @@ def test_what_changes_nothing_leaves_the_transform_as_it_is(photos):
         assert data(photos, **keys).auxiliary_transform == data(photos).transform
     one, other = (data(photos, interpolation=way).auxiliary_transform for way in (["nearest"], [*BOTH]))
     assert one.test_identity != other.test_identity != data(photos).transform.test_identity
+
+
+def test_a_run_with_other_ways_is_another_run(tiny):
+    def inputs(*words: str) -> dict[str, Any]:
+        return run_inputs(tiny.method("oe", *words))
+
+    assert inputs("--dataset.oe.interpolation", "bilinear") == inputs()
+    changed = [inputs("--dataset.oe.jpeg", "75"), inputs("--dataset.oe.interpolation", "[nearest, bilinear]")]
+    assert inputs() not in changed and changed[0] != changed[1]
+    assert [json.loads(json.dumps(one["dataset"])) for one in changed] == [one["dataset"] for one in changed]
 
 
 @pytest.mark.parametrize(
