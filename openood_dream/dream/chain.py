@@ -18,6 +18,7 @@ from openood_dream.dream.features import make_features
 from openood_dream.dream.forecast import forecast
 from openood_dream.dream.generator.models import noise_schedule
 from openood_dream.dream.generator.stage import check_size, make_generator, untrained
+from openood_dream.dream.guided import Guidance
 from openood_dream.dream.images import check_executor, imagined_label, make_images, make_latents
 from openood_dream.dream.lines import make_lines
 from openood_dream.dream.outliers import load_outliers, make_outliers
@@ -226,6 +227,7 @@ class Dream:
             worker_gpus=self.worker_gpus,
             residuals=residuals if synthesis.residual else None,
             starts=self._starts(),
+            guidance=self._guidance(),
         )
         return ImageSet.of(made)
 
@@ -238,7 +240,14 @@ class Dream:
         outliers, source = self.outliers, self.source
         synthesis = self.settings.synthesis.model_copy(update={"per_class": math.ceil(total / len(self.names))})
         return make_latents(
-            source, outliers, self.names, synthesis, self.cache_dir, device=self.device, starts=self._starts()
+            source,
+            outliers,
+            self.names,
+            synthesis,
+            self.cache_dir,
+            device=self.device,
+            starts=self._starts(),
+            guidance=self._guidance(),
         )
 
     def _starts(self) -> Starts | None:
@@ -249,6 +258,14 @@ class Dream:
         return Starts(
             self._train, space["rows"], space["labels"], space["embeddings"].float(), load_anchors(self.anchors)
         )
+
+    def _guidance(self) -> Guidance | None:
+        """What guides the drawing, if anything does: the judge of the quality stage."""
+        guide = self.settings.synthesis.guide
+        if not guide.active:
+            return None
+        judge, data = self._judge()
+        return Guidance(guide, judge, data.images("dataset", "train"), load_space(self.space)["rows"])
 
     def outliers_around(self, net: nn.Module, weights: str) -> Artifact:
         """Embeddings of outliers, sampled as `outliers` are, but around the features of a classifier.
@@ -283,14 +300,10 @@ class Dream:
     def quality(self) -> Findings:
         """What a judge says of the images, and which of them the filter keeps."""
         settings = self.settings
-        if settings.quality.checkpoint is None:
-            drawn, data = self.images, self.data
-            judge = self._space_judge()
-        else:
-            judge, data = self._network_judge(), self._seen
-            if self._there("images", []) is None:
-                judge.load()  # before anything is drawn: it may be missing, or not fit
-            drawn = self.images
+        if settings.quality.checkpoint is not None and self._there("images", []) is None:
+            self._network_judge().load()  # before anything is drawn: it may be missing, or not fit
+        drawn = self.images
+        judge, data = self._judge()
         made = make_quality(
             drawn,
             judge,
@@ -384,6 +397,7 @@ class Dream:
             missing=missing,
             device=self.device,
             starts=self._starts() if outliers else None,
+            guidance=self._guidance() if outliers else None,
             plain=[self._shown[0]] * len(self._shown[1]) if self._there("plain_samples", []) is None else [],
         )
 
@@ -412,6 +426,12 @@ class Dream:
         else:
             noise = noise_schedule(self.training.prediction)
             check_steps(type(noise).__name__, dict(noise.config), self.settings.synthesis)
+
+    def _judge(self) -> tuple[Judge, Data]:
+        """Who judges images, and the data as it sees them."""
+        if self.settings.quality.checkpoint is None:
+            return self._space_judge(), self.data
+        return self._network_judge(), self._seen
 
     def _space_judge(self) -> Judge:
         return space_judge(self.anchors, self.space, self.settings.space, self._image_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from openood_dream.dream.guided import Guidance
 from openood_dream.dream.image_set import missing_shards, shards
 from openood_dream.dream.images import set_inputs
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
@@ -32,6 +33,7 @@ def forecast(
     missing: Sequence[str] = (),
     device: str = "auto",
     starts: Starts | None = None,
+    guidance: Guidance | None = None,
     plain: Sequence[int] = (),
 ) -> str:
     """What `make_images` would draw: images, shards, disk, and the time by a probe of PROBE_SECONDS. Writes nothing.
@@ -46,6 +48,7 @@ def forecast(
         missing: the stages that would have to be made first.
         device: the config's word for the device.
         starts: the ID images that drawing starts from; None: it starts from noise, or they cannot be said yet.
+        guidance: what guides the drawing; None: nothing does, or it cannot be said yet.
         plain: how many images of plain prompts are drawn before, of each class that has some.
 
     Returns:
@@ -54,9 +57,8 @@ def forecast(
     wanted = shards(settings.per_class * len(names), settings.shard_size)
     total, todo = wanted[-1].stop, list(range(len(wanted)))
     if source and outliers:
-        folder = folder_of(
-            cache_dir, "images", set_inputs(source, outliers, names, settings, starts=starts), outliers.label
-        )
+        inputs = set_inputs(source, outliers, names, settings, starts=starts, guidance=guidance)
+        folder = folder_of(cache_dir, "images", inputs, outliers.label)
         todo = missing_shards(folder, wanted)
     left = sum(len(wanted[number]) for number in todo)
     if settings.pair:
@@ -78,6 +80,10 @@ def forecast(
         f"time    {duration(seconds)} for the {left:,} images to draw{more}: {rate:.3g} images/s on {found.device} in batches of "
         f"{found.batch}{', not compiled' if settings.compile else ''}, {found.note}",
     ]
+    if settings.guide.active:
+        lines.append(
+            "guide   not in the time: each guided step decodes the images and goes back through decoder and judge"
+        )
     if missing:
         lines.append(f"before  not made yet, and not in the time: {', '.join(missing)}, and what they need")
     return "\n".join(lines)

@@ -20,9 +20,11 @@ import torch
 from tqdm import tqdm
 
 from openood_dream._version import __version__
+from openood_dream.dream.guided import Guidance
 from openood_dream.dream.image_set import PARTNER, join_shards, missing_shards, shards, write_image, write_shard
 from openood_dream.dream.imaginer import Imaginer, check_anchors, image_seed, load_pipeline, png
 from openood_dream.dream.outliers import load_outliers
+from openood_dream.dream.placing import drawing_device
 from openood_dream.dream.residuals import load_residuals, lost, residuals_of
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
@@ -87,6 +89,7 @@ def set_inputs(
     settings: SynthesisSettings,
     *without_effect: str,
     starts: Starts | None = None,
+    guidance: Guidance | None = None,
 ) -> dict[str, Any]:
     """What decides about what is drawn of outliers.
 
@@ -97,12 +100,14 @@ def set_inputs(
         settings: how they are drawn.
         without_effect: the settings that have no say in it.
         starts: the ID images that drawing starts from, if it does.
+        guidance: what guides the drawing, if anything does.
 
     Returns:
         The inputs of an artifact.
     """
     unused = (*without_effect, *(() if starts else ("strength", "pair")))
-    return ({"starts": starts.identity} if starts else {}) | {
+    given = {"starts": starts, "guide": guidance}
+    return {key: one.identity for key, one in given.items() if one} | {
         "generator": source.identity,
         "outliers": outliers.hash,
         "class_names": list(names),
@@ -147,6 +152,7 @@ def make_images(
     worker_gpus: float = 1,
     residuals: Callable[[Imaginer], Artifact] | None = None,
     starts: Starts | None = None,
+    guidance: Guidance | None = None,
 ) -> Artifact:
     """The images stage: `<class>/<id>.png`, `imglist.txt` and `images.parquet` with a row per image.
 
@@ -163,6 +169,7 @@ def make_images(
         residuals: makes the artifact of residuals that the images get, given what draws them; picklable for Ray. None:
             they get none.
         starts: the ID images that drawing starts from; None: it starts from noise.
+        guidance: what guides the drawing; None: nothing does.
 
     Returns:
         The artifact.
@@ -179,7 +186,7 @@ def make_images(
         wanted = shards(settings.per_class * len(names), settings.shard_size)
         todo = missing_shards(folder, wanted)
         drawing = partial(Shards, source, outliers, names, settings, folder, keeps_class=keeps_class, device=device)
-        work = partial(drawing, residuals=residuals, starts=starts)
+        work = partial(drawing, residuals=residuals, starts=starts, guidance=guidance)
         if todo:
             total = sum(len(wanted[number]) for number in todo)
             with tqdm(total=total, desc="imagine: drawing images", unit="image") as bar:
@@ -187,7 +194,7 @@ def make_images(
         table, method = join_shards(folder, len(wanted)), outliers.manifest["inputs"]["outliers"]["method"]
         return {"images": len(table), "generator": source.path, "description": imagined_label(method)}
 
-    inputs = set_inputs(source, outliers, names, settings, starts=starts)
+    inputs = set_inputs(source, outliers, names, settings, starts=starts, guidance=guidance)
     return build(cache_dir, "images", inputs, make, label=outliers.label, settled=True)
 
 
@@ -240,6 +247,7 @@ class Shards:
         device: the config's word for the device.
         residuals: makes the artifact of residuals that the images get, or None.
         starts: the ID images that drawing starts from, or None.
+        guidance: what guides the drawing, or None.
 
     Raises:
         InputError: the embeddings do not fit the pipeline, or a class has none.
@@ -257,6 +265,7 @@ class Shards:
         device: str = "auto",
         residuals: Callable[[Imaginer], Artifact] | None = None,
         starts: Starts | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         self.starts = starts
         self.source, self.names, self.settings, self.folder = source, names, settings, folder
@@ -268,6 +277,7 @@ class Shards:
         self.wanted = shards(len(self.rows), settings.shard_size)
         self.imaginer = Imaginer(load_pipeline(source, settings, device), names, settings)
         check_anchors(self.imaginer, self.embeddings)
+        self.guide = None if guidance is None else guidance.load(drawing_device(self.imaginer.pipeline))
 
     @cached_property
     def residuals(self) -> torch.Tensor:
@@ -297,7 +307,8 @@ class Shards:
                 names = self.starts.names(picked)
                 kinds |= {INLIER: self.starts.tokens(picked)} if self.settings.pair else {}
             for kind, own in kinds.items():
-                pixels = self.imaginer(labels, own, seeds, back, begin).permute(0, 2, 3, 1).numpy()
+                guide = None if kind == INLIER else self.guide
+                pixels = self.imaginer(labels, own, seeds, back, begin, guide).permute(0, 2, 3, 1).numpy()
                 for i, image in enumerate(pixels):
                     about = (batch[i], int(self.rows[batch[i]]), int(labels[i]), seeds[i], names[i])
                     written.append(pool.submit(self.write, *about, image, kind))
@@ -379,6 +390,7 @@ def make_latents(
     *,
     device: str = "auto",
     starts: Starts | None = None,
+    guidance: Guidance | None = None,
 ) -> Artifact:
     """The UNet's latents that the images of `make_images` would be decoded from, shard by shard.
 
@@ -392,6 +404,7 @@ def make_latents(
         cache_dir: folder of all artifacts.
         device: the config's word for the device.
         starts: the ID images that drawing starts from; None: it starts from noise.
+        guidance: what guides the drawing; None: nothing does.
 
     Returns:
         The artifact, for `load_latents`.
@@ -401,7 +414,7 @@ def make_latents(
     """
 
     def make(folder: Path) -> dict[str, Any]:
-        work = Shards(source, outliers, names, settings, folder, device=device, starts=starts)
+        work = Shards(source, outliers, names, settings, folder, device=device, starts=starts, guidance=guidance)
         files = [folder / "shards" / f"{number:06d}.safetensors" for number in range(len(work.wanted))]
         done = sum(len(images) for images, file in zip(work.wanted, files, strict=True) if file.exists())
         with tqdm(total=len(work.rows), initial=done, desc="imagine: drawing latents", unit="latent") as bar:
@@ -412,7 +425,7 @@ def make_latents(
                 for batch in work.batches(images):
                     labels, tokens, seeds = work.inputs(batch)
                     begin = work.start(None if starts is None else starts.pick(labels, seeds))
-                    parts.append(work.imaginer.latents(labels, tokens, seeds, begin))
+                    parts.append(work.imaginer.latents(labels, tokens, seeds, begin, work.guide))
                     bar.update(len(batch))
                 write_tensors(file, **{f"latents.{number}": torch.cat(parts)})
         write_index(folder, "latents", files)
@@ -424,7 +437,9 @@ def make_latents(
         write_table(folder / "latents.parquet", pd.DataFrame(columns))
         return {"latents": len(work.rows), "generator": source.path}
 
-    inputs = set_inputs(source, outliers, names, settings, "save_size", "residual", "pair", starts=starts)
+    inputs = set_inputs(
+        source, outliers, names, settings, "save_size", "residual", "pair", starts=starts, guidance=guidance
+    )
     return build(cache_dir, "latents", inputs, make, label=outliers.label)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import io
 from collections.abc import Sequence
+from contextlib import nullcontext
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -26,6 +27,9 @@ from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError, check_name, out_of_memory, show, warn
 from openood_dream.store.tensors import Rows
+
+if TYPE_CHECKING:
+    from openood_dream.dream.guided import Guide
 
 # diffusers 0.41, the newest for Python 3.10, knows the old name alone; later ones warn of it
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
@@ -48,7 +52,15 @@ OURS = {
     "generator",
     "latents",
 }
-OURS |= {"output_type", "return_dict", "negative_prompt", "num_images_per_prompt", "kwargs"}
+OURS |= {
+    "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs",
+    "output_type",
+    "return_dict",
+    "negative_prompt",
+    "num_images_per_prompt",
+    "kwargs",
+}
 # parts and habits of pipelines that we have no use for: a safety checker blackens images that it dislikes, and outliers are
 # what we are after
 LEFT_OUT = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
@@ -155,6 +167,8 @@ class Imaginer:
             raise error if isinstance(error, InputError) else settings.error("prompt", str(error)) from None
         self.core = getattr(pipeline, "unet", None) or pipeline.transformer
         check_call(pipeline, settings)
+        if settings.guide.active and "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
+            raise settings.guide.error("image", f"{type(pipeline).__name__} tells nobody of its steps; set it to 0")
         self._check_negative()
         self.from_images = _image_to_image(pipeline, settings) if settings.init == "id" else None
 
@@ -191,6 +205,7 @@ class Imaginer:
         seeds: Sequence[int],
         output_type: str,
         starts: torch.Tensor | None = None,
+        guide: Guide | None = None,
     ) -> torch.Tensor:
         """Images or latents, as the pipeline calls them in `output_type`, float32 on the device.
 
@@ -203,7 +218,7 @@ class Imaginer:
             some = slice(done, done + (self.fitting or len(labels)))
             own = [None if rows is None else rows[some] for rows in (tokens, starts)]
             try:
-                parts.append(self._call(labels[some], own[0], seeds[some], output_type, own[1]))
+                parts.append(self._call(labels[some], own[0], seeds[some], output_type, own[1], guide))
                 done = some.stop
             except (MemoryError, RuntimeError) as failed:
                 self._halve(len(labels[some]), failed)
@@ -249,6 +264,7 @@ class Imaginer:
         seeds: Sequence[int],
         output_type: str,
         starts: torch.Tensor | None = None,
+        guide: Guide | None = None,
     ) -> torch.Tensor:
         """What the pipeline gives, float32 on the device."""
         pipe, settings, size = self.pipeline, self.settings, self.size
@@ -273,11 +289,17 @@ class Imaginer:
             shape = (self.core.config.in_channels, *[size // pipe.vae_scale_factor] * 2)
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in call["generator"]])
             call["latents"] = noise.to(drawing_device(pipe), self.core.dtype)
-        with self.placeholder.replaced(labels, tokens):
-            return drawer(**call, output_type=output_type).images.float()
+        steering = nullcontext(dict[str, Any]()) if guide is None else guide.steering(drawer)
+        with self.placeholder.replaced(labels, tokens), steering as guided:
+            return drawer(**call, **guided, output_type=output_type).images.float()
 
     def latents(
-        self, labels: torch.Tensor, tokens: torch.Tensor, seeds: Sequence[int], starts: torch.Tensor | None = None
+        self,
+        labels: torch.Tensor,
+        tokens: torch.Tensor,
+        seeds: Sequence[int],
+        starts: torch.Tensor | None = None,
+        guide: Guide | None = None,
     ) -> torch.Tensor:
         """Draws what the images of `__call__` are decoded from.
 
@@ -286,11 +308,12 @@ class Imaginer:
             tokens: class tokens (B, m).
             seeds: a noise seed for each of the B.
             starts: as `__call__` takes them.
+            guide: as `__call__` takes it.
 
         Returns:
             Latents (B, c, h, w), float32 on the CPU.
         """
-        return self._draw(labels, tokens, seeds, "latent", starts).cpu()
+        return self._draw(labels, tokens, seeds, "latent", starts, guide).cpu()
 
     def __call__(
         self,
@@ -299,8 +322,9 @@ class Imaginer:
         seeds: Sequence[int],
         residuals: torch.Tensor | None = None,
         starts: torch.Tensor | None = None,
+        guide: Guide | None = None,
     ) -> torch.Tensor:
-        """Draws images. Each depends on its label, token, seed, residual and start, not on its batch.
+        """Draws images. Each depends on its label, token, seed, residual, start and guide, not on its batch.
 
         Args:
             labels: class labels (B,).
@@ -309,6 +333,7 @@ class Imaginer:
             residuals: what is added to the images that are generated (B, 3, size, size), from -1 to 1; None: nothing.
             starts: images (B, 3, size, size) in [-1, 1] that drawing starts from, noised to `strength`, where the settings
                 have `init: id`; None starts from noise.
+            guide: moves the latents away from ID; None: nothing does.
 
         Returns:
             Images (B, 3, S, S) as uint8 on the CPU, S being `save_size`.
@@ -317,7 +342,7 @@ class Imaginer:
             InputError: a single image does not fit into memory.
             FloatingPointError: numbers that are not finite, or images of one colour alone.
         """
-        images = self._draw(labels, tokens, seeds, "pt", starts)
+        images = self._draw(labels, tokens, seeds, "pt", starts, guide)
         if residuals is not None:
             images = images + residuals.to(images)
         size, save = images.shape[-1], self.settings.save_size or images.shape[-1]

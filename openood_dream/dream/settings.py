@@ -236,6 +236,33 @@ def _one_place(text: Any) -> Any:
     return text
 
 
+class GuideSettings(Section):
+    """`dream.synthesis.guide`: gradients of an ID classifier that push images away from ID while they are drawn (GOOD)."""
+
+    section = "dream.synthesis.guide"
+
+    image: float = Field(
+        0.0,
+        ge=0,
+        description="how far the log partition function of the logits pushes the latents, in shares of their length",
+    )
+    feature: float = Field(
+        0.0, ge=0, description="how far the distance of the feature to ID features pushes them, in the same unit"
+    )
+    begin: float = Field(0.2, ge=0, lt=1, description="from which share of the steps on")
+    end: float = Field(0.8, gt=0, le=1, description="up to which share of the steps")
+    k: int = Field(5, ge=1, description="which nearest ID feature measures the distance")
+
+    @model_validator(mode="after")
+    def _steps(self) -> GuideSettings:
+        rule(self.begin < self.end, f"expected begin < end, got {self.begin:g} and {self.end:g}", "begin", "end")
+        return self
+
+    @property
+    def active(self) -> bool:
+        return self.image > 0 or self.feature > 0
+
+
 class SynthesisSettings(Section):
     """`dream.synthesis`: phase 2b, embeddings to images with the diffusion model."""
 
@@ -289,6 +316,10 @@ class SynthesisSettings(Section):
         description="init id: whether each start is also drawn under its own embedding, from the same noise: an inlier that"
         " differs from its outlier by meaning alone, for `trainer.pairs`",
     )
+    guide: GuideSettings = Field(
+        default_factory=GuideSettings,
+        description="guidance away from ID by the judge of `dream.quality`; none where both weights are 0",
+    )
     call: dict[str, Any] = Field(
         {}, description="further arguments of the pipeline's own call, such as true_cfg_scale or max_sequence_length"
     )
@@ -307,7 +338,7 @@ class SynthesisSettings(Section):
         Returns:
             Plain values by key.
         """
-        return self.model_dump(exclude={*self.WITHOUT_EFFECT, *unused})
+        return self.model_dump(exclude={*self.WITHOUT_EFFECT, "guide", *unused})  # the guide has an identity of its own
 
     @model_validator(mode="after")
     def _starts(self) -> SynthesisSettings:
