@@ -20,8 +20,8 @@ from torchvision.transforms import functional as tvf
 
 from openood_dream.datasets.augment import flipped, random_crop, random_flip, simclr_views
 from openood_dream.datasets.imglist import opened_rows, rows_identity
-from openood_dream.datasets.mixture import Mixture, through_jpeg
-from openood_dream.datasets.reading import read_image
+from openood_dream.datasets.mixture import Mixture
+from openood_dream.datasets.reading import read_image, through_jpeg
 from openood_dream.datasets.settings import NORMALIZATION
 from openood_dream.device import copied, room
 from openood_dream.errors import InputError

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 
 class Way(NamedTuple):
@@ -44,15 +42,3 @@ class Mixture:
         rng = np.random.default_rng(index)
         interpolation = self.interpolations[rng.integers(len(self.interpolations))]
         return Way(interpolation, None if self.jpeg is None else int(rng.integers(self.jpeg[0], self.jpeg[1] + 1)))
-
-
-def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """What is left of an RGB image that was stored as JPEG.
-
-    Args:
-        image: the image.
-        quality: 1 to 100.
-    """
-    stored = io.BytesIO()
-    image.save(stored, "JPEG", quality=quality)
-    return Image.open(stored).convert("RGB")

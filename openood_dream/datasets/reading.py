@@ -112,3 +112,15 @@ def strict() -> Iterator[None]:
         yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """What is left of an RGB image that was stored as JPEG.
+
+    Args:
+        image: the image.
+        quality: 1 to 100.
+    """
+    stored = io.BytesIO()
+    image.save(stored, "JPEG", quality=quality)
+    return Image.open(stored, formats=["JPEG"]).convert("RGB")

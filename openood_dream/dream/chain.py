@@ -117,16 +117,8 @@ class Dream:
         pipeline = self.settings.generator
         if isinstance(pipeline, GeneratorTraining):
             return make_text_source(self.names, self.settings.synthesis.prompt, pipeline, self.cache_dir)
-        given, where = self.settings, self.settings.where("generator")
-        return given_source(
-            pipeline,
-            given.revision,
-            where,
-            variant=given.variant,
-            layout=given.layout,
-            lora=given.lora,
-            words=given.words,
-        )
+        about = self.settings.model_dump(include={"revision", "variant", "layout", "lora", "words"})
+        return given_source(pipeline, about.pop("revision"), self.settings.where("generator"), **about)
 
     @cached_property
     def anchors(self) -> Artifact:

@@ -58,13 +58,13 @@ def forecast(
     total, todo = wanted[-1].stop, list(range(len(wanted)))
     if source and outliers:
         inputs = set_inputs(source, outliers, names, settings, starts=starts, guidance=guidance)
-        folder = folder_of(cache_dir, "images", inputs, outliers.label)
-        todo = missing_shards(folder, wanted)
+        todo = missing_shards(folder_of(cache_dir, "images", inputs, outliers.label), wanted)
     left = sum(len(wanted[number]) for number in todo)
     if settings.pair:
         total, left = 2 * total, 2 * left
+    pairs = " pairs" if settings.pair else ""
     lines = [
-        f"images  {total:,} ({len(names)} classes of {settings.per_class:,}{' pairs' if settings.pair else ''})",
+        f"images  {total:,} ({len(names)} classes of {settings.per_class:,}{pairs})",
         f"shards  {len(wanted):,} of {settings.shard_size:,} images, {len(wanted) - len(todo):,} of them done",
     ]
     found, loading = _probed(source, names, settings, untrained, device)
@@ -74,19 +74,28 @@ def forecast(
     if left and plain:
         seconds += found.total(plain, settings.batch_size) + loading
         more = f" and {sum(plain):,} of plain prompts"
-    least, guess = "" if found.sized else "at most ", "" if source else "; untrained, whose images take more room"
+    guess = "" if source else "; untrained, whose images take more room"
     lines += [
-        f"disk    {least}{amount(total * found.size)} ({amount(found.size)} an image{guess})",
+        _disk(found, total, guess),
         f"time    {duration(seconds)} for the {left:,} images to draw{more}: {rate:.3g} images/s on {found.device} in batches of "
         f"{found.batch}{', not compiled' if settings.compile else ''}, {found.note}",
     ]
+    return "\n".join([*lines, *_besides(settings, missing)])
+
+
+def _besides(settings: SynthesisSettings, missing: Sequence[str]) -> list[str]:
+    """Lines about what is not in the time."""
+    lines = []
     if settings.guide.active:
-        lines.append(
-            "guide   not in the time: each guided step decodes the images and goes back through decoder and judge"
-        )
+        lines.append("guide   not in the time: each guided step goes through decoder and judge, and back")
     if missing:
         lines.append(f"before  not made yet, and not in the time: {', '.join(missing)}, and what they need")
-    return "\n".join(lines)
+    return lines
+
+
+def _disk(found: Probe, total: int, guess: str) -> str:
+    least = "" if found.sized else "at most "
+    return f"disk    {least}{amount(total * found.size)} ({amount(found.size)} an image{guess})"
 
 
 def _probed(

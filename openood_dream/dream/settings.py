@@ -137,7 +137,7 @@ class KNNSettings(OutlierSettings):
 
     method: Literal["knn", "inlier"] = Field("knn", description="the sampler")
     sigma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        0.07, description="standard deviation of the Gaussian draws; auto: found for each class, by multiple"
+        "auto", description="standard deviation of the Gaussian draws; auto: found for each class, by multiple"
     )
     multiple: float = Field(
         1.1, gt=0, description="sigma auto: median distance of the kept, over the 99th percentile of ID distances"

@@ -25,7 +25,7 @@ from openood_dream.dream.images import Shards, choose, folder_names, load_latent
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.residuals import make_residuals
-from openood_dream.dream.settings import SynthesisSettings
+from openood_dream.dream.settings import GuideSettings, SynthesisSettings
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import complete, folder_of
 
@@ -198,6 +198,7 @@ KEYS = {
     "strength": (0.3, False),
     "pair": (True, False),
     "call": ({"eta": 0.1}, True),
+    "guide": (GuideSettings(image=0.1), False),  # the guide itself has, beside its judge
     "seed": (1, True),
     "shard_size": (20, True),
 }
@@ -287,11 +288,11 @@ def test_interrupted_latents_go_on_with_the_missing_shard(dream, tiny, tmp_path,
     shutil.copytree(tiny.root / "dream", tmp_path / "dream", ignore=shutil.ignore_patterns("latents-*"))
     config, seen, draw = tiny.config("--dream.cache_dir", str(tmp_path / "dream")), [], Imaginer.latents
 
-    def interrupted(self, labels, tokens, seeds, starts):
+    def interrupted(self, labels, tokens, seeds, *rest):
         seen.append(len(seeds))
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return draw(self, labels, tokens, seeds, starts)
+        return draw(self, labels, tokens, seeds, *rest)
 
     monkeypatch.setattr(Imaginer, "latents", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -338,7 +338,7 @@ def test_boundary_needs_embeddings_in_their_class():
 @pytest.mark.parametrize(
     ("outliers", "cls", "used"),
     [
-        ({}, "KNNSettings", {"method": "knn", "sigma": 0.07}),
+        ({}, "KNNSettings", {"method": "knn", "sigma": "auto"}),
         ({"method": "boundary", "sigma": 0.1, "k": 7}, "BoundarySettings", {"k": 7, "step_size": 0.03}),
         ({"method": "plain", "rounds": 3}, "PlainSettings", {"method": "plain"}),
     ],

@@ -29,6 +29,11 @@ def test_number_format_by_the_card(monkeypatch, device, bf16, expected):
 @pytest.mark.parametrize("family", ["sd3", "flux", "z_image", "qwen_image"])
 def test_every_family_draws_in_half_precision(tmp_path, family, init):
     """Where the autoencoder computes in float32 and the rest does not."""
+    draws = [
+        torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=d) for d in (torch.float16, torch.float32)
+    ]
+    if not torch.equal(draws[0], draws[1].half()):
+        pytest.skip(f"torch {torch.__version__} draws other noise in half precision")
     source = Source(str(any_families.save(tmp_path / "pipeline", family)), None, None)
     starts = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1 if init == "id" else None
     drawn = []
