@@ -54,7 +54,7 @@ def medium(folder: Path) -> Path:
 
 def outliers_around(source: Source, folder: Path) -> Artifact:
     """The artifact of an embedding near each anchor."""
-    anchors = load_anchors(make_anchors(source, NAMES, folder / "dream", prompt=TEMPLATE))
+    anchors = load_anchors(make_anchors(source, dict.fromkeys(NAMES, TEMPLATE), folder / "dream"))
     made = Artifact(folder / "outliers", {"hash": "", "inputs": {"outliers": {"method": "knn"}}}, False)
     write_tensors(made.path / "all.safetensors", **{"embeddings.0": anchors + 0.02 * torch.randn(anchors.shape)})
     write_index(made.path, "embeddings", [made.path / "all.safetensors"])

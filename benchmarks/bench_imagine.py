@@ -125,7 +125,7 @@ def job(folder: Path, make, size: Size) -> Job:
         dtype=size.dtype,
     )
     source = Source(str(make(folder / "pipeline")), None, None)
-    anchors = load_anchors(make_anchors(source, NAMES, folder / "dream"))
+    anchors = load_anchors(make_anchors(source, dict.fromkeys(NAMES, "{}"), folder / "dream"))
     # three images of one embedding one after the other, as the published procedure draws them
     classes = np.repeat(np.arange(size.images // PUBLISHED_BATCH) % len(NAMES), PUBLISHED_BATCH)
     noise = torch.randn(size.images // PUBLISHED_BATCH, anchors.shape[1]).repeat_interleave(PUBLISHED_BATCH, dim=0)

@@ -5,7 +5,7 @@ T(y) is a row of the text encoder's input embedding table, not the encoder's out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from openood_dream.store.tensors import read_tensors, write_tensors
 
 def make_anchors(
     source: Source,
-    names: Sequence[str],
+    templates: Mapping[str, str],
     cache_dir: str | Path,
     error: Callable[[str], InputError] = InputError,
-    prompt: str = "{}",
 ) -> Artifact:
     """The anchors stage: `anchors.safetensors` with `anchors` (C, m), and the tokens of each class in the manifest.
 
@@ -32,11 +31,10 @@ def make_anchors(
 
     Args:
         source: where tokenizer and text encoder come from.
-        names: the C class names.
+        templates: class name -> its prompt, with {} once, where the name goes, in label order: some tokenizers write a name
+            within it otherwise than alone.
         cache_dir: folder of all artifacts.
         error: makes the error that says a text about the names.
-        prompt: the prompt, with {} once, where the class name goes: some tokenizers write a name within it otherwise
-            than alone.
 
     Returns:
         The artifact; `load_anchors` reads it.
@@ -44,13 +42,14 @@ def make_anchors(
     Raises:
         InputError: the source cannot be read, a name has no token, or two names have the same anchor.
     """
-    inputs = {"generator": source.text_identity, "class_names": list(names)}
+    names = list(templates)
+    inputs = {"generator": source.text_identity, "class_names": names}
     if not source.writes_alike:
-        inputs["prompt"] = prompt
+        inputs["prompts"] = list(templates.values())
 
     def make(folder: Path) -> dict[str, Any]:
         try:
-            placeholder = Placeholder(source.text_parts(), prompt, names)
+            placeholder = Placeholder(source.text_parts(), templates)
             check_distinct(placeholder.anchors, names)
         except ValueError as wrong:
             raise wrong if isinstance(wrong, InputError) else error(str(wrong)) from None

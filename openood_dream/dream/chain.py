@@ -116,16 +116,15 @@ class Dream:
         """Where tokenizer and text encoder come from: the given pipeline, or the start of one that is to be trained."""
         pipeline = self.settings.generator
         if isinstance(pipeline, GeneratorTraining):
-            return make_text_source(self.names, self.settings.synthesis.prompt, pipeline, self.cache_dir)
+            return make_text_source(self.names, self.settings.synthesis.all_prompts, pipeline, self.cache_dir)
         about = self.settings.model_dump(include={"revision", "variant", "layout", "lora", "words"})
         return given_source(pipeline, about.pop("revision"), self.settings.where("generator"), **about)
 
     @cached_property
     def anchors(self) -> Artifact:
         """The token embeddings of the class names."""
-        settings = self.settings
-        error, prompt = partial(settings.error, "class_names"), settings.synthesis.prompt
-        return make_anchors(self.text_source, self.names, self.cache_dir, error, prompt)
+        error = partial(self.settings.error, "class_names")
+        return make_anchors(self.text_source, self.settings.synthesis.templates(self.names), self.cache_dir, error)
 
     @cached_property
     def space(self) -> Artifact:

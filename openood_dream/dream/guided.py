@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from openood_dream.datasets.images import LUMA, ImageList, Transform
 from openood_dream.dream.guide import clean, gradient_of, kth_distance, log_partition, push
+from openood_dream.dream.guide_settings import GuideSettings
 from openood_dream.dream.quality import Judge
-from openood_dream.dream.settings import GuideSettings
 
 BATCH = 256  # ID images that are embedded at once
 

@@ -371,7 +371,7 @@ class Shards:
             "class": label,
             "embedding": row,
             "seed": seed,
-            "prompt": self.settings.prompt.format(self.names[label]),
+            "prompt": self.imaginer.placeholder.texts[label],
             "distance": float(self.distances[row]),
             "generator": self.source.path,
             "code": __version__,

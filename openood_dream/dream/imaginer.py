@@ -162,7 +162,7 @@ class Imaginer:
         self.pipeline, self.names, self.settings = pipeline, names, settings
         self.fitting: int | None = None  # the most images of a batch, once more did not fit into memory
         try:
-            self.placeholder = Placeholder(text_pairs(pipeline), settings.prompt, names)
+            self.placeholder = Placeholder(text_pairs(pipeline), settings.templates(names))
         except ValueError as error:
             raise error if isinstance(error, InputError) else settings.error("prompt", str(error)) from None
         self.core = getattr(pipeline, "unet", None) or pipeline.transformer

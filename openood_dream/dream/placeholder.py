@@ -7,7 +7,7 @@ leaves the plain prompt as it is, for names of several tokens too (DREAM-OOD, Se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,8 +27,7 @@ class Encoder:
     Args:
         tokenizer: its tokenizer.
         module: the encoder.
-        template: the prompt, with {} once, where the class name goes.
-        names: the class names in label order.
+        templates: class name -> its prompt, with {} once, where the name goes, in label order.
 
     Attributes:
         found: each class's prompt as the tokenizer writes it.
@@ -39,8 +38,8 @@ class Encoder:
         ValueError: the tokenizer has no token for a name, or the name of a prompt comes too late in it.
     """
 
-    def __init__(self, tokenizer: Any, module: Any, template: str, names: Sequence[str]) -> None:
-        self.tagger, self.module = Tagger(tokenizer, template, names), module
+    def __init__(self, tokenizer: Any, module: Any, templates: Mapping[str, str]) -> None:
+        self.tagger, self.module = Tagger(tokenizer, templates), module
         table = module.get_input_embeddings()
         shape = table.num_embeddings, table.embedding_dim  # parts of a model share it, under names of their own
         self.tables = [
@@ -48,7 +47,7 @@ class Encoder:
             for part in module.modules()
             if isinstance(part, nn.Embedding) and (part.num_embeddings, part.embedding_dim) == shape
         ]
-        self.found = [self._prompt(template.replace("{}", name), name) for name in names]
+        self.found = [self._prompt(template.replace("{}", name), name) for name, template in templates.items()]
         self.anchors = torch.stack([mean_token(rows) for rows in self._rows(table)])
         self.scale = 1.0
         self.width = self.anchors.shape[1]
@@ -94,16 +93,15 @@ class Placeholder:
 
     Args:
         pairs: tokenizers and text encoders.
-        template: the prompt, with {} once, where the class name goes.
-        names: the class names in label order.
+        templates: class name -> its prompt, with {} once, where the name goes, in label order.
 
     Raises:
         ValueError: a tokenizer has no token for a name, or no encoder takes a prompt whole.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Any, Any]], template: str, names: Sequence[str]) -> None:
-        self.template, self.names = template, list(names)
-        self.encoders = [Encoder(tokenizer, module, template, names) for tokenizer, module in pairs]
+    def __init__(self, pairs: Sequence[tuple[Any, Any]], templates: Mapping[str, str]) -> None:
+        self.names, self.texts = list(templates), [text.replace("{}", name) for name, text in templates.items()]
+        self.encoders = [Encoder(tokenizer, module, templates) for tokenizer, module in pairs]
         if all(one.room is not None and one.longest > one.room for one in self.encoders):
             most = max(self.encoders, key=lambda one: one.room or 0)
             raise ValueError(f"{most.longest} tokens, the generator takes {most.room}; shorten the prompt")
@@ -128,7 +126,7 @@ class Placeholder:
 
     def prompts(self, labels: torch.Tensor) -> list[str]:
         """The prompt of each sample, by its class (B,)."""
-        return [self.template.replace("{}", self.names[label]) for label in labels.tolist()]
+        return [self.texts[label] for label in labels.tolist()]
 
     @contextmanager
     def replaced(self, labels: torch.Tensor, tokens: torch.Tensor | None) -> Iterator[None]:

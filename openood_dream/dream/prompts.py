@@ -38,7 +38,8 @@ def class_prompts(tokenizer: CLIPTokenizer, names: Sequence[str], settings: Synt
     Raises:
         InputError: the prompt is too long.
     """
-    texts = [settings.prompt.replace("{}", name) for name in names]
+    templates = settings.templates(names)
+    texts = [template.replace("{}", name) for name, template in templates.items()]
     longest, room = tokenizer.model_max_length, tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
     for text, name in zip(texts, names, strict=True):
         count = len(tokenizer(text, add_special_tokens=False).input_ids)
@@ -47,7 +48,7 @@ def class_prompts(tokenizer: CLIPTokenizer, names: Sequence[str], settings: Synt
                 "prompt",
                 f"with the class name {name!r}: {count} tokens, the generator takes {room}; shorten the prompt",
             )
-    with Tagger(tokenizer, settings.prompt, names).tagging():
+    with Tagger(tokenizer, templates).tagging():
         found = tokenizer(texts, padding="max_length", max_length=longest, return_tensors="pt")
     return Prompts(*untagged(found.input_ids))
 

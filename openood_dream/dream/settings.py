@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from openood_dream.config.schema import Expects, Name, Section, Seed, each_once, not_more, rule
-from openood_dream.errors import nearest
+from openood_dream.dream.guide_settings import GuideSettings
+from openood_dream.errors import check_name, nearest
 
 Eights = Annotated[
     list[Annotated[int, Field(ge=8, multiple_of=8)]], Field(min_length=1), Expects("a list of multiples of 8")
@@ -236,33 +238,6 @@ def _one_place(text: Any) -> Any:
     return text
 
 
-class GuideSettings(Section):
-    """`dream.synthesis.guide`: gradients of an ID classifier that push images away from ID while they are drawn (GOOD)."""
-
-    section = "dream.synthesis.guide"
-
-    image: float = Field(
-        0.0,
-        ge=0,
-        description="how far the log partition function of the logits pushes the latents, in shares of their length",
-    )
-    feature: float = Field(
-        0.0, ge=0, description="how far the distance of the feature to ID features pushes them, in the same unit"
-    )
-    begin: float = Field(0.2, ge=0, lt=1, description="from which share of the steps on")
-    end: float = Field(0.8, gt=0, le=1, description="up to which share of the steps")
-    k: int = Field(5, ge=1, description="which nearest ID feature measures the distance")
-
-    @model_validator(mode="after")
-    def _steps(self) -> GuideSettings:
-        rule(self.begin < self.end, f"expected begin < end, got {self.begin:g} and {self.end:g}", "begin", "end")
-        return self
-
-    @property
-    def active(self) -> bool:
-        return self.image > 0 or self.feature > 0
-
-
 class SynthesisSettings(Section):
     """`dream.synthesis`: phase 2b, embeddings to images with the diffusion model."""
 
@@ -274,6 +249,9 @@ class SynthesisSettings(Section):
         BeforeValidator(_one_place),
         Expects("text with {} once, where the class name goes, and no other braces"),
     ] = Field("A high-quality image of the {}", description="prompt; {} is the class name")
+    prompts: dict[
+        str, Annotated[str, BeforeValidator(_one_place), Expects("text with {} once, and no other braces")]
+    ] = Field({}, description="prompts of single classes, by their names, in the place of `prompt`")
     negative_prompt: str = Field("", description="prompt of the unconditional half of the guidance")
     steps: int = Field(20, ge=1, description="denoising steps")
     scheduler: Literal["dpmsolver++", "pndm", "ddim", "euler", "lcm", "own"] = Field(
@@ -339,6 +317,24 @@ class SynthesisSettings(Section):
             Plain values by key.
         """
         return self.model_dump(exclude={*self.WITHOUT_EFFECT, "guide", *unused})  # the guide has an identity of its own
+
+    def templates(self, names: Sequence[str]) -> dict[str, str]:
+        """The prompt of each class, with {} where its name goes, in label order.
+
+        Args:
+            names: the class names.
+
+        Raises:
+            InputError: `prompts` has another name.
+        """
+        for name in self.prompts:
+            check_name(self.where("prompts"), name, names)
+        return {name: self.prompts.get(name, self.prompt) for name in names}
+
+    @property
+    def all_prompts(self) -> str:
+        """All words that prompts have besides class names."""
+        return " ".join([self.prompt, *self.prompts.values()])
 
     @model_validator(mode="after")
     def _starts(self) -> SynthesisSettings:

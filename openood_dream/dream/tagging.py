@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,14 +32,13 @@ class Tagger:
 
     Args:
         tokenizer: of a text encoder.
-        template: the prompt, with {} once, where the class name goes.
-        names: the class names.
+        templates: class name -> its prompt, with {} once, where the name goes.
     """
 
-    def __init__(self, tokenizer: Any, template: str, names: Sequence[str]) -> None:
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(self, tokenizer: Any, templates: Mapping[str, str]) -> None:
+        self.tokenizer, self.templates = tokenizer, templates
         self.write = partial(type(tokenizer).__call__, tokenizer)  # without tags, within the block too
-        self.names = sorted(set(names), key=len, reverse=True)
+        self.names = sorted(templates, key=lambda name: len(templates[name].replace("{}", name)), reverse=True)
         self.known: dict[str, Found | None] = {}
 
     def find(self, text: str) -> Found | None:
@@ -57,11 +56,11 @@ class Tagger:
 
     def _look(self, text: str) -> Found | None:
         for name in self.names:
-            prompt = self.template.replace("{}", name)
+            prompt = self.templates[name].replace("{}", name)
             at = text.rfind(prompt)
             at = text.lower().rfind(prompt.lower()) if at < 0 else at
             if at >= 0:
-                start = at + self.template.index("{}")
+                start = at + self.templates[name].index("{}")
                 found = written(self.write, self.tokenizer.is_fast, text, start, start + len(name))
                 return found if found.places else None
         return None

@@ -31,7 +31,7 @@ def run(pipeline_folder: Path, names: list[str], tmp_path: Path) -> Callable[...
 
     def stage(names: list[str] = names, prompt: str = "the {}") -> Artifact:
         source = given_source(str(pipeline_folder), None, "dream.generator")
-        return make_anchors(source, names, tmp_path, prompt=prompt)
+        return make_anchors(source, dict.fromkeys(names, prompt), tmp_path)
 
     return stage
 
@@ -75,7 +75,7 @@ def test_reused_until_something_changes(run):
 
 def test_name_without_token(parts):
     with pytest.raises(ValueError, match="no token for ' '"):
-        Placeholder([parts], "the {}", ["cat", " "])
+        Placeholder([parts], {"cat": "the {}", " ": "the {}"})
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def family(request, tmp_path_factory) -> Family:
     folder = any_families.save(tmp_path_factory.mktemp(request.param) / "pipeline", request.param)
     settings = SynthesisSettings(**USUAL, guidance=3.0)
     source = Source(str(folder), None, None)
-    anchors = load_anchors(make_anchors(source, NAMES, folder.parent / "dream", prompt=TEMPLATE))
+    anchors = load_anchors(make_anchors(source, dict.fromkeys(NAMES, TEMPLATE), folder.parent / "dream"))
     pipe = load_pipeline(source, settings, "cpu")
     return Family(folder, pipe, anchors, Imaginer(pipe, NAMES, settings))
 
@@ -76,6 +76,20 @@ def test_anchor_draws_the_plain_prompt_in_half_precision_too(family):
     plain = imaginer(labels, None, [1, 2, 3])
     assert torch.equal(imaginer(labels, family.anchors, [1, 2, 3]), plain)
     assert not torch.equal(imaginer(labels, moved(family, labels), [1, 2, 3]), plain)
+
+
+def test_a_class_with_a_prompt_of_its_own(family):
+    """As DREAM-OOD's public code writes "kite bird" for a kite; the word behind the name is none of it."""
+    own = {"red panda": "A high-quality {} image"}
+    imaginer = Imaginer(family.pipe, NAMES, SynthesisSettings(**USUAL, guidance=3.0, prompts=own))
+    labels = torch.arange(3)
+    plain = imaginer(labels, None, [1, 2, 3])
+    assert imaginer.placeholder.prompts(labels)[1] == "A high-quality red panda image"
+    assert torch.equal(imaginer(labels, imaginer.placeholder.anchors, [1, 2, 3]), plain)
+    usual = family.imaginer(labels, None, [1, 2, 3])
+    assert torch.equal(usual[[0, 2]], plain[[0, 2]]) and not torch.equal(usual[1], plain[1])
+    with pytest.raises(InputError, match=r"synthesis\.prompts: unknown 'red pnada'.*did you mean 'red panda'"):
+        Imaginer(family.pipe, NAMES, SynthesisSettings(**USUAL, prompts={"red pnada": "{}"}))
 
 
 def test_gradients_flow_to_embeddings(family):

@@ -41,7 +41,7 @@ def family(request, tmp_path_factory, names) -> Family:
     usual = {"steps": 3, "guidance": 3.0, "size": 16, "save_size": None, "scheduler": "own"}
     settings = SynthesisSettings(**usual | FEW_STEPS.get(request.param, {}))
     source = Source(str(folder / "pipeline"), None, None)
-    anchors = load_anchors(make_anchors(source, names, folder / "dream"))
+    anchors = load_anchors(make_anchors(source, dict.fromkeys(names, TEMPLATE), folder / "dream"))
     return Family(request.param, folder / "pipeline", load_pipeline(source, settings, "cpu"), anchors, settings)
 
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from openood_dream.datasets.images import Transform
 from openood_dream.dream.guide import clean, gradient_of, kth_distance, log_partition, push
+from openood_dream.dream.guide_settings import GuideSettings
 from openood_dream.dream.guided import Guide
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
-from openood_dream.dream.settings import GuideSettings, SynthesisSettings
+from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
 

@@ -20,12 +20,13 @@ from PIL import Image
 
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.dream import images
+from openood_dream.dream.guide_settings import GuideSettings
 from openood_dream.dream.image_set import read_images, shard_table
 from openood_dream.dream.images import Shards, choose, folder_names, load_latents, set_inputs
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.outliers import load_outliers
 from openood_dream.dream.residuals import make_residuals
-from openood_dream.dream.settings import GuideSettings, SynthesisSettings
+from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import complete, folder_of
 
@@ -182,6 +183,7 @@ def test_reused_until_settings_change(dream, tiny):
 KEYS = {
     "per_class": (5, True),
     "prompt": ("a photo of {}", True),
+    "prompts": ({"one": "the {} of the image"}, True),
     "negative_prompt": ("blurry", True),
     "steps": (7, True),
     "scheduler": ("ddim", True),

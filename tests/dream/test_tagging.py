@@ -21,7 +21,7 @@ def tokenizer(request):
 
 def names_in(tokenizer, text: str, **options) -> tuple[list[str], list[int]]:
     """What is tagged in a text, decoded, and the ids without tags."""
-    with Tagger(tokenizer, TEMPLATE, NAMES).tagging():
+    with Tagger(tokenizer, dict.fromkeys(NAMES, TEMPLATE)).tagging():
         ids = tokenizer([text], return_tensors="pt", **options).input_ids
     clean, named = untagged(ids)
     return tokenizer.decode(clean[named]).strip(), clean[0].tolist()
@@ -44,7 +44,7 @@ def test_other_texts_have_none(tokenizer):
 
 def test_lists_and_padding(tokenizer):
     tokenizer.model_max_length = 40
-    with Tagger(tokenizer, TEMPLATE, NAMES).tagging():
+    with Tagger(tokenizer, dict.fromkeys(NAMES, TEMPLATE)).tagging():
         alone = tokenizer(TEMPLATE.format("cat")).input_ids
         rows = tokenizer([TEMPLATE.format("cat"), "cat"], padding="max_length").input_ids
     assert sum(number >= TAG for number in alone) == sum(number >= TAG for number in rows[0]) > 0
@@ -55,7 +55,7 @@ def test_lists_and_padding(tokenizer):
 def test_chat_templates_are_tagged_too():
     tokenizer = any_families.tokenizer()
     said = [{"role": "user", "content": TEMPLATE.format("red panda")}]
-    with Tagger(tokenizer, TEMPLATE, NAMES).tagging():
+    with Tagger(tokenizer, dict.fromkeys(NAMES, TEMPLATE)).tagging():
         found = tokenizer.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt").input_ids
     clean, named = untagged(found)
     assert tokenizer.decode(clean[named]).strip() == "red panda"

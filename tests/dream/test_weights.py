@@ -64,7 +64,10 @@ def halved(pipeline_folder, tmp_path) -> Path:
 def test_variant(halved, pipeline_folder, names, tmp_path):
     source = given(halved, variant="fp16")
     assert torch.equal(drawn(source, names), drawn(given(pipeline_folder), names))
-    found = [load_anchors(make_anchors(one, names, tmp_path)) for one in (source, given(pipeline_folder))]
+    found = [
+        load_anchors(make_anchors(one, dict.fromkeys(names, "{}"), tmp_path))
+        for one in (source, given(pipeline_folder))
+    ]
     assert torch.equal(*found)
     assert source.identity != given(halved).identity
 
@@ -86,7 +89,10 @@ def test_one_file(suffix, pipeline_folder, names, tmp_path, monkeypatch):
     file, parts = one_file(pipeline_folder, tmp_path / "all", suffix), layout(pipeline_folder, tmp_path / "layout")
     source = given(file, layout=str(parts))
     assert torch.equal(drawn(source, names), drawn(given(pipeline_folder), names))
-    found = [load_anchors(make_anchors(one, names, tmp_path)) for one in (source, given(pipeline_folder))]
+    found = [
+        load_anchors(make_anchors(one, dict.fromkeys(names, "{}"), tmp_path))
+        for one in (source, given(pipeline_folder))
+    ]
     assert torch.equal(*found)
 
 
@@ -132,7 +138,7 @@ def test_a_word_is_a_class_name(pipeline_folder, names, tmp_path):
     token = torch.randn(1, 16)
     word = word_file(tmp_path / "learned.safetensors", **{"<kite>": token})
     source = given(pipeline_folder, words=[word])
-    anchors = load_anchors(make_anchors(source, ["cat", "<kite>"], tmp_path))
+    anchors = load_anchors(make_anchors(source, dict.fromkeys(["cat", "<kite>"], "{}"), tmp_path))
     assert torch.equal(anchors[1], token[0])
     plain = drawn(source, ["cat", "<kite>"])
     imaginer = Imaginer(load_pipeline(source, SETTINGS, "cpu"), ["cat", "<kite>"], SETTINGS)

@@ -120,7 +120,7 @@ def untrained(
     """
     size = settings.size or image_size
     with tempfile.TemporaryDirectory() as folder:
-        make_text_encoder(text_inputs(names, synthesis.prompt, settings), Path(folder))
+        make_text_encoder(text_inputs(names, synthesis.all_prompts, settings), Path(folder))
         ((tokenizer, text),) = Source(folder, None, None).text_parts()
     none = torch.zeros(0, tokenizer.model_max_length, dtype=torch.long)
     nets = Denoiser(small_unet(settings, latent_size(settings, size)), text, Prompts(none, none.bool()), none)
@@ -142,7 +142,7 @@ def write_samples(
     rows = []
     for name in names[:SAMPLED_CLASSES]:
         images = pipeline(
-            [synthesis.prompt.format(name)] * SAMPLES_PER_CLASS,
+            [synthesis.templates(names)[name].replace("{}", name)] * SAMPLES_PER_CLASS,
             generator=[torch.Generator().manual_seed(seed) for seed in range(SAMPLES_PER_CLASS)],
             num_inference_steps=synthesis.steps,
             guidance_scale=synthesis.guidance,
@@ -319,7 +319,7 @@ def make_generator(
         "training": settings.model_dump(exclude=WITHOUT_EFFECT),
         "space": space.hash,
         "text": text.identity,
-        "prompt": synthesis.prompt,
+        "prompt": synthesis.all_prompts,
     }
     return _build_together(training.run, inputs, settings, cache_dir, device)
 
