@@ -8,14 +8,19 @@ from typing import NamedTuple
 
 import any_families
 import diffusers
+import pandas as pd
 import pytest
 import torch
 
 from openood_dream.dream.anchors import load_anchors, make_anchors
+from openood_dream.dream.images import make_images
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
+from openood_dream.store.artifacts import Artifact
+from openood_dream.store.tables import write_table
+from openood_dream.store.tensors import write_index, write_tensors
 
 NAMES = ["cat", "red panda", "dog"]
 TEMPLATE = "A high-quality image of the {}"
@@ -76,6 +81,49 @@ def test_anchor_draws_the_plain_prompt_in_half_precision_too(family):
     plain = imaginer(labels, None, [1, 2, 3])
     assert torch.equal(imaginer(labels, family.anchors, [1, 2, 3]), plain)
     assert not torch.equal(imaginer(labels, moved(family, labels), [1, 2, 3]), plain)
+
+
+def test_without_guidance(family):
+    """There is no negative prompt then, and one prompt an image."""
+    settings = SynthesisSettings(**USUAL, guidance=0.0)
+    imaginer, labels = Imaginer(family.pipe, NAMES, settings), torch.arange(3)
+    plain = imaginer(labels, None, [1, 2, 3])
+    assert torch.equal(imaginer(labels, family.anchors, [1, 2, 3]), plain)
+    found = [imaginer._draw(labels, one, [1, 2, 3], "pt") for one in (family.anchors, moved(family, labels))]
+    assert not torch.equal(*found)
+
+
+def outliers_of(family: Family, folder: Path) -> Artifact:
+    """The artifact of two embeddings of each class."""
+    folder.mkdir()
+    labels = torch.arange(6) // 2
+    tokens = moved(family, labels)
+    write_tensors(folder / "all.safetensors", **{"embeddings.0": tokens})
+    write_index(folder, "embeddings", [folder / "all.safetensors"])
+    write_table(folder / "outliers.parquet", pd.DataFrame({"class": labels.numpy(), "boundary": 0, "distance": 1.0}))
+    return Artifact(folder, {"hash": "some", "inputs": {"outliers": {"method": "knn"}}}, False)
+
+
+def test_killed_set_goes_on_with_the_same_bytes(family, tmp_path, monkeypatch):
+    source, outliers = Source(str(family.folder), None, {"folder": "some"}), outliers_of(family, tmp_path / "outliers")
+    settings = SynthesisSettings(**USUAL, guidance=3.0, per_class=2, shard_size=2)
+
+    def drawn(place: str) -> dict[str, bytes]:
+        made = make_images(source, outliers, NAMES, settings, tmp_path / place, keeps_class=False, device="cpu")
+        return {path.relative_to(made.path).as_posix(): path.read_bytes() for path in made.path.rglob("*.png")}
+
+    whole, calls, draw = drawn("whole"), [], Imaginer.__call__
+
+    def killed(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return draw(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Imaginer, "__call__", killed)
+        drawn("killed")
+    assert drawn("killed") == whole and len(whole) == 6
 
 
 def test_a_class_with_a_prompt_of_its_own(family):
