@@ -51,8 +51,8 @@ def forms(kind: Any) -> set[type]:
         return forms(get_args(kind)[0])
     if origin is Literal:
         return {type(value) for value in get_args(kind)}
-    if origin in (list, dict):
-        return {origin}
+    if origin in (list, dict, tuple):
+        return {dict if origin is dict else list}
     if get_args(kind):  # a union
         return set().union(*map(forms, get_args(kind)))
     if kind is Any or not isinstance(kind, type):

@@ -108,11 +108,6 @@ class Guide:
 
     def _moved(self, vae: Any, latents: Tensor, predicted: Tensor, steps: int) -> Tensor:
         """The latents, moved by one of so many steps' share of the weights."""
-        if latents.ndim != 4:
-            raise self.settings.error(
-                "image",
-                f"{type(vae).__name__}'s latents are packed by the pipeline, so none can be looked at; set it to 0",
-            )
 
         def decoded(z: Tensor) -> Tensor:
             config = vae.config

@@ -21,6 +21,7 @@ from packaging.version import Version
 from PIL import Image
 
 from openood_dream.device import dtype_name, pick_device
+from openood_dream.dream.guide_settings import GuideSettings
 from openood_dream.dream.placeholder import Placeholder, text_pairs
 from openood_dream.dream.placing import drawing_device, drawing_dtype, place_pipeline
 from openood_dream.dream.settings import SynthesisSettings
@@ -146,6 +147,22 @@ def flow_matching(scheduler: Any) -> bool:
     return "FlowMatch" in type(scheduler).__name__
 
 
+def check_guided(pipeline: DiffusionPipeline, settings: GuideSettings) -> None:
+    """Raises InputError where a pipeline cannot be guided.
+
+    Args:
+        pipeline: the pipeline.
+        settings: the guide.
+    """
+    name = type(pipeline).__name__
+    if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
+        raise settings.error(
+            "image", f"{name} tells nobody of its steps, so it cannot be guided; set both weights to 0"
+        )
+    if hasattr(pipeline, "_pack_latents"):
+        raise settings.error("image", f"{name} packs its latents, so it cannot be guided; set both weights to 0")
+
+
 class Imaginer:
     """A pipeline and the prompts of every class, ready to draw images of embeddings.
 
@@ -167,8 +184,8 @@ class Imaginer:
             raise error if isinstance(error, InputError) else settings.error("prompt", str(error)) from None
         self.core = getattr(pipeline, "unet", None) or pipeline.transformer
         check_call(pipeline, settings)
-        if settings.guide.active and "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
-            raise settings.guide.error("image", f"{type(pipeline).__name__} tells nobody of its steps; set it to 0")
+        if settings.guide.active:
+            check_guided(pipeline, settings.guide)
         self._check_negative()
         self.from_images = _image_to_image(pipeline, settings) if settings.init == "id" else None
 

@@ -83,6 +83,8 @@ def test_folder_of_a_variant_alone(halved):
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_one_file(suffix, pipeline_folder, names, tmp_path, monkeypatch):
     """Of UNet and VAE the file has diffusers' names, which need no translation; translating is diffusers' affair."""
+    if not hasattr(single_file_model, "_should_convert_state_dict_to_diffusers"):
+        pytest.skip(f"diffusers {diffusers.__version__} does not ask whether names need a translation")
     monkeypatch.setattr(
         single_file_model, "_should_convert_state_dict_to_diffusers", lambda own, found: own.keys() - found
     )
@@ -134,6 +136,11 @@ def word_file(file: Path, **tensors: torch.Tensor) -> str:
     return str(file)
 
 
+def test_lora_on_the_command_line(tiny):
+    words = ["--dream.generator", "some/model", "--dream.lora", "[some/weights, 0.5]"]
+    assert tiny.config(*words).dream.lora == ("some/weights", 0.5)
+
+
 def test_a_word_is_a_class_name(pipeline_folder, names, tmp_path):
     token = torch.randn(1, 16)
     word = word_file(tmp_path / "learned.safetensors", **{"<kite>": token})
@@ -142,7 +149,7 @@ def test_a_word_is_a_class_name(pipeline_folder, names, tmp_path):
     assert torch.equal(anchors[1], token[0])
     plain = drawn(source, ["cat", "<kite>"])
     imaginer = Imaginer(load_pipeline(source, SETTINGS, "cpu"), ["cat", "<kite>"], SETTINGS)
-    assert torch.equal(imaginer(torch.tensor([0, 1]), anchors, [0, 1]), plain)
+    assert (imaginer(torch.tensor([0, 1]), anchors, [0, 1]).int() - plain.int()).abs().max() <= 1
     assert torch.equal(plain[0], drawn(given(pipeline_folder), ["cat"])[0])  # other words are as they were
 
 

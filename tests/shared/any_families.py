@@ -37,6 +37,7 @@ def tokenizer(length: int = 77) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=length,
+        model_input_names=["input_ids", "attention_mask"],  # as T5's; some versions of transformers have one more
     )
     found.chat_template = CHAT
     return found
