@@ -41,9 +41,7 @@ settings, names = config.generator.model_copy(update={"steps": int(sys.argv[2])}
 make_text_encoder(text_inputs(names, config.synthesis.prompt, settings), folder)
 ((tokenizer, encoder),) = Source(str(folder), None, None).text_parts()
 unet = small_unet(settings, 4)
-prompts = class_prompts(tokenizer, names, config.synthesis)
-empty = tokenizer("", padding="max_length", max_length=prompts.ids.shape[1], return_tensors="pt").input_ids[0]
-nets = Denoiser(unet, encoder, prompts, empty)
+nets = Denoiser(unet, encoder, class_prompts(tokenizer, names, config.synthesis))
 anchors, labels = torch.randn(len(names), settings.text_dim), torch.arange(600) % len(names)
 mean = torch.randn(600, unet.config.in_channels, 4, 4)
 samples = Samples(mean, torch.zeros_like(mean), labels, F.normalize(anchors[labels], dim=1))

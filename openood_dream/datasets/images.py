@@ -81,15 +81,17 @@ class Transform:
 
     @cached_property
     def _constants(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor]]:
-        """Means, deviations and shares of the luma by device, to which they are copied once."""
+        """Means, deviations and shares of the luma by device, to which they are copied once, for gradients too."""
         return {}
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """What networks see, float32 (B, C, S, S), of uint8 images (B, 3, S, S)."""
+        """What networks see, float32 (B, C, S, S), of images (B, 3, S, S) from 0 to 255; those of floats are overwritten."""
         place, values = pixels.device, pixels.float()
         if place not in self._constants:
-            luma = torch.tensor(LUMA).view(1, 3, 1, 1)
-            self._constants[place] = (self.mean.to(place), self.std.to(place), luma.to(place))
+            with torch.inference_mode(False):
+                luma = torch.tensor(LUMA).view(1, 3, 1, 1)
+                mean, std = self._channels(0), self._channels(1)
+                self._constants[place] = (mean.to(place), std.to(place), luma.to(place))
         mean, std, luma = self._constants[place]
         if self.channels == 1:
             values = (values * luma).sum(1, keepdim=True)

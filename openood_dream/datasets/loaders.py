@@ -120,9 +120,10 @@ class Data:
         """
         if which not in self._opened:
             split = self.split(*which)
-            transform = self.auxiliary_transform if which == ("dataset", "oe") else self.transform
-            key = f"{'.'.join(which)}.imglist_pth"
-            images = ImageList(split.imglist_pth, split.data_dir, transform, key=key)
+            if which == ("dataset", "oe"):
+                images = self.open_auxiliary(split.imglist_pth, split.data_dir)
+            else:
+                images = self.open(split.imglist_pth, split.data_dir, f"{'.'.join(which)}.imglist_pth")
             if which in LABELLED or which[:2] == ("ood_dataset", "csid"):
                 self.check_labels(images)
             self._opened[which] = images

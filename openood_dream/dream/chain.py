@@ -292,7 +292,7 @@ class Dream:
         """What a judge says of the images, and which of them the filter keeps."""
         settings = self.settings
         if settings.quality.checkpoint is not None and self._there("images", []) is None:
-            self._network_judge().load()  # before anything is drawn: it may be missing, or not fit
+            self._network_judge.load()  # before anything is drawn: it may be missing, or not fit
         drawn = self.images
         judge, data = self._judge()
         made = make_quality(
@@ -422,11 +422,12 @@ class Dream:
         """Who judges images, and the data as it sees them."""
         if self.settings.quality.checkpoint is None:
             return self._space_judge(), self.data
-        return self._network_judge(), self._seen
+        return self._network_judge, self._seen
 
     def _space_judge(self) -> Judge:
         return space_judge(self.anchors, self.space, self.settings.space, self._image_size)
 
+    @cached_property
     def _network_judge(self) -> Judge:
         if self.network is None:
             raise self.settings.quality.error("checkpoint", "is of `network`, and the config has no such section")

@@ -13,11 +13,6 @@ import torch
 from torch import Tensor
 
 
-def log_partition(logits: Tensor) -> Tensor:
-    """log-sum-exp of logits (B, C), which is large for ID images (Liu et al. 2020): (B,)."""
-    return logits.logsumexp(1)
-
-
 def kth_distance(features: Tensor, bank: Tensor, k: int) -> Tensor:
     """The distance of unit features to the k-th nearest of others, with gradients.
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openood_dream.datasets.images import LUMA, ImageList, Transform
-from openood_dream.dream.guide import clean, gradient_of, kth_distance, log_partition, push
+from openood_dream.datasets.images import ImageList, Transform
+from openood_dream.dream.guide import clean, gradient_of, kth_distance, push
 from openood_dream.dream.guide_settings import GuideSettings
 from openood_dream.dream.quality import Judge
+from openood_dream.dream.steps import watched
+from openood_dream.losses import energy
 
 BATCH = 256  # ID images that are embedded at once
 
@@ -73,19 +74,16 @@ class Guide:
 
     def __init__(self, settings: GuideSettings, net: nn.Module, bank: Tensor, transform: Transform) -> None:
         self.settings, self.net, self.bank, self.transform = settings, net, bank, transform
-        self.mean, self.std = transform.mean.clone(), transform.std.clone()
 
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What is to rise of images (B, 3, H, W) in [-1, 1]: minus the log partition function, and the distance, (B,) each."""
-        size, transform = self.transform.image_size, self.transform
+        size = self.transform.image_size
         x = (images.float().clamp(-1, 1) + 1) / 2
         if x.shape[-1] != size:
             x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size, align_corners=False)
-        if transform.channels == 1:
-            x = (x * torch.tensor(LUMA).to(x).view(1, 3, 1, 1)).sum(1, keepdim=True)
-        logits, features = self.net((x - self.mean.to(x)) / self.std.to(x))
+        logits, features = self.net(self.transform.normalize(255 * x))
         far = kth_distance(features, self.bank, self.settings.k) if self.settings.feature else 0 * features[:, 0]
-        return -log_partition(logits), far
+        return -energy(logits), far
 
     @contextmanager
     def steering(self, pipeline: Any) -> Iterator[dict[str, Any]]:
@@ -95,7 +93,11 @@ class Guide:
             pipeline: what draws.
         """
         seen: dict[str, Tensor] = {}
-        with _watched(pipeline.scheduler, seen):
+
+        def look(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> None:
+            seen["clean"] = clean(pipeline.scheduler, model_output, timestep, sample)
+
+        with watched(pipeline.scheduler, look):
 
             def after(pipe: Any, number: int, step: Any, given: dict[str, Any]) -> dict[str, Any]:
                 total = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
@@ -120,21 +122,3 @@ class Guide:
                 gradient = gradient_of(lambda z, which=which: self.scores(decoded(z))[which], predicted)  # type: ignore[misc]
                 moved = push(moved, gradient, weight / steps)
         return moved
-
-
-@contextmanager
-def _watched(scheduler: Any, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block `seen` has the clean latents that the scheduler's last step predicted."""
-    plain: Callable[..., Any] = scheduler.step
-
-    @wraps(plain)
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
-        found = plain(model_output, timestep, sample, *args, **options)
-        seen["clean"] = clean(scheduler, model_output, timestep, sample)
-        return found
-
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        del scheduler.step

@@ -52,8 +52,6 @@ OURS = {
     "guidance_scale",
     "generator",
     "latents",
-}
-OURS |= {
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
     "output_type",

@@ -18,6 +18,7 @@ from openood_dream.dream.prompts import mean_token
 from openood_dream.dream.tagging import Found, Tagger, untagged
 from openood_dream.errors import InputError
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")  # parts of pipelines
 ENDLESS = 1 << 30  # what tokenizers without a longest text say that it is, and more
 
 
@@ -78,7 +79,7 @@ class Encoder:
     @torch.no_grad()
     def _rows(self, table: nn.Embedding) -> list[torch.Tensor]:
         """The rows (n, m) of each class's name, looked up as the encoder does: with offloading they lie elsewhere."""
-        ids = [found.ids[found.places.start : found.places.stop] for found in self.found]
+        ids = [found.name for found in self.found]
         flat = torch.tensor([number for row in ids for number in row])
         device = table.weight.device
         looked = table(flat if device.type == "meta" else flat.to(device)).float().cpu() / embed_scale(table)
@@ -117,9 +118,7 @@ class Placeholder:
             name: [
                 word
                 for one in self.encoders
-                for word in one.tagger.tokenizer.convert_ids_to_tokens(
-                    one.found[label].ids[one.found[label].places.start : one.found[label].places.stop]
-                )
+                for word in one.tagger.tokenizer.convert_ids_to_tokens(one.found[label].name)
             ]
             for label, name in enumerate(self.names)
         }
@@ -229,13 +228,19 @@ def text_pairs(pipeline: Any) -> list[tuple[Any, Any]]:
     found = []
     for part in TEXT_ENCODERS:
         encoder = getattr(pipeline, part, None)
-        tokenizer = getattr(pipeline, part.replace("text_encoder", "tokenizer"), None)
+        tokenizer = getattr(pipeline, tokenizer_of(part), None)
         if encoder is not None and tokenizer is not None:
             found.append(fitted(tokenizer, encoder))
     return found
 
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+def tokenizer_of(part: str) -> str:
+    """The name of the tokenizer of a pipeline's text encoder, by that of the encoder.
+
+    Args:
+        part: one of TEXT_ENCODERS.
+    """
+    return part.replace("text_encoder", "tokenizer")
 
 
 def fitted(tokenizer: Any, encoder: Any) -> tuple[Any, Any]:

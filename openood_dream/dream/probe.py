@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import wraps
 from statistics import fmean, median
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from openood_dream.dream.imaginer import Imaginer, png
 from openood_dream.dream.placing import drawing_device
 from openood_dream.dream.settings import SynthesisSettings
+from openood_dream.dream.steps import watched
 
 STEPS = 2  # that are drawn of each batch
 SIZED = 4  # images that are drawn whole, where there is time, to know the size of their files
@@ -194,12 +194,9 @@ def _drawn(imaginer: Imaginer, count: int, stop: float) -> _Batch:
 @contextmanager
 def _ticking(imaginer: Imaginer, batch: _Batch, stop: float) -> Iterator[None]:
     """Within the block the ends of steps are noted, each of which is a call of the scheduler; _Enough after `stop`."""
-    scheduler, device = imaginer.pipeline.scheduler, drawing_device(imaginer.pipeline)
-    step = scheduler.step
+    device = drawing_device(imaginer.pipeline)
 
-    @wraps(step)  # pipelines look at its arguments
-    def noted(*args: Any, **options: Any) -> Any:
-        made = step(*args, **options)
+    def note(*args: Any, **options: Any) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         elif device.type == "mps":
@@ -207,13 +204,11 @@ def _ticking(imaginer: Imaginer, batch: _Batch, stop: float) -> Iterator[None]:
         batch.ends.append(time.perf_counter())
         if batch.ends[-1] > stop:
             raise _Enough
-        return made
 
-    scheduler.step = noted
     try:
-        yield
+        with watched(imaginer.pipeline.scheduler, note):
+            yield
     finally:
-        del scheduler.step  # the class's own is left
         imaginer.pipeline.maybe_free_model_hooks()  # a call that was given up did not come to it
 
 

@@ -21,14 +21,16 @@ class Prompts:
     Args:
         ids: token ids (C, L).
         named: which of them are tokens of the class's name (C, L).
+        empty: those of the empty prompt (L,).
     """
 
     ids: torch.Tensor
     named: torch.Tensor
+    empty: torch.Tensor
 
 
 def class_prompts(tokenizer: CLIPTokenizer, names: Sequence[str], settings: SynthesisSettings) -> Prompts:
-    """The prompt of every class.
+    """The prompt of every class, and the empty one.
 
     Args:
         tokenizer: the tokenizer of the text encoder.
@@ -49,8 +51,9 @@ def class_prompts(tokenizer: CLIPTokenizer, names: Sequence[str], settings: Synt
                 f"with the class name {name!r}: {count} tokens, the generator takes {room}; shorten the prompt",
             )
     with Tagger(tokenizer, templates).tagging():
-        found = tokenizer(texts, padding="max_length", max_length=longest, return_tensors="pt")
-    return Prompts(*untagged(found.input_ids))
+        found = tokenizer([*texts, ""], padding="max_length", max_length=longest, return_tensors="pt")
+    ids, named = untagged(found.input_ids)
+    return Prompts(ids[:-1], named[:-1], ids[-1])
 
 
 def mean_token(rows: torch.Tensor) -> torch.Tensor:

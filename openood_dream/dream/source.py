@@ -22,7 +22,7 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast  # type: ignore[attr-defined]
 
-from openood_dream.dream.placeholder import TEXT_ENCODERS, fitted, text_pairs
+from openood_dream.dream.placeholder import TEXT_ENCODERS, fitted, text_pairs, tokenizer_of
 from openood_dream.dream.settings import GeneratorTraining
 from openood_dream.dream.weights import CHECKPOINTS, located, merge_lora, teach_word
 from openood_dream.errors import InputError
@@ -181,13 +181,13 @@ class Source:
         def there(part: str) -> bool:
             return bool((parts.get(part) or [None])[0])
 
-        return [part for part in TEXT_ENCODERS if there(part) and there(part.replace("text_encoder", "tokenizer"))]
+        return [part for part in TEXT_ENCODERS if there(part) and there(tokenizer_of(part))]
 
     @property
     def writes_alike(self) -> bool:
         """Whether its tokenizers write a class name alike in every prompt, as CLIP's do."""
         names = self.text_names(self._parts)
-        return all(self._parts[part.replace("text_encoder", "tokenizer")][1].startswith("CLIP") for part in names)
+        return all(self._parts[tokenizer_of(part)][1].startswith("CLIP") for part in names)
 
     def text_parts(self) -> list[tuple[Any, Any]]:
         """Tokenizers and text encoders, on the CPU.
@@ -199,7 +199,7 @@ class Source:
             return text_pairs(self.pipeline())
         parts, pairs = self._parts, []
         for part in self.text_names(parts):
-            tokenizer = part.replace("text_encoder", "tokenizer")
+            tokenizer = tokenizer_of(part)
             known = [getattr(transformers, parts[name][1], None) for name in (tokenizer, part)]
             for name, cls in zip((tokenizer, part), known, strict=True):
                 if cls is None:

@@ -23,6 +23,11 @@ class Found(NamedTuple):
     ids: list[int]
     places: range
 
+    @property
+    def name(self) -> list[int]:
+        """The token ids of the class name."""
+        return self.ids[self.places.start : self.places.stop]
+
 
 class Tagger:
     """Tags the tokens of class names in what a tokenizer makes of prompts.

@@ -52,7 +52,9 @@ def probed(first: Mapping[str, Run]) -> tuple[dict[str, bytes], list[str]]:
     known, judged, few = dict[str, Statistics](), dict[str, Probed](), []
     for name, (run, images) in auxiliary_sets(first).items():
         train, found = run.experiment.data.images("dataset", "train"), statistics_of(images)
-        id_images = known.setdefault(_about(train), known.get(_about(train)) or statistics_of(train))
+        if _about(train) not in known:
+            known[_about(train)] = statistics_of(train)
+        id_images = known[_about(train)]
         if len(found.spectra) < FOLDS:
             few.append(f"Probe: {name} has {len(found.spectra)} images, too few to be told from ID images.")
         else:

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from openood_dream.datasets.images import Transform
-from openood_dream.dream.guide import clean, gradient_of, kth_distance, log_partition, push
+from openood_dream.dream.guide import clean, gradient_of, kth_distance, push
 from openood_dream.dream.guide_settings import GuideSettings
 from openood_dream.dream.guided import Guide
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.errors import InputError
+from openood_dream.losses import energy
 
 NAMES = ["cat", "red panda", "dog"]
 USUAL = {"steps": 6, "size": 32, "save_size": None, "guidance": 3.0}
@@ -33,7 +34,7 @@ def test_scores_are_the_obvious_ones():
     bank = nn.functional.normalize(torch.randn(30, 8), dim=1)
     far = kth_distance(features, bank, 3)
     for i in range(4):
-        assert log_partition(logits)[i].item() == pytest.approx(np.log(sum(np.exp(logits[i].tolist()))), rel=1e-5)
+        assert energy(logits)[i].item() == pytest.approx(np.log(sum(np.exp(logits[i].tolist()))), rel=1e-5)
         assert far[i].item() == pytest.approx(sorted((features[i] - row).norm().item() for row in bank)[2], rel=1e-4)
 
 
@@ -41,7 +42,7 @@ def test_gradient_is_that_of_finite_differences():
     weights = torch.randn(5, 12)
 
     def score(x: torch.Tensor) -> torch.Tensor:
-        return -log_partition(x.flatten(1) @ weights.T.to(x))
+        return -energy(x.flatten(1) @ weights.T.to(x))
 
     x = torch.randn(2, 3, 2, 2)
     with torch.inference_mode():

@@ -176,6 +176,11 @@ def flux2_klein() -> dict[str, Any]:
     return parts | {"text_encoder": decoder("Qwen3", layers=28)}  # of which it takes layers 9, 18 and 27
 
 
+def with_t5(transformer: Any) -> dict[str, Any]:
+    parts = {"scheduler": flow(), "vae": vae(), "tokenizer": tokenizer(512), "transformer": transformer}
+    return parts | {"text_encoder": t5()}
+
+
 def chroma() -> dict[str, Any]:
     transformer = diffusers.ChromaTransformer2DModel(
         patch_size=1,
@@ -190,8 +195,7 @@ def chroma() -> dict[str, Any]:
         approximator_hidden_dim=16,
         approximator_layers=1,
     )
-    parts = {"scheduler": flow(), "vae": vae(), "tokenizer": tokenizer(512), "transformer": transformer}
-    return parts | {"text_encoder": t5()}
+    return with_t5(transformer)
 
 
 def aura_flow() -> dict[str, Any]:
@@ -206,8 +210,7 @@ def aura_flow() -> dict[str, Any]:
         caption_projection_dim=32,
         pos_embed_max_size=64,
     )
-    parts = {"scheduler": flow(), "vae": vae(), "tokenizer": tokenizer(512), "transformer": transformer}
-    return parts | {"text_encoder": t5()}
+    return with_t5(transformer)
 
 
 def pixart_sigma() -> dict[str, Any]:

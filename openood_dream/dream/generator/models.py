@@ -128,14 +128,13 @@ class Denoiser(nn.Module):
     Args:
         unet: the noise predictor.
         text: the text encoder, whose token embeddings are frozen: the anchors must stay what they are.
-        prompts: the prompt of each class.
-        empty: token ids (L,) of the empty prompt.
+        prompts: the prompt of each class, and the empty one.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel, prompts: Prompts, empty: torch.Tensor) -> None:
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel, prompts: Prompts) -> None:
         super().__init__()
         self.unet, self.text = unet, text
-        for name, tensor in (("ids", prompts.ids), ("named", prompts.named), ("empty", empty)):
+        for name, tensor in vars(prompts).items():
             self.register_buffer(name, tensor, persistent=False)
         text.get_input_embeddings().weight.requires_grad_(False)
 

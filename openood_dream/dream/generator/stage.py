@@ -123,7 +123,7 @@ def untrained(
         make_text_encoder(text_inputs(names, synthesis.all_prompts, settings), Path(folder))
         ((tokenizer, text),) = Source(folder, None, None).text_parts()
     none = torch.zeros(0, tokenizer.model_max_length, dtype=torch.long)
-    nets = Denoiser(small_unet(settings, latent_size(settings, size)), text, Prompts(none, none.bool()), none)
+    nets = Denoiser(small_unet(settings, latent_size(settings, size)), text, Prompts(none, none.bool(), none))
     return assemble(small_vae(settings, size).eval(), nets.eval(), tokenizer, settings)
 
 
@@ -140,9 +140,9 @@ def write_samples(
     """
     pipeline.set_progress_bar_config(disable=True)
     rows = []
-    for name in names[:SAMPLED_CLASSES]:
+    for name, template in [*synthesis.templates(names).items()][:SAMPLED_CLASSES]:
         images = pipeline(
-            [synthesis.templates(names)[name].replace("{}", name)] * SAMPLES_PER_CLASS,
+            [template.replace("{}", name)] * SAMPLES_PER_CLASS,
             generator=[torch.Generator().manual_seed(seed) for seed in range(SAMPLES_PER_CLASS)],
             num_inference_steps=synthesis.steps,
             guidance_scale=synthesis.guidance,
@@ -219,9 +219,7 @@ class Training:
         samples = self._encode(vae, images, session)
         unet = small_unet(settings, latent_size(settings, self.size))
         prompts = class_prompts(tokenizer, self.names, self.synthesis)
-        longest = tokenizer.model_max_length
-        empty = tokenizer("", padding="max_length", max_length=longest, return_tensors="pt").input_ids[0]
-        nets = Denoiser(unet, text_encoder, prompts, empty)
+        nets = Denoiser(unet, text_encoder, prompts)
 
         def look(done: int, nets: nn.Module) -> None:
             if settings.samples_every and done % settings.samples_every == 0:

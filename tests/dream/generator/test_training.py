@@ -58,8 +58,7 @@ def train_denoiser(folder: Path, pipeline_folder: Path, steps: int, every: int =
     labels = torch.arange(32) % 2
     given = settings(steps=steps, **changes)
     unet = small_unet(given, 4)
-    empty = tokenizer("", padding="max_length", max_length=prompts.ids.shape[1], return_tensors="pt").input_ids[0]
-    nets = Denoiser(unet, encoder, prompts, empty)
+    nets = Denoiser(unet, encoder, prompts)
     mean = torch.where(labels.view(-1, 1, 1, 1) == 0, -1.0, 1.0).expand(-1, unet.config.in_channels, 4, 4)
     samples = Samples(mean, torch.zeros_like(mean), labels, normalize(anchors[labels], dim=1))
     return training.train_denoiser(nets, samples, anchors, given, alone(folder, every)), nets
