@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -14,15 +14,16 @@ from openood_dream.datasets.classnames import class_names
 from openood_dream.datasets.images import ImageList
 from openood_dream.datasets.loaders import Data
 from openood_dream.dream.anchors import load_anchors, make_anchors
-from openood_dream.dream.features import make_features
+from openood_dream.dream.features import make_outliers_around
 from openood_dream.dream.forecast import forecast
 from openood_dream.dream.generator.models import noise_schedule
 from openood_dream.dream.generator.stage import check_size, make_generator, untrained
 from openood_dream.dream.guided import Guidance
 from openood_dream.dream.images import check_executor, imagined_label, make_images, make_latents
+from openood_dream.dream.inversion import make_inversion
 from openood_dream.dream.lines import make_lines
 from openood_dream.dream.outliers import load_outliers, make_outliers
-from openood_dream.dream.pairs import make_pairs
+from openood_dream.dream.pairs import TrainingImages, make_pairs
 from openood_dream.dream.parts import check_parts, check_steps
 from openood_dream.dream.plain import CLASSES, PER_CLASS, check_drawing, make_plain, spread
 from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
@@ -35,16 +36,6 @@ from openood_dream.dream.space import check_space, load_space, make_space
 from openood_dream.dream.starts import Starts
 from openood_dream.networks.settings import AnyNetwork
 from openood_dream.store.artifacts import Artifact, Missing, reusing_only
-
-
-class TrainingImages(NamedTuple):
-    """Imagined images to train with: an image list, and the hash of all that decides about them."""
-
-    imglist: Path
-    data_dir: Path
-    identity: str
-    description: str
-    warnings: list[str]
 
 
 class Dream:
@@ -176,12 +167,33 @@ class Dream:
         return Source(str(self.generator.path), None, {"generator": self.generator.hash})
 
     @cached_property
+    def inversion(self) -> Artifact | None:
+        """The training images as the generator embeds them; None where the encoder does."""
+        if self.settings.space.method == "encoder":
+            return None
+        source = self.source
+        return make_inversion(
+            source,
+            self.names,
+            self._train,
+            self.settings.space,
+            self.settings.synthesis,
+            self.cache_dir,
+            device=self.device,
+        )
+
+    @property
+    def embedded(self) -> Artifact:
+        """The embeddings of training images that outliers are sampled around."""
+        return self.inversion or self.space
+
+    @cached_property
     def outliers(self) -> Artifact:
         """Phase 2a: embeddings of outliers, or inliers."""
         settings, names = self.settings, self.names
         if settings.outliers.neighbours == "class":  # the rest can be said only of a space that is made
             get_sampler(settings.outliers).check_counts([settings.space.per_class] * len(names), names)
-        space = self.space
+        space = self.embedded
         return make_outliers(
             self.anchors,
             space,
@@ -245,7 +257,7 @@ class Dream:
         """The ID images that drawing starts from, if it does."""
         if self.settings.synthesis.init == "noise":
             return None
-        space = load_space(self.space)
+        space = load_space(self.embedded)
         return Starts(
             self._train, space["rows"], space["labels"], space["embeddings"].float(), load_anchors(self.anchors)
         )
@@ -265,26 +277,14 @@ class Dream:
             net: a trained classifier in OpenOOD's protocol, for the ID images as it sees them.
             weights: sha256 of its weights.
         """
-        settings, names = self.settings, self.names
-        features = make_features(
+        return make_outliers_around(
             net,
             weights,
             self._seen.images("dataset", "train"),
-            names,
-            self.cache_dir,
-            per_class=settings.space.per_class,
-            seed=settings.space.seed,
+            self.names,
+            self.settings,
             device=self.device,
             workers=self.data.dataset.num_workers,
-        )
-        return make_outliers(
-            features,
-            features,
-            names,
-            settings.outliers,
-            settings.space.temperature,
-            self.cache_dir,
-            device=self.device,
         )
 
     @cached_property
@@ -317,7 +317,7 @@ class Dream:
             kept = make_pairs(self.images, kept, self.cache_dir)
         description = imagined_label(self.settings.outliers.method)
         trained = [self.generator] if self.generator else []
-        made = [self.space, *trained, self.plain_samples, self.outliers, self.images, kept]
+        made = [self.embedded, self.space, *trained, self.plain_samples, self.outliers, self.images, kept]
         warnings = list(dict.fromkeys(text for artifact in made for text in artifact.warnings))
         return TrainingImages(kept.path / "imglist.txt", self.images.path, kept.hash, description, warnings)
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from openood_dream.datasets.images import ImageList, loader
 from openood_dream.device import pick_device
+from openood_dream.dream.outliers import make_outliers
+from openood_dream.dream.settings import DreamSettings
 from openood_dream.dream.space import BATCH, first_per_class, unit_embeddings
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import Artifact, build
@@ -86,3 +88,44 @@ def make_features(
         return {"per_class": torch.bincount(labels).tolist()}
 
     return build(cache_dir, "features", inputs, make)
+
+
+def make_outliers_around(
+    net: nn.Module,
+    weights: str,
+    train: ImageList,
+    names: Sequence[str],
+    settings: DreamSettings,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+) -> Artifact:
+    """Outliers as `make_outliers` samples them, but around the features of a classifier.
+
+    Args:
+        net: a trained classifier in OpenOOD's protocol.
+        weights: sha256 of its weights.
+        train: the ID training images as it sees them, without augmentation.
+        names: the class names.
+        settings: the section `dream`.
+        device: where to compute: auto, cpu, mps, cuda or cuda:N.
+        workers: processes that decode images where they do not fit into memory.
+
+    Returns:
+        The artifact of the outliers.
+    """
+    space = settings.space
+    features = make_features(
+        net,
+        weights,
+        train,
+        names,
+        settings.cache_dir,
+        per_class=space.per_class,
+        seed=space.seed,
+        device=device,
+        workers=workers,
+    )
+    return make_outliers(
+        features, features, names, settings.outliers, space.temperature, settings.cache_dir, device=device
+    )

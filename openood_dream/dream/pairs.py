@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from openood_dream.datasets.imglist import read_imglist, write_imglist
 from openood_dream.dream.image_set import IMAGES, PARTNER
 from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.tables import TEXTS, read_table
+
+
+class TrainingImages(NamedTuple):
+    """Imagined images to train with: an image list, and the hash of all that decides about them."""
+
+    imglist: Path
+    data_dir: Path
+    identity: str
+    description: str
+    warnings: list[str]
 
 
 def make_pairs(images: Artifact, kept: Artifact, cache_dir: str | Path) -> Artifact:

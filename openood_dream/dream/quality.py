@@ -25,7 +25,8 @@ from openood_dream.device import pick_device
 from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.image_set import listed, read_images
 from openood_dream.dream.outliers import quantiles
-from openood_dream.dream.settings import FilterSettings, QualitySettings, SpaceSettings
+from openood_dream.dream.quality_settings import FilterSettings, QualitySettings
+from openood_dream.dream.settings import SpaceSettings
 from openood_dream.dream.space import BATCH, cosine_logits, load_encoder
 from openood_dream.networks.checkpoints import load_weights
 from openood_dream.networks.factory import get_network

@@ -11,6 +11,8 @@ from pydantic.fields import FieldInfo
 
 from openood_dream.config.schema import Expects, Name, Section, Seed, each_once, not_more, rule
 from openood_dream.dream.guide_settings import GuideSettings
+from openood_dream.dream.inversion_settings import InversionSettings
+from openood_dream.dream.quality_settings import FilterSettings, QualitySettings
 from openood_dream.errors import check_name, nearest
 
 Eights = Annotated[
@@ -85,6 +87,11 @@ class SpaceSettings(Section):
 
     section = "dream.space"
 
+    method: Literal["encoder", "inversion"] = Field(
+        "encoder",
+        description="what embeds the training images that outliers are sampled around: the image encoder, or inversion by the"
+        " generator (NCIS); the encoder judges images, and a generator learns from it, either way",
+    )
     network: Name = Field("timm:resnet34", description="image encoder")
     network_args: dict[str, Any] = Field({}, description="further arguments of the image encoder")
     epochs: int = Field(200, ge=1, description="training epochs")
@@ -95,6 +102,12 @@ class SpaceSettings(Section):
     temperature: float = Field(0.1, gt=0, description="temperature t of the cosine softmax")
     per_class: int = Field(500, ge=1, description="embeddings kept per class")
     seed: Seed = Field(0, description="seed of weights and batches")
+    inversion: InversionSettings = Field(default_factory=InversionSettings, description="method inversion")
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """The settings that decide about the encoder, for what names its artifact."""
+        return self.model_dump(exclude={"method", "inversion"})
 
 
 class OutlierSettings(Section):
@@ -342,40 +355,6 @@ class SynthesisSettings(Section):
         few = f"expected steps * strength of at least 1, got {self.steps} * {self.strength:g}"
         rule(self.init == "noise" or self.steps * self.strength >= 1, few, "strength", "steps")
         return self
-
-
-class QualitySettings(Section):
-    """`dream.quality`: how imagined images are judged."""
-
-    section = "dream.quality"
-
-    checkpoint: Name | None = Field(
-        None, description="a checkpoint of `network` as the judge; null: the cosine classifier of the space"
-    )
-    confidence: float = Field(0.95, gt=0, lt=1, description="from which confidence in its own class an image counts")
-    k: int = Field(5, ge=1, description="which nearest ID training feature measures the distance")
-
-
-class FilterSettings(Section):
-    """`dream.filter`: which imagined images are not trained with; null and false: none for that reason."""
-
-    section = "dream.filter"
-
-    confidence: float | None = Field(
-        None, gt=0, lt=1, description="outliers whose class is surer than this, inliers whose class is less sure"
-    )
-    distance: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="outliers whose feature is nearer to ID than this share of ID validation images"
-        " is, inliers whose feature is farther",
-    )
-    duplicates: bool = Field(False, description="images that look like an earlier one")
-
-    @property
-    def active(self) -> bool:
-        return self.confidence is not None or self.distance is not None or self.duplicates
 
 
 def _training(generator: Any) -> Any:

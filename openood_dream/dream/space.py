@@ -233,7 +233,7 @@ def make_space(
     """
     inputs = {
         "anchors": anchors.hash,
-        "space": settings.model_dump(),
+        "space": settings.encoding,
         "train": train.identity,
         "val": val.identity,
         "transform": train.transform.identity,

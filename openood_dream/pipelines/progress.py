@@ -15,7 +15,15 @@ from openood_dream.experiment import Experiment
 from openood_dream.store.steps import Step, heard_by
 from openood_dream.trainers.known import TRAINERS
 
-STAGES = ("anchors", "space", "outliers", "generator", "images", "quality")  # of the imagination, in their order
+STAGES = (
+    "anchors",
+    "space",
+    "inversion",
+    "outliers",
+    "generator",
+    "images",
+    "quality",
+)  # of the imagination, in their order
 
 
 class Progress:
@@ -83,8 +91,17 @@ def imagining(experiment: Experiment, last: str = STAGES[-1]) -> list[str]:
         experiment: whose; one that is given a pipeline trains none.
         last: the last stage that is wanted.
     """
-    needless = {"outliers"} if last == "generator" else set() if experiment.imagination.training else {"generator"}
-    return [name for name in STAGES[: STAGES.index(last) + 1] if name not in needless]
+    dream = experiment.imagination
+    needless = set[str]() if dream.training else {"generator"}
+    order = list(STAGES)
+    if dream.settings.space.method == "encoder":
+        needless.add("inversion")
+    else:  # by the generator, which comes first
+        order.remove("generator")
+        order.insert(order.index("inversion"), "generator")
+    if last == "generator":
+        needless |= {"inversion", "outliers"}
+    return [name for name in order[: order.index(last) + 1] if name not in needless]
 
 
 def job_stages(experiment: Experiment) -> list[str]:

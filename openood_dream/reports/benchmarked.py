@@ -59,7 +59,11 @@ def costs(runs: Sequence[Run]) -> dict[str, Cost]:
         spent.setdefault(method, []).append(run.record["seconds"])
         if method not in imagining:
             dream = run.experiment.imagination if learned_from_images(run) else None
-            made = [dream.anchors, dream.space, dream.generator, dream.outliers, dream.images] if dream else []
+            made = (
+                [dream.anchors, dream.space, dream.generator, dream.inversion, dream.outliers, dream.images]
+                if dream
+                else []
+            )
             made += [dream.quality] if dream and dream.settings.filter.active else []
             imagining[method] = sum(artifact.manifest["seconds"] for artifact in made if artifact)
     return {method: Cost(imagining[method], sum(seconds) / len(seconds)) for method, seconds in spent.items()}

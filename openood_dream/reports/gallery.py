@@ -128,7 +128,7 @@ def line(experiment: Experiment, classes: Sequence[str] = ()) -> bytes:
     shown = few(chosen(names, classes), classes)
     noises = NOISES if len(shown) == 1 else 1
     lines, drawn = load_lines(dream.lines(shown, noises))
-    space, settings = load_space(dream.space), dream.settings.outliers
+    space, settings = load_space(dream.embedded), dream.settings.outliers
     rows: list[plots.Row] = []
     for label, tokens, images in zip(shown, lines, drawn.permute(0, 1, 2, 4, 5, 3).numpy()):
         distances = knn_distance(F.normalize(tokens, dim=1), _bank(space, label, settings.neighbours), settings.k)
@@ -146,7 +146,7 @@ def line(experiment: Experiment, classes: Sequence[str] = ()) -> bytes:
 
 def common_space(dreams: Mapping[str, Dream]) -> dict[str, Tensor]:
     """The ID embeddings that all share, as load_space has them; InputError where they do not."""
-    artifacts = {label: dream.space for label, dream in dreams.items()}
+    artifacts = {label: dream.embedded for label, dream in dreams.items()}
     common = next(iter(artifacts.values()))
     for label, artifact in artifacts.items():
         if artifact.hash != common.hash:

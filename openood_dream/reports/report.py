@@ -130,7 +130,14 @@ def doubts(runs: Sequence[Run], dreams: Mapping[str, Experiment]) -> list[str]:
             found.setdefault(text, {})[f"{run.experiment.method}, seed {run.experiment.run.seed}"] = None
     for method, experiment in dreams.items():
         dream = experiment.imagination
-        for artifact in (dream.space, dream.generator, dream.plain_samples, dream.outliers, dream.quality):
+        for artifact in (
+            dream.space,
+            dream.generator,
+            dream.inversion,
+            dream.plain_samples,
+            dream.outliers,
+            dream.quality,
+        ):
             for text in artifact.warnings if artifact else []:
                 found.setdefault(text, {})[method] = None
     return [f"Doubtful ({'; '.join(whose)}): {text}" for text, whose in found.items()]
@@ -265,7 +272,7 @@ def imagined(runs: Sequence[Run]) -> dict[str, Experiment]:
         experiment, dreams = run.experiment, [other.dream for other in found.values()]
         if learned_from_images(run) and experiment.dream not in dreams:
             found.setdefault(experiment.method, experiment)
-    spaces = {method: experiment.imagination.space.hash for method, experiment in found.items()}
+    spaces = {method: experiment.imagination.embedded.hash for method, experiment in found.items()}
     return {method: found[method] for method, space in spaces.items() if space == next(iter(spaces.values()))}
 
 
@@ -290,7 +297,7 @@ def dream_figures(
     dream = experiment.imagination
     made = dream.plain_samples
     shown, plain = made.manifest["inputs"]["labels"], load_plain(made)
-    stages = [dream.anchors, dream.space, dream.generator, dream.outliers, dream.images, made]
+    stages = [dream.anchors, dream.space, dream.generator, dream.inversion, dream.outliers, dream.images, made]
     notes = [] if judge is None else [_plain_agreement(judge, shown, plain)]
     accuracy = dream.space.manifest["val_accuracy"]
     notes.append(f"Space: the cosine classifier has {accuracy:.1f} % validation accuracy.")

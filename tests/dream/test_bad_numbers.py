@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from openood_dream.dream.quality import _Bench, doubts
+from openood_dream.dream.quality_settings import FilterSettings
 from openood_dream.dream.samplers import SAMPLERS
-from openood_dream.dream.settings import FilterSettings
 from openood_dream.dream.space import _doubts
 from openood_dream.errors import InputError, InputWarning
 from openood_dream.experiment import Dream

@@ -18,7 +18,7 @@ from openood_dream.dream.anchors import load_anchors
 from openood_dream.dream.chain import Dream
 from openood_dream.dream.findings import quality_table
 from openood_dream.dream.quality import difference_hash, dropped, duplicates, space_judge
-from openood_dream.dream.settings import FilterSettings
+from openood_dream.dream.quality_settings import FilterSettings
 from openood_dream.dream.space import load_encoder
 from openood_dream.errors import InputError
 from openood_dream.networks.factory import get_network

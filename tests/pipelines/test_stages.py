@@ -9,7 +9,7 @@ from openood_dream.errors import InputError
 from openood_dream.pipelines import stages
 
 
-@pytest.mark.parametrize("name", stages.STAGES)
+@pytest.mark.parametrize("name", [name for name in stages.STAGES if name != "inversion"])  # which tiny has not
 def test_stage_by_name(dream, tiny, name, monkeypatch):
     expected = getattr(dream, name)
     monkeypatch.setattr(images, "read_image", lambda *args: pytest.fail("decoded an image"))

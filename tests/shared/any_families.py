@@ -95,9 +95,7 @@ def vae(channels: int = 4, **options: Any) -> Any:
         sample_size=16,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        shift_factor=0.1,
-        scaling_factor=1.0,
-        **options,
+        **{"shift_factor": 0.1, "scaling_factor": 0.8} | options,
     )
 
 
@@ -231,7 +229,7 @@ def pixart_sigma() -> dict[str, Any]:
     return {
         "tokenizer": tokenizer(),
         "text_encoder": t5(),
-        "vae": vae(),
+        "vae": vae(shift_factor=None),  # its pipeline knows none
         "transformer": transformer,
         "scheduler": scheduler,
     }
