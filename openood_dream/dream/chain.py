@@ -249,13 +249,14 @@ class Dream:
             synthesis,
             self.cache_dir,
             device=self.device,
-            starts=self._starts(),
+            starts=self._starts() if synthesis.init == "id" else None,
             guidance=self._guidance(),
         )
 
     def _starts(self) -> Starts | None:
-        """The ID images that drawing starts from, if it does."""
-        if self.settings.synthesis.init == "noise":
+        """The ID images that drawing starts from, or that pairs have, if any."""
+        synthesis = self.settings.synthesis
+        if synthesis.init == "noise" and not synthesis.pair:
             return None
         space = load_space(self.embedded)
         return Starts(

@@ -60,15 +60,15 @@ def forecast(
         inputs = set_inputs(source, outliers, names, settings, starts=starts, guidance=guidance)
         todo = missing_shards(folder_of(cache_dir, "images", inputs, outliers.label), wanted)
     left = sum(len(wanted[number]) for number in todo)
-    if settings.pair:
-        total, left = 2 * total, 2 * left
-    pairs = " pairs" if settings.pair else ""
+    total, left, pairs = (2 * total, 2 * left, " pairs") if settings.pair else (total, left, "")
     lines = [
         f"images  {total:,} ({len(names)} classes of {settings.per_class:,}{pairs})",
         f"shards  {len(wanted):,} of {settings.shard_size:,} images, {len(wanted) - len(todo):,} of them done",
     ]
     found, loading = _probed(source, names, settings, untrained, device)
-    drawing = found.total([len(wanted[number]) for number in todo], settings.batch_size) * (2 if settings.pair else 1)
+    drawing = found.total([len(wanted[number]) for number in todo], settings.batch_size)
+    if settings.pair is True:  # of others only the autoencoder has the inlier
+        drawing *= 2
     rate = left / drawing if left else found.batch / found.batch_seconds(found.batch)
     seconds, more = (drawing + loading if left else 0.0), ""
     if left and plain:

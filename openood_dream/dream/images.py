@@ -42,10 +42,7 @@ WRITERS = 4  # threads that encode and write images while the next ones are draw
 
 
 def folder_names(names: Sequence[str]) -> list[str]:
-    """A folder name for each class: letters, digits, dots and dashes alone, since OpenOOD splits image lists at spaces.
-
-    None of them leads out of the set's folder, or is the name of something else in it.
-    """
+    """A folder name for each class, without spaces, at which OpenOOD splits lists, and of nothing else in the set's folder."""
     folders = [re.sub(r"[^\w.-]+", "_", name).strip("._").encode()[:100].decode(errors="ignore") for name in names]
     folders = [folder or "class" for folder in folders]
     taken = [*folders, "shards", "images.parquet", "imglist.txt", MANIFEST]
@@ -99,13 +96,13 @@ def set_inputs(
         names: the class names.
         settings: how they are drawn.
         without_effect: the settings that have no say in it.
-        starts: the ID images that drawing starts from, if it does.
+        starts: the ID images that drawing starts from, or that pairs have, if any.
         guidance: what guides the drawing, if anything does.
 
     Returns:
         The inputs of an artifact.
     """
-    unused = (*without_effect, *(() if starts else ("strength", "pair")))
+    unused = (*without_effect, *(() if settings.init == "id" else ("strength",)), *(() if starts else ("pair",)))
     given = {"starts": starts, "guide": guidance}
     return {key: one.identity for key, one in given.items() if one} | {
         "generator": source.identity,
@@ -168,7 +165,7 @@ def make_images(
         worker_gpus: GPUs of such a worker.
         residuals: makes the artifact of residuals that the images get, given what draws them; picklable for Ray. None:
             they get none.
-        starts: the ID images that drawing starts from; None: it starts from noise.
+        starts: the ID images that drawing starts from, or that pairs have; None: there are none.
         guidance: what guides the drawing; None: nothing does.
 
     Returns:
@@ -301,15 +298,16 @@ class Shards:
             picked = None if self.starts is None else self.starts.pick(labels, seeds)
             begin = self.start(picked)
             back = self.back(begin, seeds)
+            drawn = {"": self.imaginer(labels, tokens, seeds, back, begin, self.guide)}
             names: Sequence[str | None] = [None] * len(batch)
-            kinds = {"": tokens}
             if self.starts is not None and picked is not None:
                 names = self.starts.names(picked)
-                kinds |= {INLIER: self.starts.tokens(picked)} if self.settings.pair else {}
-            for kind, own in kinds.items():
-                guide = None if kind == INLIER else self.guide
-                pixels = self.imaginer(labels, own, seeds, back, begin, guide).permute(0, 2, 3, 1).numpy()
-                for i, image in enumerate(pixels):
+                if self.settings.pair == "autoencoder":
+                    drawn[INLIER] = self.imaginer.rebuilt(self.starts.pixels(picked, self.imaginer.size), back)
+                elif self.settings.pair:
+                    drawn[INLIER] = self.imaginer(labels, self.starts.tokens(picked), seeds, back, begin)
+            for kind, pixels in drawn.items():
+                for i, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
                     about = (batch[i], int(self.rows[batch[i]]), int(labels[i]), seeds[i], names[i])
                     written.append(pool.submit(self.write, *about, image, kind))
             if bar is not None:
@@ -317,8 +315,10 @@ class Shards:
         write_shard(self.folder, number, [row.result() for row in written])
 
     def start(self, picked: np.ndarray | None) -> torch.Tensor | None:
-        """The images (B, 3, S, S) in [-1, 1] that drawing starts from, or None."""
-        return None if picked is None or self.starts is None else self.starts.pixels(picked, self.imaginer.size)
+        """The images (B, 3, S, S) in [-1, 1] that drawing starts from, or None where it starts from noise."""
+        if picked is None or self.starts is None or self.settings.init == "noise":
+            return None
+        return self.starts.pixels(picked, self.imaginer.size)
 
     def back(self, begin: torch.Tensor | None, seeds: Sequence[int]) -> torch.Tensor | None:
         """What images get back of what the autoencoder loses: of the very image that they start from, or of a random one.
@@ -354,7 +354,7 @@ class Shards:
             row: the row of its embedding.
             label: its class.
             seed: its noise seed.
-            start: the file of the ID image that it started from, or None.
+            start: the file of the ID image that it, or its pair's inlier, started from, or None.
             image: uint8 (S, S, 3).
             kind: INLIER for a pair's image under its own embedding, else "".
 

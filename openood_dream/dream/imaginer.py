@@ -21,6 +21,7 @@ from packaging.version import Version
 from PIL import Image
 
 from openood_dream.device import dtype_name, pick_device
+from openood_dream.dream.autoencoder import rebuilt
 from openood_dream.dream.guide_settings import GuideSettings
 from openood_dream.dream.placeholder import Placeholder, text_pairs
 from openood_dream.dream.placing import drawing_device, drawing_dtype, place_pipeline
@@ -357,15 +358,7 @@ class Imaginer:
             InputError: a single image does not fit into memory.
             FloatingPointError: numbers that are not finite, or images of one colour alone.
         """
-        images = self._draw(labels, tokens, seeds, "pt", starts, guide)
-        if residuals is not None:
-            images = images + residuals.to(images)
-        size, save = images.shape[-1], self.settings.save_size or images.shape[-1]
-        if save != size:
-            images = F.interpolate(
-                images, size=(save, save), mode="bilinear", antialias=save < size, align_corners=False
-            )
-        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        pixels = self._finished(self._draw(labels, tokens, seeds, "pt", starts, guide), residuals)
         flat = pixels.flatten(1)
         if (flat == flat[:, :1]).all():
             raise FloatingPointError(
@@ -374,6 +367,29 @@ class Imaginer:
                 "the weights"
             )
         return pixels
+
+    def rebuilt(self, images: torch.Tensor, residuals: torch.Tensor | None = None) -> torch.Tensor:
+        """What the autoencoder makes of images, as the call gives those that it draws.
+
+        Args:
+            images: (B, 3, size, size) in [-1, 1].
+            residuals: as the call takes them.
+
+        Returns:
+            Images (B, 3, S, S) as uint8 on the CPU, S being `save_size`.
+        """
+        return self._finished((rebuilt(self.pipeline, images) + 1) / 2, residuals)
+
+    def _finished(self, images: torch.Tensor, residuals: torch.Tensor | None) -> torch.Tensor:
+        """Images (B, 3, size, size) in [0, 1] with their residuals, at the size that they are saved with, as uint8 on the CPU."""
+        if residuals is not None:
+            images = images + residuals.to(images)
+        size, save = images.shape[-1], self.settings.save_size or images.shape[-1]
+        if save != size:
+            images = F.interpolate(
+                images, size=(save, save), mode="bilinear", antialias=save < size, align_corners=False
+            )
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def check_anchors(imaginer: Imaginer, anchors: torch.Tensor | Rows) -> None:

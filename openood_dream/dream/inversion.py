@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from openood_dream.datasets.images import ImageList
+from openood_dream.dream.autoencoder import encoded_by, of_videos
 from openood_dream.dream.generator.training import unit_range
 from openood_dream.dream.imaginer import Imaginer, flow_matching, image_seed, load_pipeline
 from openood_dream.dream.inversion_settings import InversionSettings
@@ -31,6 +32,7 @@ from openood_dream.store.tensors import read_tensors, write_tensors
 LEVELS = 50  # noise levels that are drawn from, as many as NCIS's sampler has steps
 PACKING = ["latents", "batch_size", "num_channels_latents", "height", "width"]  # how pipelines that pack latents do it
 ELSE = "so that images cannot be inverted with it; expected dream.space.method: encoder"
+CHECKED = 32  # images by which the fit is judged
 SHARD = 64  # images whose tokens are written at a time
 
 
@@ -100,13 +102,11 @@ def encoded(imaginer: Imaginer, images: Tensor) -> Tensor:
     """
     pipe, vae = imaginer.pipeline, imaginer.pipeline.vae
     config, device = vae.config, drawing_device(pipe)
-    pack, deep = getattr(pipe, "_pack_latents", None), hasattr(config, "z_dim")  # of an autoencoder of videos
+    pack, deep = getattr(pipe, "_pack_latents", None), of_videos(vae)
     if not (deep or hasattr(config, "scaling_factor")) or (pack and [*inspect.signature(pack).parameters] != PACKING):
         raise imaginer.settings.error("", f"{type(pipe).__name__} has latents of its own kind, {ELSE}")
-    x = images.to(device, vae.dtype)
     with torch.no_grad():
-        found = vae.encode(x.unsqueeze(2) if deep else x)
-        z = (found.latent_dist.mean if hasattr(found, "latent_dist") else found.latent).float()
+        z = encoded_by(vae, images.to(device, vae.dtype)).float()
     if deep:
         mean, std = (
             torch.tensor(rows, device=device)[:, None, None, None] for rows in (config.latents_mean, config.latents_std)
@@ -147,14 +147,16 @@ def predicted(imaginer: Imaginer, labels: Tensor, tokens: Tensor, noisy: Noisy) 
 
     Args:
         imaginer: has the pipeline.
-        labels: class labels (N,).
-        tokens: class tokens (N, m).
-        noisy: noisy latents (N, ...).
+        labels: class labels (B,).
+        tokens: class tokens (B, m).
+        noisy: as many noisy latents of each sample, one sample after the other (B * n, ...).
 
     Returns:
-        Predictions (N, ...).
+        Predictions (B * n, ...).
     """
-    pipe, scheduler = imaginer.pipeline, imaginer.pipeline.scheduler
+    pipe, scheduler, repeats = imaginer.pipeline, imaginer.pipeline.scheduler, len(noisy.latents) // len(labels)
+    if getattr(pipe, "unet", None) is None:  # others may repeat the masks of prompts in another order than the prompts
+        labels, tokens, repeats = labels.repeat_interleave(repeats), tokens.repeat_interleave(repeats, dim=0), 1
     call: dict[str, Any] = {
         "height": imaginer.size,
         "width": imaginer.size,
@@ -172,6 +174,7 @@ def predicted(imaginer: Imaginer, labels: Tensor, tokens: Tensor, noisy: Noisy) 
             inspect.unwrap(type(pipe).__call__)(  # without the `no_grad` around it
                 pipe,
                 prompt=imaginer.placeholder.prompts(labels),
+                num_images_per_prompt=repeats,
                 latents=noisy.latents.to(imaginer.core.dtype),
                 output_type="latent",
                 **call,
@@ -240,6 +243,28 @@ class Inverter:
             optimizer.step()
         return F.normalize(free.detach(), dim=1), torch.stack(losses)
 
+    @torch.no_grad()
+    def loss(self, images: Tensor, labels: Tensor, tokens: Tensor, seed: int) -> Tensor:
+        """The mean diffusion loss of images (B,) under class tokens, over noises that no fit has seen.
+
+        Args:
+            images: as the call takes them.
+            labels: their classes (B,).
+            tokens: class tokens (B, m).
+            seed: of the noises.
+        """
+        generator, found = torch.Generator().manual_seed(seed), []
+        for i in range(len(labels)):
+            one, clean, count = slice(i, i + 1), encoded(self.imaginer, images[i : i + 1]), self.settings.noises
+            levels = torch.randint(LEVELS, (1, count), generator=generator)
+            noise = torch.randn(1, count, *clean.shape[1:], generator=generator)
+            each = [
+                self._losses(labels[one], tokens[one], clean, noise[:, some], levels[:, some])
+                for some in torch.arange(count).split(self.fitting)
+            ]
+            found.append(torch.cat(each, dim=1).mean().cpu())
+        return torch.stack(found)
+
     def _gradient(
         self, tokens: Tensor, labels: Tensor, clean: Tensor, noise: Tensor, levels: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -248,29 +273,35 @@ class Inverter:
         What does not fit into memory is taken in halves.
         """
         count, total, gradient = noise.shape[1], torch.zeros(len(labels)), torch.zeros_like(tokens)
-        rows = torch.arange(len(labels)).repeat_interleave(count)
-        noise, levels = noise.flatten(0, 1), levels.flatten()
-        done = 0
-        while done < len(rows):
-            some = slice(done, done + self.fitting)
-            of = rows[some]
-            own = tokens[of].requires_grad_()
+        done = 0  # of all noisy versions, sample by sample
+        while done < noise.shape[0] * count:
+            first, begun = divmod(done, count)
+            # whole samples, or as much of one as fits
+            samples = slice(first, first + (1 if begun else max(1, self.fitting // count)))
+            parts = slice(begun, min(count, begun + self.fitting))
+            some = noise[samples, parts]
+            own = tokens[samples].detach().requires_grad_()
             try:
-                loss = self._losses(labels[of], own, clean[of.to(clean.device)], noise[some], levels[some]) / count
+                loss = self._losses(labels[samples], own, clean[samples], some, levels[samples, parts]).sum(1) / count
                 (found,) = torch.autograd.grad(loss.sum(), own)
             except (MemoryError, RuntimeError) as failed:
-                self._halve(failed, len(of))
+                self._halve(failed, some.shape[0] * some.shape[1])
                 continue
-            gradient.index_add_(0, of, found)
-            total.index_add_(0, of, loss.detach().cpu())
-            done += len(of)
+            gradient[samples] += found
+            total[samples] += loss.detach().cpu()
+            done += some.shape[0] * some.shape[1]
         return gradient, total
 
     def _losses(self, labels: Tensor, tokens: Tensor, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """The diffusion loss (N,) of each of N noises."""
-        noisy = noised(self.imaginer.pipeline.scheduler, clean, noise.to(clean), levels.to(clean.device))
+        """The diffusion loss (B, n) of each of n noises (B, n, ...) of each sample."""
+        noisy = noised(
+            self.imaginer.pipeline.scheduler,
+            clean.repeat_interleave(noise.shape[1], dim=0),
+            noise.flatten(0, 1).to(clean),
+            levels.flatten().to(clean.device),
+        )
         error = predicted(self.imaginer, labels, tokens, noisy).float() - noisy.target
-        return error.square().flatten(1).mean(1)
+        return error.square().flatten(1).mean(1).reshape(levels.shape)
 
     def _halve(self, failed: Exception, count: int) -> None:
         """Half as many of `count` noisy versions at once from now on, where memory was short; raises `failed` elsewhere."""
@@ -302,7 +333,7 @@ def make_inversion(
 ) -> Artifact:
     """The inversion stage: `embeddings.safetensors` as of a space, with unit `embeddings` (N, m), `labels` and `rows`.
 
-    The manifest has the mean loss of each step, and how many embeddings are nearest to their own class's anchor, in percent.
+    The manifest has losses, of some images with noise that was not fitted to too, and the share nearest to their own anchor.
 
     Args:
         source: where the pipeline comes from.
@@ -322,8 +353,7 @@ def make_inversion(
     inputs = {
         "generator": source.identity,
         "class_names": list(names),
-        "train": train.identity,
-        "transform": train.transform.test_identity,
+        "train": [train.identity, train.transform.test_identity],
         "space": settings.model_dump(include={"per_class", "seed"}),
         "inversion": settings.inversion.model_dump(exclude={"batch_size"}),
         "synthesis": synthesis.model_dump(include={"prompt", "prompts", "size", "dtype", "call"}),
@@ -331,21 +361,24 @@ def make_inversion(
     rows = first_per_class(train.labels, settings.per_class, settings.seed)
 
     def make(folder: Path) -> dict[str, Any]:
-        parts = list(rows.split(SHARD))
-        files = [folder / "parts" / f"{number:06d}.safetensors" for number in range(len(parts))]
-        todo = [number for number, file in enumerate(files) if not file.exists()]
-        if todo:
-            inverter = Inverter(
-                Imaginer(load_pipeline(source, synthesis, device), names, synthesis), settings.inversion
-            )
-            done = len(rows) - sum(len(parts[number]) for number in todo)
-            with tqdm(total=len(rows), initial=done, desc="space: inverting images", unit="image") as bar:
-                for number in todo:
-                    write_tensors(files[number], **_inverted(inverter, train, parts[number], settings.seed, bar))
+        parts = rows.split(SHARD)
+        files = [folder / "parts" / f"{i:06d}.safetensors" for i in range(len(parts))]
+        todo = [i for i, file in enumerate(files) if not file.exists()]
+        inverter = Inverter(Imaginer(load_pipeline(source, synthesis, device), names, synthesis), settings.inversion)
+        done = len(rows) - sum(len(parts[i]) for i in todo)
+        with tqdm(total=len(rows), initial=done, desc="space: inverting images", unit="image") as bar:
+            for i in todo:
+                write_tensors(files[i], **_inverted(inverter, train, parts[i], settings.seed, bar))
         found = [read_tensors(file, embeddings=2, losses=2, own=1) for file in files]
         z, losses, own = (torch.cat([part[name] for part in found]) for name in ("embeddings", "losses", "own"))
         write_tensors(folder / "embeddings.safetensors", embeddings=z, labels=train.labels[rows], rows=rows)
-        return {"losses": losses.mean(0).tolist(), "nearest": round(100 * own.float().mean().item(), 2)}
+        before, after = _checked(inverter, train, rows, z)
+        about = {"losses": losses.mean(0).tolist(), "nearest": round(100 * own.float().mean().item(), 2)}
+        return about | {
+            "class_token_loss": before,
+            "own_token_loss": after,
+            "warnings": _doubts(before, after, settings),
+        }
 
     return build(cache_dir, "inversion", inputs, make, label=f"{settings.inversion.steps}steps")
 
@@ -363,3 +396,24 @@ def _inverted(inverter: Inverter, train: ImageList, rows: Tensor, seed: int, bar
     z = torch.cat(found)
     own = (z @ F.normalize(anchors, dim=1).T).argmax(1) == train.labels[rows]
     return {"embeddings": z, "losses": torch.cat(losses), "own": own.long()}
+
+
+def _checked(inverter: Inverter, train: ImageList, rows: Tensor, embeddings: Tensor) -> tuple[float, float]:
+    """The mean loss of some of the images `rows` under their class's token and under their own."""
+    some = torch.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).round().long()
+    scaled, labels = train.at_size(inverter.imaginer.size), train.labels[rows[some]]
+    x = unit_range(scaled.__getitems__(rows[some].tolist())["data"], scaled.transform)
+    anchors = inverter.imaginer.placeholder.anchors[labels]
+    own = anchors.norm(dim=1, keepdim=True) * embeddings[some]
+    return tuple(inverter.loss(x, labels, tokens, 0).mean().item() for tokens in (anchors, own))  # type: ignore[return-value]
+
+
+def _doubts(before: float, after: float, settings: SpaceSettings) -> list[str]:
+    """What is doubtful about embeddings under which images have a loss of `after`, and `before` under their class's."""
+    if after < before:
+        return []
+    key, lr = settings.inversion.key("lr"), settings.inversion.lr
+    return [
+        f"the class tokens that were fitted to images denoise them no better than the class's own (loss {after:.4g}, {before:.4g}),"
+        f" so outliers around them mean nothing; lower {key} ({lr:g}), or raise dream.space.inversion.steps"
+    ]

@@ -10,9 +10,9 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from openood_dream.datasets.images import ImageList
+from openood_dream.dream.autoencoder import rebuilt
 from openood_dream.dream.generator.training import unit_range
 from openood_dream.dream.imaginer import Imaginer
-from openood_dream.dream.placing import drawing_device
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.store.artifacts import Artifact, build
@@ -61,26 +61,18 @@ def make_residuals(
     return build(cache_dir, "residuals", inputs, make)
 
 
-@torch.inference_mode()
 def lost(pipeline: DiffusionPipeline, images: torch.Tensor) -> torch.Tensor:
     """What a pipeline's autoencoder loses of images.
 
     Args:
-        pipeline: has the autoencoder, which computes in float32, since half precision has losses of its own.
+        pipeline: has the autoencoder.
         images: images (B, 3, S, S) in [-1, 1].
 
     Returns:
         The images less what it makes of them, each in [0, 1]: (B, 3, S, S) on the CPU, from -1 to 1.
     """
-    vae = pipeline.vae
-    dtype = vae.dtype
-    if dtype is not torch.float32:
-        vae.float()
-    x = images.to(drawing_device(pipeline))
-    again = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
-    if dtype is not torch.float32:
-        vae.to(dtype)
-    return ((x - again) / 2).cpu()
+    again = rebuilt(pipeline, images)
+    return ((images.to(again) - again) / 2).cpu()
 
 
 def load_residuals(artifact: Artifact) -> torch.Tensor:

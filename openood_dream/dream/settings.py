@@ -302,10 +302,11 @@ class SynthesisSettings(Section):
         " and texture stay real",
     )
     strength: float = Field(0.6, gt=0, le=1, description="init id: share of the noise schedule, and of the steps")
-    pair: bool = Field(
+    pair: Annotated[bool | Literal["autoencoder"], Expects("true, false or autoencoder")] = Field(
         False,
-        description="init id: whether each start is also drawn under its own embedding, from the same noise: an inlier that"
-        " differs from its outlier by meaning alone, for `trainer.pairs`",
+        description="whether each outlier comes with an inlier, for `trainer.pairs`. true (init id): its start drawn under its own"
+        " embedding, from the same noise, so that meaning alone is different. autoencoder: an ID training image of the class as"
+        " the autoencoder gives it back",
     )
     guide: GuideSettings = Field(
         default_factory=GuideSettings,
@@ -351,7 +352,8 @@ class SynthesisSettings(Section):
 
     @model_validator(mode="after")
     def _starts(self) -> SynthesisSettings:
-        rule(self.init == "id" or not self.pair, "pairs need a start: set init: id, or leave pair out", "pair", "init")
+        alone = "true needs a start: set init: id, or pair: autoencoder"
+        rule(self.init == "id" or self.pair is not True, alone, "pair", "init")
         few = f"expected steps * strength of at least 1, got {self.steps} * {self.strength:g}"
         rule(self.init == "noise" or self.steps * self.strength >= 1, few, "strength", "steps")
         return self

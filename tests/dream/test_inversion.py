@@ -191,10 +191,10 @@ def test_goes_on_in_halves_where_memory_is_short(tmp_path, monkeypatch):
     whole, _ = Inverter(found, settings)(x, labels, [1, 2])
     losses = Inverter._losses
 
-    def short(self, labels, *rest):
-        if len(labels) > 3:
+    def short(self, labels, tokens, clean, noise, levels):
+        if levels.numel() > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return losses(self, labels, *rest)
+        return losses(self, labels, tokens, clean, noise, levels)
 
     monkeypatch.setattr(Inverter, "_losses", short)
     inverter = Inverter(found, settings)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.dream.anchors import load_anchors
+from openood_dream.dream.generator.training import unit_range
 from openood_dream.dream.image_set import read_images, shard_table, verify
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
-from openood_dream.dream.residuals import lost
+from openood_dream.dream.residuals import load_residuals, lost, make_residuals, residuals_of
 from openood_dream.dream.space import load_space
 from openood_dream.errors import InputError
 from openood_dream.store.artifacts import MANIFEST
@@ -123,9 +124,44 @@ def test_trainer_gets_pairs(tiny, drawn, table):
     assert len(rows) == 48 and [label < 0 for _, label in rows] == [True, False] * 24
 
 
+@pytest.mark.parametrize("residual", ["true", "false"])
+def test_inliers_through_the_autoencoder(tiny, dream, residual):
+    """Each is a training image of its class as the autoencoder gives it back, with what its outlier got of residuals."""
+    words = ["--dream.synthesis.pair", "autoencoder", "--dream.synthesis.residual", residual]
+    config = tiny.config(*words).imagination
+    found, plain = read_images(config.images.path), read_images(dream.images.path)
+    outliers, inliers = found[found["label"] < 0], found[found["label"] >= 0]
+    assert len(inliers) == len(outliers) == len(plain) and (inliers["label"] == inliers["class"]).all()
+    if residual == "false":  # the outliers are those that are drawn without
+        assert sorted(outliers["sha256"]) == sorted(plain["sha256"])
+    draw, train = imaginer(dream, init="noise"), config._train
+    names = [name for name, _ in train.rows]
+    for row in inliers.head(3).itertuples():
+        at = names.index(row.start)
+        assert train.labels[at] == row.label
+        x = unit_range(train.at_size(16).__getitems__([at])["data"], train.transform)
+        vae = draw.pipeline.vae
+        with torch.no_grad():
+            again = (vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) + 1) / 2
+        if residual == "true":
+            artifact = make_residuals(draw, config.source, train, draw.settings, config.cache_dir)
+            again = again + residuals_of(load_residuals(artifact), [row.seed])
+        pixels = np.array(Image.open(config.images.path / row.file)).transpose(2, 0, 1)
+        assert np.abs(pixels - (again[0].clamp(0, 1) * 255).round().numpy()).max() <= 1
+    method = tiny.method("dream_ood", *words, "--trainer.pairs", "true", "--dream.filter.distance", "null")
+    labels = [label < 0 for _, label in read_imglist(method.imagination.training_images().imglist)]
+    assert labels == [True, False] * len(outliers)
+
+
+def test_latents_know_no_pairs(tiny):
+    kept = [tiny.config(*words).imagination for words in ([], ["--dream.synthesis.pair", "autoencoder"])]
+    assert kept[0].latents(6).hash == kept[1].latents(6).hash
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (["--dream.synthesis.pair", "both"], r"synthesis\.pair.*true, false or autoencoder"),
         (["--dream.synthesis.pair", "true"], r"synthesis\.pair.*init: id"),
         (
             ["--dream.synthesis.init", "id", "--dream.synthesis.steps", "2", "--dream.synthesis.strength", "0.3"],
