@@ -81,14 +81,13 @@ def grid(experiments: Mapping[str, Experiment], classes: Sequence[str] = ()) -> 
     grouped by class where there is one experiment, else by experiment.
 
     Args:
-        experiments: experiments of one latent space, by their labels.
+        experiments: experiments of the same classes, by their labels.
         classes: the names of the classes to show; at most CLASSES of all where it is empty.
 
     Raises:
-        InputError: an unknown class, or another space.
+        InputError: an unknown class.
     """
     dreams = {label: experiment.imagination for label, experiment in experiments.items()}
-    common_space(dreams)
     first = next(iter(experiments.values()))
     names = first.imagination.names
     shown = few(chosen(names, classes), classes)

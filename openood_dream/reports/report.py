@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from openood_dream._version import __version__
 from openood_dream.datasets.reading import read_image
 from openood_dream.device import pick_device
+from openood_dream.dream.chain import Dream
 from openood_dream.dream.findings import quality_table
 from openood_dream.dream.plain import load_plain
 from openood_dream.experiment import Experiment
@@ -36,6 +37,7 @@ from openood_dream.reports.render import render
 from openood_dream.reports.runs import collect, read_scores
 from openood_dream.reports.table import table
 from openood_dream.reports.variants import VARIANT, variants
+from openood_dream.store.artifacts import Artifact
 from openood_dream.store.files import write_json, write_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "timm", "pytorch-ood", "scikit-learn", "numpy")
@@ -263,17 +265,30 @@ def _image_paths(experiment: Experiment, *which: str) -> list[Path]:
 
 
 def imagined(runs: Sequence[Run]) -> dict[str, Experiment]:
-    """The experiment of each method that learned from imagined images, one for each image set.
+    """The experiment of each method that learned from imagined images, one for each image set and what a filter left of it.
 
-    All share the latent space of the first.
+    All have the class names of the first.
     """
     found: dict[str, Experiment] = {}
     for run in runs:
         experiment, dreams = run.experiment, [other.dream for other in found.values()]
         if learned_from_images(run) and experiment.dream not in dreams:
             found.setdefault(experiment.method, experiment)
-    spaces = {method: experiment.imagination.embedded.hash for method, experiment in found.items()}
-    return {method: found[method] for method, space in spaces.items() if space == next(iter(spaces.values()))}
+    names = {method: experiment.imagination.names for method, experiment in found.items()}
+    return {method: found[method] for method, own in names.items() if own == next(iter(names.values()))}
+
+
+def each_once(dreams: Mapping[str, Experiment], what: Callable[[Dream], Artifact]) -> dict[str, Experiment]:
+    """The first experiment of each artifact, by its method.
+
+    Args:
+        dreams: experiments by their method.
+        what: the artifact of an imagination that tells them apart.
+    """
+    firsts: dict[str, str] = {}
+    for method, experiment in dreams.items():
+        firsts.setdefault(what(experiment.imagination).hash, method)
+    return {method: dreams[method] for method in firsts.values()}
 
 
 def classifier(runs: Sequence[Run]) -> Run | None:
@@ -287,7 +302,7 @@ def dream_figures(
     """What was imagined, in figures and words.
 
     Args:
-        dreams: experiments of one latent space, by their method.
+        dreams: experiments of the same classes, by their method.
         judge: a trained classifier that says how well plain prompts of the first are drawn, or None.
 
     Returns:
@@ -304,11 +319,12 @@ def dream_figures(
     prompts: list[plots.Row] = [
         plots.Row(dream.names[i], list(of[:COLUMNS].permute(0, 2, 3, 1).numpy())) for i, of in zip(shown, plain)
     ]
+    mapped = {name: one for name, one in dreams.items() if one.imagination.embedded.hash == dream.embedded.hash}
     figures = {
-        "outliers": gallery.grid(dreams),
+        "outliers": gallery.grid(each_once(dreams, lambda one: one.images)),
         "image_lines": gallery.line(experiment),
         "plain_prompts": plots.image_grid(prompts, "Plain prompts: what the generator draws of each class name"),
-        "embedding_map": gallery.embeddings(dreams),
+        "embedding_map": gallery.embeddings(each_once(mapped, lambda one: one.outliers)),
     }
     return figures, [{"name": a.stage, "seconds": a.manifest["seconds"], "hash": a.hash} for a in stages if a], notes
 

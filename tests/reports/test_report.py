@@ -102,7 +102,7 @@ def run_that_learned(folder: Path, experiment: Experiment, outlier_data: str) ->
     return Run(folder, experiment)
 
 
-def test_images_are_shown_once_and_those_of_another_space_not(dream, tiny, tmp_path):
+def test_each_imagination_is_shown_once(dream, tiny, tmp_path):
     sampling, space = ["--dream.outliers.method", "inlier"], ["--dream.space.epochs", "1"]
     overrides = {"a": [], "other trainer": [], "inliers": sampling, "other space": space, "plain": [], "oal": []}
     learned = ["imagined (knn)", "imagined (knn)", "imagined (inlier)", "imagined (knn)", "none", "imagined (latents)"]
@@ -110,7 +110,18 @@ def test_images_are_shown_once_and_those_of_another_space_not(dream, tiny, tmp_p
         run_that_learned(tmp_path / method, tiny.config("--method", method, *keys), outlier_data)
         for (method, keys), outlier_data in zip(overrides.items(), learned, strict=True)
     ]
-    assert list(report.imagined([*runs, *runs])) == ["a", "inliers"]
+    assert list(report.imagined([*runs, *runs])) == ["a", "inliers", "other space"]
+
+
+def test_image_sets_are_shown_once_whatever_a_filter_left_of_them(dream, tiny):
+    kinds = {
+        "a": [],
+        "unfiltered": ["--dream.filter.distance", "null"],
+        "inliers": ["--dream.outliers.method", "inlier"],
+    }
+    experiments = {method: tiny.config(*words) for method, words in kinds.items()}
+    assert list(report.each_once(experiments, lambda one: one.images)) == ["a", "inliers"]
+    assert list(report.each_once(experiments, lambda one: one.space)) == ["a"]
 
 
 def test_costs_are_those_of_the_imagination_and_of_a_seed(benchmarked, tiny, dream):
