@@ -2,7 +2,7 @@
 
 Sixty steps of the digits' diffusion model, with a thread for every core: quiet, and beside as many processes that do nothing
 but compute. Under load a step may take three times its quiet time; what it would take if threads that wait for each
-other did not sleep (OMP_WAIT_POLICY, see openood_dream/cores.py) stands beside. Where the machine has other work
+other slept at once, or did not sleep (see openood_dream/cores.py), stands beside. Where the machine has other work
 too, its load average says so; then "quiet" is not, and the ratio is too good.
 """
 
@@ -21,6 +21,11 @@ import pytest
 from openood_dream import cores
 
 STEPS = 60
+WAITING = {  # OMP_WAIT_POLICY, GOMP_SPINCOUNT, and the wanted ratio
+    "ours": ("PASSIVE", str(cores.SPINS), 1 / 3),
+    "asleep": ("PASSIVE", "0", None),
+    "spinning": ("ACTIVE", "300000", None),
+}
 STAGE = """
 import sys
 from pathlib import Path
@@ -73,10 +78,10 @@ def tell(processes: list[subprocess.Popen[bytes]], what: signal.Signals) -> None
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
-@pytest.mark.parametrize("policy, wanted", [("PASSIVE", 1 / 3), ("ACTIVE", None)])
-def test_a_stage_beside_busy_processes(against, benchmark, tmp_path: Path, policy, wanted):
-    count = cores.available()
-    given = os.environ | {"OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": str(count)}
+@pytest.mark.parametrize("waiting", WAITING)
+def test_a_stage_beside_busy_processes(against, benchmark, tmp_path: Path, waiting):
+    count, (policy, spins, wanted) = cores.available(), WAITING[waiting]
+    given = os.environ | {"OMP_WAIT_POLICY": policy, "GOMP_SPINCOUNT": spins, "OMP_NUM_THREADS": str(count)}
     words = [sys.executable, "-c", STAGE, str(tmp_path), str(STEPS)]
     with (
         subprocess.Popen(words, env=given, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stage,

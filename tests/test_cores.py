@@ -13,18 +13,20 @@ from openood_dream import cores
 
 
 def environment(code: str, **given: str) -> list[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-    show = "; import os; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('OMP_NUM_THREADS'))"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    names = ["OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT"]
+    show = f"; import os; print(*map(os.environ.get, {names}))"
     done = subprocess.run(
         [sys.executable, "-c", code + show], env=clean | given, capture_output=True, text=True, check=True
     )
     return done.stdout.split()
 
 
-def test_waiting_threads_sleep_unless_the_user_says_otherwise():
-    assert environment("import openood_dream")[0] == "PASSIVE"
-    assert environment("import openood_dream", OMP_WAIT_POLICY="ACTIVE")[0] == "ACTIVE"
-    assert environment("import torch, openood_dream")[0] == "None"
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise():
+    assert environment("import openood_dream")[::2] == ["PASSIVE", "1000"]
+    assert environment("import openood_dream", OMP_WAIT_POLICY="ACTIVE")[::2] == ["ACTIVE", "None"]
+    assert environment("import openood_dream", GOMP_SPINCOUNT="7")[::2] == ["PASSIVE", "7"]
+    assert environment("import torch, openood_dream")[::2] == ["None", "None"]
 
 
 def test_no_more_threads_than_the_container_has(monkeypatch):
