@@ -39,7 +39,7 @@ def stage(name: str, text: str, *aliases: str) -> None:
 
 
 stage("anchors", "Read the token embeddings T(y) of the class names.")
-stage("space", "Train the text-conditioned latent space (phase 1).")
+stage("space", "Train the text-conditioned latent space (phase 1), or invert the training images.")
 stage("generator", "Train a small diffusion pipeline on the ID images.")
 stage("outliers", "Sample outlier embeddings (phase 2a).", "sample")
 

@@ -23,7 +23,7 @@ def stages(names: Sequence[str], config_files: Sequence[str], overrides: Sequenc
     """Stages of the imagination, made with all that they need where they are not there yet.
 
     Args:
-        names: some of STAGES.
+        names: some of STAGES; the space is what outliers are sampled around.
         config_files: config files with a section `dream`, merged left to right.
         overrides: the words `--key value` laid over them.
 
@@ -34,6 +34,8 @@ def stages(names: Sequence[str], config_files: Sequence[str], overrides: Sequenc
         InputError: the config or its data are not fit for it.
     """
     experiment = _imagination(config_files, overrides)
+    if experiment.dream.space.method == "inversion":  # whose space is the generator's
+        names = ["inversion" if name == "space" else name for name in names]
     last = max(names, key=STAGES.index)
     with Progress().of(imagining(experiment, last)):
         return [_artifact(experiment.imagination, name) for name in names]

@@ -17,6 +17,13 @@ def test_stage_by_name(dream, tiny, name, monkeypatch):
     assert artifact.reused and artifact.path == expected.path
 
 
+def test_the_space_is_the_generators_own_where_it_inverts(tiny, dream):
+    words = ["--dream.space.method", "inversion", "--dream.space.per_class", "30"]
+    words += ["--dream.space.inversion.noises", "1", "--dream.space.inversion.steps", "1"]
+    found = stages.stage("space", [tiny.file], words)
+    assert found.stage == "inversion" and found.path == tiny.config(*words).imagination.embedded.path
+
+
 def test_given_pipeline_is_not_trained(tiny, dream):
     with pytest.raises(InputError, match=r"dream\.generator: expected \{train: small\} to train one"):
         stages.stage("generator", [tiny.file], ["--dream.generator", str(dream.generator.path)])
