@@ -16,7 +16,10 @@ from openood_dream.datasets.images import loader, placed
 from openood_dream.datasets.settings import OptimizerSettings
 from openood_dream.device import copied, enough_memory, pick_device, pick_dtype
 from openood_dream.dream.anchors import load_anchors
+from openood_dream.dream.autoencoder import rebuilt
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
+from openood_dream.dream.inversion import Inverter
+from openood_dream.dream.inversion_settings import InversionSettings
 from openood_dream.dream.residuals import lost
 from openood_dream.dream.space import load_encoder, load_space, unit_embeddings
 from openood_dream.errors import InputError, InputWarning
@@ -183,6 +186,22 @@ def test_the_space_is_that_of_the_cpu(dream, tiny):
     encoder = load_encoder(dream.space, experiment.dream.space, load_anchors(dream.anchors).shape[1], 16)
     rows = [unit_embeddings(encoder, loader(images, 50, shuffle=False), device) for device in (CPU, GPU)]
     torch.testing.assert_close(rows[1], rows[0], rtol=0, atol=2e-3)
+
+
+def test_inversions_are_those_of_the_cpu(dream):
+    images, labels, found = torch.rand(3, 3, 16, 16) * 2 - 1, torch.tensor([0, 3, 5]), []
+    for device in ("cpu", "cuda"):
+        settings = dream.settings.synthesis.model_copy(update={"dtype": "float32"})
+        imaginer = Imaginer(load_pipeline(dream.source, settings, device), dream.names, settings)
+        found.append(Inverter(imaginer, InversionSettings(noises=4, lr=0.1))(images, labels, [1, 2, 3]))
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-4)  # the losses
+    assert (found[0][0] * found[1][0]).sum(1).min() > 0.98
+
+
+def test_what_the_autoencoder_gives_back_is_that_of_the_cpu(dream):
+    images, settings = torch.rand(3, 3, 16, 16) * 2 - 1, dream.settings.synthesis
+    cpu, gpu = (rebuilt(load_pipeline(dream.source, settings, device), images).cpu() for device in ("cpu", "cuda"))
+    torch.testing.assert_close(gpu, cpu, rtol=0, atol=2e-2)
 
 
 def drawn(dream, device: str, dtype: str, labels: list[int], tokens: torch.Tensor) -> torch.Tensor:
