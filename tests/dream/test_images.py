@@ -214,13 +214,19 @@ def test_the_hash_has_what_decides_about_images_and_nothing_else(dream, key):
     changed = plain.model_copy(update={key: value})
     assert getattr(plain, key) != value
 
-    def folder(settings: SynthesisSettings, starts: Any = None) -> Path:
+    def folder(settings: SynthesisSettings, starts: Any = None, **more: str) -> Path:
+        settings = settings.model_copy(update=more)
         inputs = set_inputs(dream.source, dream.outliers, dream.names, settings, starts=starts)
         return folder_of("dream", "images", inputs)
 
     assert (folder(plain) != folder(changed)) == decides
     started: Any = SimpleNamespace(identity={"train": "some"})
-    assert (folder(plain, started) != folder(changed, started)) == (decides or key in OF_STARTS)
+    from_images = {} if key == "init" else {"init": "id"}
+    assert (folder(plain, started, **from_images) != folder(changed, started, **from_images)) == (
+        decides or key in OF_STARTS
+    )
+    # pairs with noise as their start, from which strength is far
+    assert (folder(plain, started) != folder(changed, started)) == (decides or key == "pair")
 
 
 def test_finished_shards_stay_when_the_batch_is_made_smaller(dream, tiny, tmp_path, monkeypatch):

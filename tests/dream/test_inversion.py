@@ -243,7 +243,7 @@ def test_a_chain_of_diffusion_embeddings(tiny: Tiny, dream, inverted: list[str])
     found = tiny.config(layers=inverted).imagination
     z = load_file(found.embedded.path / "embeddings.safetensors")
     assert found.embedded is found.inversion and found.space.path == dream.space.path
-    assert found.images.images == 2 * len(found.names)
+    assert found.images.manifest["images"] == 2 * len(found.names)
     assert set(torch.bincount(z["labels"]).tolist()) == {found.settings.space.per_class}
     assert torch.allclose(z["embeddings"].norm(dim=1), torch.ones(len(z["rows"])), atol=1e-5)
     assert torch.equal(found.data.coloured().images("dataset", "train").labels[z["rows"]], z["labels"])

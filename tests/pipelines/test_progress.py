@@ -56,13 +56,17 @@ def test_quiet(monkeypatch, capsys):
 def test_stages_of_a_job(tiny):
     assert job_stages(tiny.config("--method", "base", layers=["benchmarks/methods/base.yml"])) == ["train", "score"]
     layers = ["pipelines/train/dream_ood.yml", "preprocessors/dream.yml"]
-    every = [*progress.STAGES, "train", "score"]
+    every = [*(name for name in progress.STAGES if name != "inversion"), "train", "score"]
     keys = ["--dream.filter.distance", "0.5"]
     assert job_stages(tiny.config(*keys, layers=layers)) == every and len(every) == 8
     plain = ["--dream.filter.distance", "null", "--dream.generator", "a/pipeline"]
     assert job_stages(tiny.config(*plain, layers=layers)) == [
         name for name in every if name not in ("generator", "quality")
     ]
+    inverted = job_stages(tiny.config(*keys, "--dream.space.method", "inversion", layers=layers))
+    assert inverted == ["anchors", "space", "generator", "inversion", "outliers", "images", "quality", "train", "score"]
+    given = job_stages(tiny.config(*plain, "--dream.space.method", "inversion", layers=layers))
+    assert given == ["anchors", "space", "inversion", "outliers", "images", "train", "score"]
 
 
 def test_a_stage_says_where_it_stands(tiny, dream, capsys):

@@ -95,7 +95,7 @@ def vae(channels: int = 4, **options: Any) -> Any:
         sample_size=16,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        **{"shift_factor": 0.1, "scaling_factor": 0.8} | options,
+        **{"shift_factor": 0.1, "scaling_factor": 1.0} | options,
     )
 
 
