@@ -23,7 +23,7 @@ from openood_dream.dream.images import check_executor, imagined_label, make_imag
 from openood_dream.dream.inversion import make_inversion
 from openood_dream.dream.lines import make_lines
 from openood_dream.dream.outliers import load_outliers, make_outliers
-from openood_dream.dream.pairs import TrainingImages, make_pairs
+from openood_dream.dream.pairs import TrainingImages, check_pair, make_pairs
 from openood_dream.dream.parts import check_parts, check_steps
 from openood_dream.dream.plain import CLASSES, PER_CLASS, check_drawing, make_plain, spread
 from openood_dream.dream.quality import Judge, make_quality, network_judge, space_judge
@@ -171,16 +171,10 @@ class Dream:
         """The training images as the generator embeds them; None where the encoder does."""
         if self.settings.space.method == "encoder":
             return None
-        source = self.source
-        return make_inversion(
-            source,
-            self.names,
-            self._train,
-            self.settings.space,
-            self.settings.synthesis,
-            self.cache_dir,
-            device=self.device,
-        )
+        settings, space = self.settings, self.space  # first: what is wrong with names or images is found in it
+        get_sampler(settings.outliers).check_counts(load_space(space)["labels"].bincount().tolist(), self.names)
+        rest = settings.space, settings.synthesis, self.cache_dir
+        return make_inversion(self.source, self.names, self._train, *rest, device=self.device)
 
     @property
     def embedded(self) -> Artifact:
@@ -406,7 +400,8 @@ class Dream:
         return get_sampler(self.settings.outliers).keeps_class
 
     def _check_size(self) -> None:
-        """InputError where images are to be drawn at another size than the generator that is trained here knows."""
+        """InputError for images of another size than the generator that is trained here knows, or for pairs of inliers."""
+        check_pair(self.settings.synthesis, self._keeps_class, self.pairs)
         if self.training is not None:
             check_size(self.training, self._image_size, self.settings.synthesis)
 

@@ -24,6 +24,7 @@ from openood_dream.dream.guided import Guidance
 from openood_dream.dream.image_set import PARTNER, join_shards, missing_shards, shards, write_image, write_shard
 from openood_dream.dream.imaginer import Imaginer, check_anchors, image_seed, load_pipeline, png
 from openood_dream.dream.outliers import load_outliers
+from openood_dream.dream.pairs import check_pair
 from openood_dream.dream.placing import drawing_device
 from openood_dream.dream.residuals import load_residuals, lost, residuals_of
 from openood_dream.dream.settings import SynthesisSettings
@@ -175,8 +176,7 @@ def make_images(
         InputError: the embeddings do not fit the pipeline, a class has none, or an image does not fit into memory.
     """
     check_executor(executor)
-    if settings.pair and keeps_class:
-        raise settings.error("pair", "the images are inliers themselves (dream.outliers.method); leave it out")
+    check_pair(settings, keeps_class)
     each = partial(ray.each, device=device, worker_gpus=worker_gpus) if executor == "ray" else None
 
     def make(folder: Path) -> dict[str, Any]:

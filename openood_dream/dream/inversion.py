@@ -71,6 +71,7 @@ class _OneStep:
         timesteps: Any = None,
         sigmas: Any = None,
         mu: Any = None,
+        original_inference_steps: Any = None,
     ) -> None:
         """Nothing: the steps are given."""
 
@@ -81,10 +82,12 @@ class _OneStep:
         """The samples as they are."""
         return sample
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, **options: Any
+    ) -> tuple[Tensor, Tensor]:
         """Keeps the prediction."""
         self.predicted = model_output
-        return (sample,)
+        return sample, sample  # LCM's give the clean latents too
 
 
 def encoded(imaginer: Imaginer, images: Tensor) -> Tensor:
@@ -157,12 +160,13 @@ def predicted(imaginer: Imaginer, labels: Tensor, tokens: Tensor, noisy: Noisy) 
     pipe, scheduler, repeats = imaginer.pipeline, imaginer.pipeline.scheduler, len(noisy.latents) // len(labels)
     if getattr(pipe, "unet", None) is None:  # others may repeat the masks of prompts in another order than the prompts
         labels, tokens, repeats = labels.repeat_interleave(repeats), tokens.repeat_interleave(repeats, dim=0), 1
+    scaled = any(imaginer.core.config.get(key) for key in ("guidance_embeds", "time_cond_proj_dim"))
     call: dict[str, Any] = {
         "height": imaginer.size,
         "width": imaginer.size,
         "num_inference_steps": 1,
-        # none, but where the network takes a scale as its input
-        "guidance_scale": 1.0 if imaginer.core.config.get("guidance_embeds") else 0.0,
+        # none, but where the network takes a scale as its input, as those do that guidance was distilled into
+        "guidance_scale": 1.0 if scaled else 0.0,
         "use_resolution_binning": False,
     } | imaginer.settings.call
     takes = inspect.signature(pipe.__call__).parameters
@@ -356,7 +360,7 @@ def make_inversion(
         "train": [train.identity, train.transform.test_identity],
         "space": settings.model_dump(include={"per_class", "seed"}),
         "inversion": settings.inversion.model_dump(exclude={"batch_size"}),
-        "synthesis": synthesis.model_dump(include={"prompt", "prompts", "size", "dtype", "call"}),
+        "synthesis": synthesis.model_dump(include={"prompt", "prompts", "size", "dtype", "vae_tiling", "call"}),
     }
     rows = first_per_class(train.labels, settings.per_class, settings.seed)
 

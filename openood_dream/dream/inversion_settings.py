@@ -17,6 +17,7 @@ class InversionSettings(Section):
     lr: float = Field(
         0.7,
         gt=0,
+        le=100,
         description="learning rate, in parts of the root mean square of the class token's numbers; 0.7 is NCIS's 0.01 for"
         " Stable Diffusion 1",
     )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from openood_dream.datasets.imglist import read_imglist, write_imglist
 from openood_dream.dream.image_set import IMAGES, PARTNER
+from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.tables import TEXTS, read_table
 
@@ -19,6 +20,20 @@ class TrainingImages(NamedTuple):
     identity: str
     description: str
     warnings: list[str]
+
+
+def check_pair(settings: SynthesisSettings, keeps_class: bool, wanted: bool = False) -> None:
+    """Raises InputError where images cannot be drawn in pairs, or are not to be and should.
+
+    Args:
+        settings: have `pair`.
+        keeps_class: whether the images still belong to their class, so that they are inliers themselves.
+        wanted: whether a trainer takes pairs.
+    """
+    if settings.pair and keeps_class:
+        raise settings.error("pair", "the images are inliers themselves (dream.outliers.method); leave it out")
+    if wanted and not settings.pair:
+        raise settings.error("pair", "trainer.pairs takes pairs; expected true or autoencoder, got false")
 
 
 def make_pairs(images: Artifact, kept: Artifact, cache_dir: str | Path) -> Artifact:

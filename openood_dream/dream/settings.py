@@ -356,6 +356,10 @@ class SynthesisSettings(Section):
         rule(self.init == "id" or self.pair is not True, alone, "pair", "init")
         few = f"expected steps * strength of at least 1, got {self.steps} * {self.strength:g}"
         rule(self.init == "noise" or self.steps * self.strength >= 1, few, "strength", "steps")
+        drawn = self.steps if self.init == "noise" else int(self.steps * self.strength)
+        guided = round(self.guide.end * drawn) - round(self.guide.begin * drawn)
+        none = f"no step of {drawn} is between begin ({self.guide.begin:g}) and end ({self.guide.end:g}); widen them"
+        rule(guided > 0 or not self.guide.active, none, "guide.begin", "guide.end")
         return self
 
 

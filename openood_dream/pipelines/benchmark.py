@@ -273,7 +273,7 @@ def variants(plan: BenchmarkSettings, methods: Sequence[str]) -> list[tuple[str,
         return [(name, name, []) for name in methods]
     word = plan.vary.rpartition(".")[2]
     return [
-        (name, f"{name}, {word} {value}", [f"--{plan.vary}", json.dumps(value)])
+        (name, f"{name}, {word} {value}", [f"--{plan.vary}", value if isinstance(value, str) else json.dumps(value)])
         for name in methods
         for value in plan.values
     ]

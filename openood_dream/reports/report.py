@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from openood_dream._version import __version__
+from openood_dream.datasets.imglist import read_imglist
 from openood_dream.datasets.reading import read_image
 from openood_dream.device import pick_device
 from openood_dream.dream.chain import Dream
@@ -115,7 +116,7 @@ def kept_images(experiment: Experiment) -> dict[str, Any]:
     """
     dream = experiment.imagination
     total, chosen = dream.images.manifest["images"], dream.training_images()
-    kept = dream.quality.manifest["kept"] if experiment.dream.filter.active else total
+    kept = len(read_imglist(chosen.imglist))
     return {"images": total, "kept": kept, "folder": str(dream.images.path), "list": str(chosen.imglist)}
 
 

@@ -278,3 +278,39 @@ def test_killed_inversion_goes_on_with_the_same_bytes(tiny: Tiny, dream, inverte
     killed = 0
     (rest, resumed), (whole, expected) = make("killed"), make("whole")
     assert resumed == expected and rest < whole
+
+
+# ------------------------------------------------------------------------------------------------ what is found early
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--dream.space.network", "timm:resnetttt"], "resnetttt"),
+        (["--dream.outliers.k", "30", "--dream.space.per_class", "30", "--dream.outliers.select", "30"], None),
+    ],
+)
+def test_what_is_wrong_is_found_before_images_are_inverted(
+    tiny: Tiny, dream, inverted, tmp_path, monkeypatch, words, line
+):
+    monkeypatch.setattr(Inverter, "__call__", lambda *args: pytest.fail("inverted an image"))
+    pipeline = ["--dream.generator", str(dream.generator.path), "--dream.cache_dir", str(tmp_path)]
+    if line is None:
+        words, line = [*words, "--dream.outliers.k", "1000", "--dream.space.per_class", "1000"], r"outliers\.k"
+    with pytest.raises(InputError, match=line):
+        tiny.config(*pipeline, *words, layers=inverted).imagination.outliers  # noqa: B018
+
+
+def test_tiles_are_another_inversion(tiny: Tiny, dream, inverted):
+    kept = [
+        tiny.config("--dream.synthesis.vae_tiling", word, layers=inverted).imagination.inversion
+        for word in ("false", "true")
+    ]
+    assert kept[0].hash != kept[1].hash
+
+
+def test_few_step_distillations(tmp_path):
+    folder = families.save(tmp_path / "pipeline", "lcm", NAMES)
+    x, labels = inputs()
+    found, _ = Inverter(imaginer_of(folder, scheduler="own"), InversionSettings(steps=1, noises=2))(x, labels, [1, 2])
+    assert torch.isfinite(found).all()

@@ -161,6 +161,12 @@ def test_latents_know_no_pairs(tiny):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (
+            ["--dream.synthesis.guide.image", "0.3", "--dream.synthesis.guide.begin", "0.4"]
+            + ["--dream.synthesis.guide.end", "0.45"],
+            r"guide\.begin.*no step of 2 is between",
+        ),
+        (["--dream.space.inversion.lr", "1e20"], r"inversion\.lr.*100"),
         (["--dream.synthesis.pair", "both"], r"synthesis\.pair.*true, false or autoencoder"),
         (["--dream.synthesis.pair", "true"], r"synthesis\.pair.*init: id"),
         (
@@ -174,6 +180,23 @@ def test_settings_that_contradict(tiny, words, line):
         tiny.config(*words)
 
 
+def test_pairs_that_are_not_drawn_are_missed_before_anything_is(tiny, dream, tmp_path):
+    words = [
+        "--trainer.pairs",
+        "true",
+        "--dream.cache_dir",
+        str(tmp_path),
+        "--dream.generator",
+        str(dream.generator.path),
+    ]
+    with pytest.raises(InputError, match=r"synthesis\.pair: trainer\.pairs takes pairs; expected true or autoencoder"):
+        tiny.method("dream_ood", *words).imagination.training_images()
+    assert not list(tmp_path.iterdir())
+
+
 def test_inliers_have_no_inliers(tiny):
+    words = [*PAIRS, "--dream.outliers.method", "inlier"]
+    with pytest.raises(InputError, match=r"synthesis\.pair: the images are inliers themselves"):
+        tiny.config(*words).imagination.forecast()
     with pytest.raises(InputError, match=r"synthesis\.pair: the images are inliers themselves"):
         tiny.config(*PAIRS, "--dream.outliers.method", "inlier").imagination.images  # noqa: B018

@@ -268,12 +268,12 @@ def test_lists_are_checked_first(tiny, tmp_path, monkeypatch, key):
 
 
 @pytest.mark.slow
-def test_varied_key(tiny, dream, tmp_path):
-    keys = ["--benchmark.vary", "optimizer.lr", "--benchmark.values", "[0.01, 0.1]", "--root", str(tmp_path)]
+@pytest.mark.parametrize(("key", "values"), [("lr", [0.01, 0.1]), ("schedule", ["cosine", "linear"])])
+def test_varied_key(tiny, dream, tmp_path, key, values):
+    keys = ["--benchmark.vary", f"optimizer.{key}", "--benchmark.values", json.dumps(values), "--root", str(tmp_path)]
     report = benchmark([tiny.file], [*keys, "--dream.cache_dir", str(tiny.root / "dream")], ["base"], 1)
     found = {path.parent.name: yaml.safe_load((path / "config.yml").read_text()) for path in tmp_path.glob("runs/*/s0")}
-    rates = {name: config["optimizer"]["lr"] for name, config in found.items()}
-    assert rates == {"base, lr 0.01": 0.01, "base, lr 0.1": 0.1}
+    assert {name: config["optimizer"][key] for name, config in found.items()} == {f"base, {key} {v}": v for v in values}
     assert "How well known and unknown images are told apart" in report.read_text()
 
 
