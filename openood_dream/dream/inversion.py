@@ -25,7 +25,7 @@ from openood_dream.dream.placing import drawing_device
 from openood_dream.dream.settings import SpaceSettings, SynthesisSettings
 from openood_dream.dream.source import Source
 from openood_dream.dream.space import first_per_class
-from openood_dream.errors import out_of_memory, warn
+from openood_dream.errors import InputError, out_of_memory, warn
 from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.tensors import read_tensors, write_tensors
 
@@ -373,8 +373,7 @@ def make_inversion(
         with tqdm(total=len(rows), initial=done, desc="space: inverting images", unit="image") as bar:
             for i in todo:
                 write_tensors(files[i], **_inverted(inverter, train, parts[i], settings.seed, bar))
-        found = [read_tensors(file, embeddings=2, losses=2, own=1) for file in files]
-        z, losses, own = (torch.cat([part[name] for part in found]) for name in ("embeddings", "losses", "own"))
+        z, losses, own = _joined(files, parts)
         write_tensors(folder / "embeddings.safetensors", embeddings=z, labels=train.labels[rows], rows=rows)
         before, after = _checked(inverter, train, rows, z)
         about = {"losses": losses.mean(0).tolist(), "nearest": round(100 * own.float().mean().item(), 2)}
@@ -400,6 +399,17 @@ def _inverted(inverter: Inverter, train: ImageList, rows: Tensor, seed: int, bar
     z = torch.cat(found)
     own = (z @ F.normalize(anchors, dim=1).T).argmax(1) == train.labels[rows]
     return {"embeddings": z, "losses": torch.cat(losses), "own": own.long()}
+
+
+def _joined(files: Sequence[Path], parts: Sequence[Tensor]) -> list[Tensor]:
+    """Embeddings, losses and the nearest anchor being the own, of all images; InputError where a file lacks some of its part."""
+    found = []
+    for file, rows in zip(files, parts, strict=True):
+        part = read_tensors(file, embeddings=2, losses=2, own=1)
+        if any(len(tensor) != len(rows) for tensor in part.values()):
+            raise InputError(f"{file}: not {len(rows)} rows; delete it and run again")
+        found.append(part)
+    return [torch.cat([part[name] for part in found]) for name in ("embeddings", "losses", "own")]
 
 
 def _checked(inverter: Inverter, train: ImageList, rows: Tensor, embeddings: Tensor) -> tuple[float, float]:

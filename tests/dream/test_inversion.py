@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from openood_dream.dream import inversion
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
@@ -275,9 +275,14 @@ def test_killed_inversion_goes_on_with_the_same_bytes(tiny: Tiny, dream, inverte
     killed = 5
     with pytest.raises(KeyboardInterrupt):
         make("killed")
-    killed = 0
+    (part,) = (tmp_path / "killed").glob("inversion-*/parts/000000.safetensors")
+    content, killed = part.read_bytes(), 0
+    save_file({name: tensor[:4].clone() for name, tensor in load_file(part).items()}, part)
+    with pytest.raises(InputError, match=r"parts/000000\.safetensors: not 10 rows; delete it and run again"):
+        make("killed")
+    part.write_bytes(content)
     (rest, resumed), (whole, expected) = make("killed"), make("whole")
-    assert resumed == expected and rest < whole
+    assert resumed == expected and rest == 0 < whole
 
 
 # ------------------------------------------------------------------------------------------------ what is found early
