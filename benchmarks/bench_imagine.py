@@ -51,9 +51,9 @@ SMALL = Size(save=16, images=96, batch=32, dtype="float32")
 FULL = Size(save=256, images=48, batch=16, dtype="bfloat16")
 
 
-def small(folder: Path, **changes: int) -> Path:
+def small(folder: Path) -> Path:
     """The embedded default at the size of the digits, untrained: weights do not change the time."""
-    training = GeneratorTraining(train="small", **changes)
+    training = GeneratorTraining(train="small")
     make_text_encoder(text_inputs(NAMES, TEMPLATE, training), folder)
     ((tokenizer, encoder),) = Source(str(folder), None, None).text_parts()
     return save(folder, small_vae(training, 16), small_unet(training, 4), tokenizer, encoder)
