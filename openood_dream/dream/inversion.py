@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from openood_dream.datasets.images import ImageList
 from openood_dream.dream.autoencoder import encoded_by, of_videos
-from openood_dream.dream.generator.training import unit_range
+from openood_dream.dream.generator.training import unit_images
 from openood_dream.dream.imaginer import Imaginer, flow_matching, image_seed, load_pipeline
 from openood_dream.dream.inversion_settings import InversionSettings
 from openood_dream.dream.placing import drawing_device
@@ -369,13 +369,13 @@ def make_inversion(
         files = [folder / "parts" / f"{i:06d}.safetensors" for i in range(len(parts))]
         todo = [i for i, file in enumerate(files) if not file.exists()]
         inverter = Inverter(Imaginer(load_pipeline(source, synthesis, device), names, synthesis), settings.inversion)
-        done = len(rows) - sum(len(parts[i]) for i in todo)
+        scaled, done = train.at_size(inverter.imaginer.size), len(rows) - sum(len(parts[i]) for i in todo)
         with tqdm(total=len(rows), initial=done, desc="space: inverting images", unit="image") as bar:
             for i in todo:
-                write_tensors(files[i], **_inverted(inverter, train, parts[i], settings.seed, bar))
+                write_tensors(files[i], **_inverted(inverter, scaled, parts[i], settings.seed, bar))
         z, losses, own = _joined(files, parts)
         write_tensors(folder / "embeddings.safetensors", embeddings=z, labels=train.labels[rows], rows=rows)
-        before, after = _checked(inverter, train, rows, z)
+        before, after = _checked(inverter, scaled, rows, z)
         about = {"losses": losses.mean(0).tolist(), "nearest": round(100 * own.float().mean().item(), 2)}
         return about | {
             "class_token_loss": before,
@@ -387,12 +387,13 @@ def make_inversion(
 
 
 def _inverted(inverter: Inverter, train: ImageList, rows: Tensor, seed: int, bar: tqdm) -> dict[str, Tensor]:
-    """What is written of images `rows` of a list."""
-    scaled, anchors = train.at_size(inverter.imaginer.size), inverter.imaginer.placeholder.anchors
+    """What is written of images `rows` of a list, at the size that is drawn."""
+    anchors = inverter.imaginer.placeholder.anchors
     found, losses = [], []
     for some in rows.split(max(1, inverter.settings.batch_size // inverter.settings.noises)):
-        x = unit_range(scaled.__getitems__(some.tolist())["data"], scaled.transform)
-        z, loss = inverter(x, train.labels[some], [image_seed(seed, row) for row in some.tolist()])
+        z, loss = inverter(
+            unit_images(train, some), train.labels[some], [image_seed(seed, row) for row in some.tolist()]
+        )
         found.append(z)
         losses.append(loss.T)
         bar.update(len(some))
@@ -415,8 +416,7 @@ def _joined(files: Sequence[Path], parts: Sequence[Tensor]) -> list[Tensor]:
 def _checked(inverter: Inverter, train: ImageList, rows: Tensor, embeddings: Tensor) -> tuple[float, float]:
     """The mean loss of some of the images `rows` under their class's token and under their own."""
     some = torch.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).round().long()
-    scaled, labels = train.at_size(inverter.imaginer.size), train.labels[rows[some]]
-    x = unit_range(scaled.__getitems__(rows[some].tolist())["data"], scaled.transform)
+    x, labels = unit_images(train, rows[some]), train.labels[rows[some]]
     anchors = inverter.imaginer.placeholder.anchors[labels]
     own = anchors.norm(dim=1, keepdim=True) * embeddings[some]
     return tuple(inverter.loss(x, labels, tokens, 0).mean().item() for tokens in (anchors, own))  # type: ignore[return-value]

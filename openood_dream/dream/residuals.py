@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from openood_dream.datasets.images import ImageList
 from openood_dream.dream.autoencoder import rebuilt
-from openood_dream.dream.generator.training import unit_range
+from openood_dream.dream.generator.training import unit_images
 from openood_dream.dream.imaginer import Imaginer
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
@@ -54,8 +54,7 @@ def make_residuals(
         picked = torch.randperm(len(scaled), generator=torch.Generator().manual_seed(settings.seed))[:count]
         found = []
         for rows in tqdm(picked.split(settings.batch_size), desc="imagine: residuals", unit="batch", delay=2):
-            x = unit_range(scaled.__getitems__(rows.tolist())["data"], scaled.transform)
-            found.append((lost(imaginer.pipeline, x) * 255).round().to(torch.int16))
+            found.append((lost(imaginer.pipeline, unit_images(scaled, rows)) * 255).round().to(torch.int16))
         write_tensors(folder / "residuals.safetensors", residuals=torch.cat(found))
 
     return build(cache_dir, "residuals", inputs, make)

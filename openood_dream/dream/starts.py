@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from openood_dream.datasets.images import ImageList
-from openood_dream.dream.generator.training import unit_range
+from openood_dream.dream.generator.training import unit_images
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ class Starts:
 
     def pixels(self, picked: np.ndarray, size: int) -> torch.Tensor:
         """The picked images (B, 3, size, size), in [-1, 1]."""
-        scaled = self.images.at_size(size)
-        rows = self.rows[torch.from_numpy(picked)]
-        return unit_range(scaled.__getitems__(rows.tolist())["data"], scaled.transform)
+        return unit_images(self.images.at_size(size), self.rows[torch.from_numpy(picked)])
 
     def tokens(self, picked: np.ndarray) -> torch.Tensor:
         """The picked images' own class tokens ||T(y)|| h(x) (B, m), under which the generator draws their like."""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import RandomHorizontalFlip
 from tqdm import tqdm
 
-from openood_dream.datasets.images import Transform, random_flip
+from openood_dream.datasets.images import ImageList, Transform, random_flip
 from openood_dream.device import autocast
 from openood_dream.dream.generator.models import Autoencoding, Denoiser, noise_schedule, snr_weights
 from openood_dream.dream.settings import GeneratorTraining
@@ -39,6 +39,19 @@ def unit_range(images: torch.Tensor, transform: Transform) -> torch.Tensor:
         Images (B, 3, S, S).
     """
     return (images * transform.std + transform.mean) * 2 - 1
+
+
+def unit_images(images: ImageList, rows: torch.Tensor) -> torch.Tensor:
+    """Some images of a list in [-1, 1].
+
+    Args:
+        images: the list.
+        rows: numbers in it (B,).
+
+    Returns:
+        Images (B, 3, S, S).
+    """
+    return unit_range(images.__getitems__(rows.tolist())["data"], images.transform)
 
 
 # ---------------------------------------------------------------------------------------------------- one training loop
