@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openood_dream.sampling.blocks import blocks
+from openood_dream.sampling.nearest import kth_distance
 from openood_dream.sampling.pruning import contenders
 from openood_dream.sampling.search import ExactIndex, faiss, flat_index
 
@@ -126,16 +127,7 @@ def knn_distance(x: Tensor, bank: Tensor | Index, k: int) -> Tensor:
     _check_k(k, len(rows))
     if isinstance(bank, Index):
         return bank.distance(x, k)
-    wide = bank.double()
-    squares = wide.square().sum(1)
-    out = x.new_empty(len(x))
-    for part in blocks(len(x), max(bank.shape)):
-        some = x[part].double()
-        # |x|^2 is the same for all neighbours, so it has no say in which one is the k-th
-        kth = torch.addmm(squares, some, wide.T, alpha=-2).topk(k, dim=1, largest=False).indices[:, -1]
-        # subtracting the two rows, rather than expanding the square, makes duplicates exactly 0 apart
-        out[part] = (some - wide[kth]).norm(dim=1).to(x.dtype)
-    return out
+    return kth_distance(x, bank, k).to(x.dtype)
 
 
 def check_rows(name: str, rows: Tensor) -> None:
@@ -237,7 +229,7 @@ def sample_round(
         rows = torch.rand(len(centres), len(draws), generator=generator).topk(keep).indices.flatten().to(z.device)
         points = every.repeat_interleave(keep)
     elif index is None or (selection == "far" and k <= len(z)):
-        points, rows = _pruned(z, centres, k, sigma, draws, keep, selection == "far", index)
+        points, rows = _pruned(z, boundary, k, sigma, draws, keep, selection == "far", index)
     else:
         points = every.repeat_interleave(len(draws))
         rows = torch.arange(len(draws), device=z.device).repeat(len(centres))
@@ -259,7 +251,7 @@ def _check_round(sigma: float, keep: int, draws: int, selection: str) -> None:
 
 
 def _pruned(
-    z: Tensor, centres: Tensor, k: int, sigma: float, draws: Tensor, keep: int, farthest: bool, index: Index | None
+    z: Tensor, boundary: Tensor, k: int, sigma: float, draws: Tensor, keep: int, farthest: bool, index: Index | None
 ) -> tuple[Tensor, Tensor]:
     """The (boundary point, draw) pairs that may be among the best of their point."""
     off = _off_unit(z) if index is None else index.off
@@ -267,8 +259,8 @@ def _pruned(
     # where the class is so large that (draws, z) does not fit, the best of all draws are among the blocks' best
     for block in blocks(len(draws), len(z)):
         some = draws[block]
-        measure = None if index is None else partial(_candidate_distance, centres, index, k, sigma, some)
-        points, rows = contenders(centres, z, k, sigma, some, keep, farthest, off, measure)
+        measure = None if index is None else partial(_candidate_distance, z[boundary], index, k, sigma, some)
+        points, rows = contenders(boundary, z, k, sigma, some, keep, farthest, off, measure)
         found.append((points, rows + block.start))
     points, rows = (torch.cat(part) for part in zip(*found, strict=True))
     return points, rows
@@ -290,16 +282,10 @@ def _candidate_distance(
         for part in blocks(len(points), centres.shape[1]):
             out[part] = bank.distance(F.normalize(centres[points[part]] + sigma * draws[rows[part]], dim=1), k)
         return out
-    wide, start = bank.double(), centres.double()
-    squares, gram = wide.square().sum(1), start @ wide.T
+    start = centres.double()
     for part in blocks(len(points), max(bank.shape)):
-        used, place = rows[part].unique(return_inverse=True)
-        step = sigma * draws[used].double()
-        shift, b = step @ wide.T, points[part]
-        candidates = start[b] + step[place]
-        length = candidates.norm(dim=1, keepdim=True)
-        kth = (squares - 2 * (gram[b] + shift[place]) / length).topk(k, dim=1, largest=False).indices[:, -1]
-        out[part] = (candidates / length - wide[kth]).norm(dim=1).to(out.dtype)
+        candidates = F.normalize(start[points[part]] + sigma * draws[rows[part]].double(), dim=1)
+        out[part] = kth_distance(candidates, bank, k).to(out.dtype)
     return out
 
 

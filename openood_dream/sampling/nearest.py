@@ -1,0 +1,71 @@
+"""The distance to the k-th nearest row of a bank, exact at the price of a product in the rows' own number format.
+
+Distances in float32 leave a few rows in question, those within round-off of the k-th; only these are measured in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openood_dream.sampling.blocks import blocks
+
+
+def kth_distance(x: Tensor, bank: Tensor, k: int) -> Tensor:
+    """Euclidean distance from points to their k-th nearest row of a bank.
+
+    Args:
+        x: the points (n, m), in any number format.
+        bank: the rows (N, m), likewise.
+        k: which nearest row counts, in 1..N.
+
+    Returns:
+        The distances (n,), float64: by subtracting the two rows, so that duplicates are exactly 0 apart.
+    """
+    squares = bank.square().sum(1)
+    out = x.new_empty(len(x), dtype=torch.float64)
+    for part in blocks(len(x), max(bank.shape)):
+        out[part] = _of_some(x[part], bank, squares, k)
+    return out
+
+
+def _of_some(x: Tensor, bank: Tensor, squares: Tensor, k: int) -> Tensor:
+    """The same for points whose products with the bank fit into memory."""
+    near = x.to(bank)
+    # |x|^2 is the same for all rows, so it has no say in which one is the k-th
+    gaps = torch.addmm(squares, near, bank.T, alpha=-2)
+    middle = kth_smallest(gaps, k)
+    longest = squares.max()
+    # each gap is off by `room` at most, the k-th of them too; the term of x is its own rounding to the bank's format
+    room = roundoff(bank, bank.shape[1]) * (2 * near.norm(dim=1, keepdim=True) * longest.sqrt() + longest)
+    # not <=, so that what cannot be computed is in question
+    doubtful = ~((gaps - middle).abs_() > 2 * room)
+    below = ((gaps < middle) & ~doubtful).sum(1)
+    points, rows = doubtful.nonzero(as_tuple=True)
+    distance = x.new_empty(len(points), dtype=torch.float64)
+    for part in blocks(len(points), bank.shape[1]):
+        distance[part] = (x[points[part]].double() - bank[rows[part]].double()).norm(dim=1)
+    order = distance.argsort(stable=True)
+    order = order[points[order].argsort(stable=True)]
+    starts = doubtful.sum(1).cumsum(0) - doubtful.sum(1)
+    return distance[order[starts + (k - 1 - below)]]
+
+
+def kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest number of the last dimension, which stays, with size 1; numbers that are none count as largest."""
+    if values.device.type == "cpu":  # several times as fast as torch's
+        return torch.from_numpy(np.partition(values.numpy(), k - 1, axis=-1)[..., k - 1 : k])
+    return values.kthvalue(k, dim=-1, keepdim=True).values
+
+
+def roundoff(like: Tensor, terms: int) -> float:
+    """The largest relative error of a dot product of so many terms, at the matmul precision that torch is set to.
+
+    Args:
+        like: has the number format of its factors.
+        terms: how many.
+    """
+    inputs = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[torch.get_float32_matmul_precision()]
+    # 64 more for what is done with the product: sums in a tree, a few products, rounding a distance
+    return (terms + 64) * torch.finfo(like.dtype).eps / 2 + inputs
