@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import trange
+from tqdm import tqdm
 
 from openood_dream.datasets.images import ImageList, loader, placed
 from openood_dream.device import autocast, enough_memory, pick_device
@@ -27,10 +27,13 @@ from openood_dream.networks.features import embed
 from openood_dream.networks.precision import measured_dtype
 from openood_dream.networks.timm_network import SMALL_IMAGE, TimmNetwork, backbone_name
 from openood_dream.networks.trial import check_backbone
+from openood_dream.parallel.processes import Processes
+from openood_dream.parallel.state import read_state, restoring, set_random_state, write_state
 from openood_dream.store.artifacts import Artifact, build
 from openood_dream.store.tensors import load_into, read_tensors, write_tensors
 
 BATCH = 256  # images per batch where nothing is trained
+STATE = "encoder.state"  # what an interrupted training goes on from
 
 
 class Encoder(nn.Module):
@@ -93,8 +96,11 @@ def train_encoder(
     settings: SpaceSettings,
     device: torch.device,
     dtype: torch.dtype,
+    state: Path,
 ) -> list[float]:
     """Trains h by cross-entropy of the cosine logits: SGD with Nesterov momentum, cosine schedule per step.
+
+    A training that was interrupted goes on after its last whole epoch, and ends as if it had not been.
 
     Args:
         encoder: h, whose weights change; it ends on `device`.
@@ -103,12 +109,14 @@ def train_encoder(
         settings: `dream.space`.
         device: where it is trained.
         dtype: number format of the encoder's computation.
+        state: the file that an interrupted training goes on from; it is renewed after each epoch.
 
     Returns:
         The mean loss of each epoch.
 
     Raises:
-        FloatingPointError: the loss is no longer a number.
+        FloatingPointError: the loss is no longer a number; no such state is kept.
+        InputError: the file is damaged.
     """
     encoder.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     anchors = anchors.to(device)
@@ -120,8 +128,16 @@ def train_encoder(
         nesterov=True,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * len(train))
-    losses = []
-    with trange(settings.epochs, desc="space: training the encoder", unit="epoch") as epochs:
+    losses, alone = list[float](), Processes(device)
+    trained = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
+    if (found := read_state(state, alone, {"losses": list})) is not None:
+        with restoring(state):
+            for name, part in trained.items():
+                part.load_state_dict(found[name])
+            losses = found["losses"]
+            set_random_state(found, alone)
+    begun = {"initial": len(losses), "total": settings.epochs}
+    with tqdm(range(len(losses), settings.epochs), "space: training the encoder", unit="epoch", **begun) as epochs:
         for _ in epochs:
             total = torch.zeros((), device=device)
             for batch in train:
@@ -140,6 +156,7 @@ def train_encoder(
                 raise FloatingPointError(
                     f"space: epoch {len(losses)}: the loss is not finite; lower {settings.key('lr')} ({settings.lr:g})"
                 )
+            write_state(state, alone, {name: part.state_dict() for name, part in trained.items()} | {"losses": losses})
             epochs.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
 
@@ -264,7 +281,7 @@ def _write_space(
     with enough_memory(partial(settings.error, "batch_size"), f"{settings.batch_size} images in a step"):
         size = train.transform.image_size
         dtype = measured_dtype(precision, encoder, image_size=size, channels=3, device=place)
-        losses = train_encoder(encoder, batches, anchors, settings, place, dtype)
+        losses = train_encoder(encoder, batches, anchors, settings, place, dtype, folder / STATE)
     seen = unit_embeddings(encoder, loader(val, BATCH, shuffle=False, workers=workers), place)
     guesses = cosine_logits(seen, anchors, settings.temperature).argmax(1)
     accuracy = 100 * (guesses == val.labels).float().mean().item()
@@ -275,6 +292,7 @@ def _write_space(
     labels = train.labels[rows]
     write_tensors(folder / "encoder.safetensors", **encoder.state_dict())
     write_tensors(folder / "embeddings.safetensors", embeddings=embeddings[rows], labels=labels, rows=rows)
+    (folder / STATE).unlink()
     about = {"val_accuracy": round(accuracy, 2), "losses": losses, "per_class": torch.bincount(labels).tolist()}
     return about | {"warnings": _doubts(accuracy, val.labels, settings)}
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import Tiny
 
 from openood_dream.dream import space
@@ -101,6 +104,47 @@ def test_one_seed_one_space(dream: Dream, tiny: Tiny, tmp_path):
     assert again.manifest["losses"] == pytest.approx(dream.space.manifest["losses"], rel=1e-4)
     one, other = load_space(dream.space)["embeddings"], load_space(again)["embeddings"]
     assert torch.allclose(one, other, atol=1e-3)
+
+
+def test_interrupted_training_goes_on(tiny: Tiny, tmp_path, monkeypatch):
+    """Stopped in its second epoch it begins with that, and gives what a training in one go gives, bit for bit."""
+    words = ("--dream.space.epochs", "3", "--precision", "float32", "--dream.cache_dir")
+    whole = tiny.config(*words, str(tmp_path / "whole")).imagination.space
+    losses, train = F.cross_entropy, tiny.config()
+    steps = math.ceil(len(train.data.images("dataset", "train")) / train.dream.space.batch_size)
+    left = [steps + 1]
+
+    def interrupted(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return losses(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(space.F, "cross_entropy", interrupted)
+        _ = tiny.config(*words, str(tmp_path / "part")).imagination.space
+    (state,) = (tmp_path / "part").glob("space-*/encoder.state")
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(space.F, "cross_entropy", lambda *args: done.append(1) or losses(*args))
+        again = tiny.config(*words, str(tmp_path / "part")).imagination.space
+    assert len(done) == 2 * steps and not state.exists()
+    assert again.manifest["losses"] == whole.manifest["losses"]
+    for name in ("encoder.safetensors", "embeddings.safetensors"):
+        assert (again.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+def test_damaged_state_of_a_training(tiny: Tiny, tmp_path, monkeypatch):
+    words = ("--dream.space.epochs", "2", "--dream.cache_dir", str(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(space, "unit_embeddings", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        _ = tiny.config(*words).imagination.space
+    (state,) = tmp_path.glob("space-*/encoder.state")
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"encoder\.state: .*delete it to start anew"):
+        _ = tiny.config(*words).imagination.space
+    state.unlink()
+    assert tiny.config(*words).imagination.space.manifest["losses"]
 
 
 @pytest.mark.parametrize(
