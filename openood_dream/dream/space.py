@@ -129,15 +129,15 @@ def train_encoder(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * len(train))
     losses, alone = list[float](), Processes(device)
-    trained = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
+    trained: dict[str, Any] = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
     if (found := read_state(state, alone, {"losses": list})) is not None:
         with restoring(state):
             for name, part in trained.items():
                 part.load_state_dict(found[name])
             losses = found["losses"]
             set_random_state(found, alone)
-    begun = {"initial": len(losses), "total": settings.epochs}
-    with tqdm(range(len(losses), settings.epochs), "space: training the encoder", unit="epoch", **begun) as epochs:
+    done, total = len(losses), settings.epochs
+    with tqdm(range(done, total), "space: training the encoder", total, initial=done, unit="epoch") as epochs:
         for _ in epochs:
             total = torch.zeros((), device=device)
             for batch in train:
