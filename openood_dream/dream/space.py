@@ -136,8 +136,8 @@ def train_encoder(
                 part.load_state_dict(found[name])
             losses = found["losses"]
             set_random_state(found, alone)
-    done, total = len(losses), settings.epochs
-    with tqdm(range(done, total), "space: training the encoder", total, initial=done, unit="epoch") as epochs:
+    done, most = len(losses), settings.epochs
+    with tqdm(range(done, most), "space: training the encoder", most, initial=done, unit="epoch") as epochs:
         for _ in epochs:
             total = torch.zeros((), device=device)
             for batch in train:
