@@ -83,10 +83,14 @@ class Job(NamedTuple):
     work: Shards
     size: Size
 
-    def ours(self) -> torch.Tensor:
-        """The images (N, S, S, 3) as they lie on disk when the last one is written."""
+    def draw(self) -> None:
+        """Draws the images, and is done when the last file is written."""
         with ThreadPoolExecutor(4) as pool, tqdm(disable=True) as bar:
             self.work.draw(0, range(self.size.images), pool, bar)
+
+    def ours(self) -> torch.Tensor:
+        """The images (N, S, S, 3) as they lie on disk when the last one is written."""
+        self.draw()
         table = pd.read_parquet(shard_table(self.work.folder, 0))
         return torch.stack([read(self.work.folder / file) for file in table["file"]])
 

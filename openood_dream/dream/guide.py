@@ -19,12 +19,12 @@ def kth_distance(features: Tensor, bank: Tensor, k: int) -> Tensor:
     Args:
         features: (B, D).
         bank: unit features of ID images (N, D).
-        k: which neighbour; the farthest one where there are fewer.
+        k: which neighbour, in 1..N.
 
     Returns:
         Euclidean distances (B,).
     """
-    cosines = (features @ bank.T).topk(min(k, len(bank)), dim=1).values[:, -1]
+    cosines = (features @ bank.T).topk(k, dim=1).values[:, -1]
     return (2 - 2 * cosines).clamp(min=1e-12).sqrt()
 
 

@@ -30,12 +30,19 @@ class Guidance:
         judge: the ID classifier.
         images: the ID training images as it sees them, without augmentation.
         rows: which of them are the ID features that distances are measured to, numbers in the list (N,).
+
+    Raises:
+        InputError: k is more than there are such features.
     """
 
     settings: GuideSettings
     judge: Judge
     images: ImageList
     rows: Tensor
+
+    def __post_init__(self) -> None:
+        if self.settings.feature and self.settings.k > len(self.rows):
+            raise self.settings.error("k", f"expected at most {len(self.rows)} (ID features), got {self.settings.k}")
 
     @property
     def identity(self) -> dict[str, Any]:

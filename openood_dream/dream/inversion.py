@@ -7,6 +7,7 @@ noisy latents of the images; so no family of pipelines needs code of its own (Do
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -376,6 +377,7 @@ def make_inversion(
         z, losses, own = _joined(files, parts)
         write_tensors(folder / "embeddings.safetensors", embeddings=z, labels=train.labels[rows], rows=rows)
         before, after = _checked(inverter, scaled, rows, z)
+        shutil.rmtree(folder / "parts")
         about = {"losses": losses.mean(0).tolist(), "nearest": round(100 * own.float().mean().item(), 2)}
         return about | {
             "class_token_loss": before,

@@ -18,6 +18,7 @@ from openood_dream.dream.guided import Guide
 from openood_dream.dream.imaginer import Imaginer, load_pipeline
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
+from openood_dream.dream.space import load_space
 from openood_dream.errors import InputError
 from openood_dream.losses import energy
 
@@ -184,6 +185,12 @@ def test_bad_settings(tiny, text):
 
 
 # ----------------------------------------------------------------------------------------------------------- the stage
+
+
+def test_k_beyond_the_features(tiny, dream):
+    rows = len(load_space(dream.space)["rows"])
+    with pytest.raises(InputError, match=rf"dream\.synthesis\.guide\.k: expected at most {rows} .*, got {rows + 1}"):
+        _ = tiny.config("--dream.synthesis.guide", f"{{feature: 0.2, k: {rows + 1}}}").imagination.images
 
 
 def test_set_is_guided_by_the_judge_and_drawn_again_the_same(tiny, dream):

@@ -286,6 +286,7 @@ def test_killed_inversion_goes_on_with_the_same_bytes(tiny: Tiny, dream, inverte
     part.write_bytes(content)
     (rest, resumed), (whole, expected) = make("killed"), make("whole")
     assert resumed == expected and rest == 0 < whole
+    assert not part.parent.exists()
 
 
 # ------------------------------------------------------------------------------------------------ what is found early
