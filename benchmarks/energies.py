@@ -2,10 +2,10 @@
 
     python benchmarks/energies.py --config benchmarks/cifar10_half.yml --methods oe,dream_ood
 
-Trains each method again with its first seed, in a folder of its own below the benchmark's root, and looks at the network
-before the first step and after every so many: the logsumexp of its logits for ID validation images, for the OOD validation
-images (ood_dataset.val), and for the images that each of the methods learns from. Writes energies.json and energies.png.
-What is finished is not trained again.
+Trains the methods with their first seed, as `openood-dream benchmark` does and where it does, which then finds these runs
+finished. Looks at the network before the first step and after every so many: the logsumexp of its logits for ID
+validation images, for the OOD validation images (ood_dataset.val), and for the images that the method learns from. Leaves
+energies.json in each run, and energies.json and energies.png in the benchmark's root.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ from openood_dream.evaluators.metrics import compute_metrics
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.pipelines import train as training
 from openood_dream.pipelines.benchmark import Plan
-from openood_dream.reports.benchmarked import Run
-from openood_dream.reports.probe import auxiliary_sets
-from openood_dream.reports.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, WIDTH, png, styled, write_title
+from openood_dream.reports.style import BLUE, GREEN, RED, WIDTH, png, styled, write_title
 from openood_dream.store.files import write_json
+from openood_dream.trainers.known import TRAINERS
 
 MOST = 1000  # images of a set that are looked at
 BATCH = 250
-ID, OOD = "ID, validation", "near-OOD, validation"
-COLOURS = {ID: BLUE, OOD: RED}
-OTHERS = (GREEN, ORANGE, PURPLE, SKY)
+ID, OOD, OWN = "ID, validation", "near-OOD, validation", "outliers learned from"
+COLOURS = {ID: BLUE, OOD: RED, OWN: GREEN}
 
 
 class Watch:
@@ -83,7 +81,7 @@ class Watch:
             found[name] = {"p10": low, "p50": middle, "p90": high}
             if name != ID:
                 labels = torch.cat([torch.zeros(len(known)), -torch.ones(len(energy))]).long().numpy()
-                found[name]["auroc"] = 100 * compute_metrics(torch.cat([known, energy]).numpy(), labels, labels)[1]
+                found[name]["auroc"] = 100 * float(compute_metrics(torch.cat([known, energy]).numpy(), labels, labels)[1])
         self.rows.append({"step": self.steps, "sets": found})
 
 
@@ -94,28 +92,37 @@ def normalised(images: ImageList) -> torch.Tensor:
     return images.transform.normalize(images.pixels(rows[torch.tensor(spread(len(rows), MOST))]))
 
 
-def image_sets(experiments: Mapping[str, Experiment]) -> dict[str, torch.Tensor]:
-    """ID and OOD validation images, and what each method learns from besides ID images."""
-    data = next(iter(experiments.values())).data
+def image_sets(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """ID and OOD validation images, and what a method learns from besides ID images."""
+    data = experiment.data
     found = {ID: data.images("dataset", "val"), OOD: data.images("ood_dataset", "val")}
-    finished = {name: Run(one.run.folder, one) for name, one in experiments.items()}
-    found |= {f"images of {name}": images for name, (_, images) in auxiliary_sets(finished).items()}
+    if TRAINERS[experiment.trainer.name].auxiliary:
+        if experiment.dataset.split("oe").imagined:
+            chosen = experiment.imagination.training_images()
+            found[OWN] = data.open_auxiliary(chosen.imglist, chosen.data_dir)
+        else:
+            found[OWN] = data.images("dataset", "oe")
     return {name: normalised(images) for name, images in found.items()}
 
 
-def watched(experiment: Experiment, out: Path, sets: Mapping[str, torch.Tensor], every: int) -> list[dict[str, Any]]:
-    """The rows of a training of an experiment in the folder `out`; read there where it is finished.
+def watched(experiment: Experiment, every: int) -> list[dict[str, Any]]:
+    """The rows of the training of an experiment; those that lie in its folder, where it is finished.
 
     Args:
         experiment: what is trained.
-        out: the folder.
-        sets: whose energies are looked at.
         every: how many steps lie between two looks.
+
+    Raises:
+        SystemExit: it was trained without being watched.
     """
+    out = experiment.run.folder
     kept = out / "energies.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
-    watch = Watch(sets, every)
+    if (out / "train.json").exists():
+        raise SystemExit(f"{out}: finished, without energies.json; delete the folder, or watch another method")
+    (out / "training.ckpt").unlink(missing_ok=True)  # what was not watched from the start is begun anew
+    watch = Watch(image_sets(experiment), every)
     new = training.new_network
     with mock.patch.object(training, "new_network", lambda of: watch.start(new(of))):
         handle = register_optimizer_step_post_hook(watch)
@@ -134,32 +141,31 @@ def figure(found: Mapping[str, list[dict[str, Any]]]) -> bytes:
         write_title(fig, "Energies (logsumexp of the logits) while a network learns: medians, and 80 % of the images")
         axes = fig.subplots(1, len(found), sharey=True, squeeze=False)[0]
         for ax, (method, rows) in zip(axes, found.items()):
-            steps, others = [row["step"] for row in rows], iter(OTHERS)
+            steps = [row["step"] for row in rows]
             for name in rows[0]["sets"]:
-                colour = COLOURS.get(name) or next(others)
+                colour = COLOURS[name]
                 low, middle, high = ([row["sets"][name][key] for row in rows] for key in ("p10", "p50", "p90"))
                 ax.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
                 ax.plot(steps, middle, color=colour, linewidth=2, label=name)
             ax.set(title=method, xlabel="steps")
-        axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+        most = max(axes, key=lambda ax: len(ax.lines))
+        fig.legend(*most.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return png(fig)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", required=True, help="the benchmark's files")
-    parser.add_argument("--methods", required=True, help="labels, separated by commas; their runs have to be finished")
+    parser.add_argument("--methods", required=True, help="labels, separated by commas")
     parser.add_argument("--every", type=int, default=20, help="steps between two looks")
     given = parser.parse_args()
     plan = Plan(given.config, [], load_config(given.config, []))
     methods = given.methods.split(",")
     experiments = {name: plan.chosen([name], 1)[0].experiment for name in methods}
+    for experiment in experiments.values():
+        experiment.data.ensure()
+    found = {name: watched(experiment, given.every) for name, experiment in experiments.items()}
     root = Path(next(iter(experiments.values())).run.root or "results")
-    sets, found = image_sets(experiments), {}
-    for name in methods:
-        word = ["--exp_name", f"energies/{name}"]
-        again = Plan(given.config, word, load_config(given.config, word)).chosen([name], 1)[0].experiment
-        found[name] = watched(again, again.run.folder, sets, given.every)
     write_json(root / "energies.json", found)
     (root / "energies.png").write_bytes(figure(found))
     for name, rows in found.items():

@@ -312,9 +312,11 @@ def doubts(found: pd.DataFrame, names: Sequence[str], settings: FilterSettings) 
     if not settings.active or counts.min() >= FEW:
         return []
     few = [f"{names[label]} {counts[label]}" for label in np.argsort(counts, kind="stable")[:3] if counts[label] < FEW]
+    strict = [settings.key(word) for word in ("distance", "confidence") if getattr(settings, word) is not None]
+    loosen = f"loosen {' or '.join(strict)}, or " if strict else ""
     return [
         f"the filter keeps {int(kept.sum())} of {len(found)} images, fewer than {FEW} of some classes ({', '.join(few)}); "
-        f"loosen {settings.key('distance')} or {settings.key('confidence')}, or draw more (dream.synthesis.per_class)"
+        f"{loosen}draw more (dream.synthesis.per_class)"
     ]
 
 

@@ -51,6 +51,9 @@ def images(*kept: int) -> pd.DataFrame:
 def test_a_filter_that_leaves_few_images():
     (text,) = doubts(images(1, 15), NAMES, FilterSettings(distance=0.9))
     assert text.startswith("the filter keeps 16 of 40 images, fewer than 10 of some classes (cat 1)")
+    assert "loosen dream.filter.distance, or draw more" in text and "confidence" not in text
+    (text,) = doubts(images(1, 15), NAMES, FilterSettings(duplicates=True))
+    assert text.endswith("(cat 1); draw more (dream.synthesis.per_class)")
     assert doubts(images(12, 15), NAMES, FilterSettings(distance=0.9)) == []
     assert doubts(images(0, 0), NAMES, FilterSettings()) == []
 
