@@ -27,7 +27,7 @@ from openood_dream.dream.placeholder import Placeholder, text_pairs
 from openood_dream.dream.placing import drawing_device, drawing_dtype, place_pipeline
 from openood_dream.dream.settings import SynthesisSettings
 from openood_dream.dream.source import Source
-from openood_dream.errors import InputError, check_name, out_of_memory, show, warn
+from openood_dream.errors import InputError, check_name, out_of_memory, reason, show, warn
 from openood_dream.store.tensors import Rows
 
 if TYPE_CHECKING:
@@ -306,8 +306,14 @@ class Imaginer:
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in call["generator"]])
             call["latents"] = noise.to(drawing_device(pipe), self.core.dtype)
         steering = nullcontext(dict[str, Any]()) if guide is None else guide.steering(drawer)
-        with self.placeholder.replaced(labels, tokens), steering as guided:
-            return drawer(**call, **guided, output_type=output_type).images.float()
+        try:
+            with self.placeholder.replaced(labels, tokens), steering as guided:
+                return drawer(**call, **guided, output_type=output_type).images.float()
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            if not settings.call or isinstance(error, InputError):
+                raise
+            text = f"{type(pipe).__name__} does not draw with {show(settings.call)} ({reason(error)}); change it, or leave it out"
+            raise settings.error("call", text) from None
 
     def latents(
         self,

@@ -204,6 +204,27 @@ def test_arguments_of_the_call(family):
         Imaginer(family.pipe, NAMES, SynthesisSettings(**USUAL, call={"max_sequence_lenght": 64}))
 
 
+def test_arguments_that_the_call_does_not_bear(family, monkeypatch):
+    """What a pipeline raises is said with the key that it was given by; without one it is no matter of the config."""
+
+    def refuses(*args, **given):
+        raise AttributeError("'Encoder' object has no attribute 'text_model'")
+
+    refuses.__signature__ = inspect.signature(family.pipe.__call__)
+    word = next(
+        name for name in ("max_sequence_length", "sigmas") if name in refuses.__signature__.parameters
+    )
+    imaginer = Imaginer(family.pipe, NAMES, SynthesisSettings(**USUAL, call={word: 1}))
+    plain = Imaginer(family.pipe, NAMES, SynthesisSettings(**USUAL))
+    monkeypatch.setattr(type(family.pipe), "__call__", refuses)
+    with pytest.raises(
+        InputError, match=rf"dream\.synthesis\.call: \w+ does not draw with .*{word}.*text_model.*leave it out"
+    ):
+        imaginer(torch.tensor([0]), None, [1])
+    with pytest.raises(AttributeError, match="text_model"):
+        plain(torch.tensor([0]), None, [1])
+
+
 def test_flow_matching_keeps_its_scheduler(family):
     if "FlowMatch" not in type(family.pipe.scheduler).__name__:
         pytest.skip("does not match flows")
