@@ -312,7 +312,7 @@ class Imaginer:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             if not settings.call or isinstance(error, InputError):
                 raise
-            text = f"{type(pipe).__name__} does not draw with {show(settings.call)} ({reason(error)}); change it, or leave it out"
+            text = f"{type(pipe).__name__} does not draw with {', '.join(settings.call)} ({reason(error)}); change it, or leave it out"
             raise settings.error("call", text) from None
 
     def latents(
