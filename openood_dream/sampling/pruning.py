@@ -88,7 +88,7 @@ def _cosines(boundary: Tensor, z: Tensor, k: int, sigma: float, draws: Tensor, f
     sign, rank = (1, k) if farthest else (-1, size - k + 1)
     centres = z[boundary]
     shift = draws @ z.T
-    along = shift[:, boundary].T  # of each draw on each boundary point, (B, R)
+    along = shift.T[boundary]  # of each draw on each boundary point, (B, R)
     spread = draws.norm(dim=1)  # (R,)
     length = (
         (centres.square().sum(1, keepdim=True) / sigma**2 + (2 / sigma) * along + spread.square()).clamp_min(0).sqrt()
