@@ -211,9 +211,7 @@ def test_arguments_that_the_call_does_not_bear(family, monkeypatch):
         raise AttributeError("'Encoder' object has no attribute 'text_model'")
 
     refuses.__signature__ = inspect.signature(family.pipe.__call__)
-    word = next(
-        name for name in ("max_sequence_length", "sigmas") if name in refuses.__signature__.parameters
-    )
+    word = next(name for name in ("max_sequence_length", "sigmas") if name in refuses.__signature__.parameters)
     imaginer = Imaginer(family.pipe, NAMES, SynthesisSettings(**USUAL, call={word: 1}))
     plain = Imaginer(family.pipe, NAMES, SynthesisSettings(**USUAL))
     monkeypatch.setattr(type(family.pipe), "__call__", refuses)

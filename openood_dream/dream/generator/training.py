@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torchvision.transforms import RandomHorizontalFlip
@@ -316,6 +318,21 @@ def encode_images(
     return torch.cat([p.mean.float() for p in posteriors]), torch.cat([p.std.float() for p in posteriors])
 
 
+def attention(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """The way in which attention is computed while a network is trained, within the block.
+
+    In bfloat16 on a CPU the backward pass of torch's fused attention takes fifteen times as long as the forward pass; by
+    products and a softmax the whole step of a UNet takes three quarters of the time.
+
+    Args:
+        device: where the network computes.
+        dtype: number format of the computation.
+    """
+    if device.type == "cpu" and dtype is torch.bfloat16:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Samples:
     """What a denoiser is trained on: N images, encoded.
@@ -378,7 +395,7 @@ def train_denoiser(
         blank = torch.rand(len(z), device=device) < settings.empty_fraction
         target = drawn if settings.prediction == "epsilon" else noise.get_velocity(z, drawn, t)
         noisy = noise.add_noise(z, drawn, t).contiguous(memory_format=torch.channels_last)
-        with autocast(device, session.dtype):
+        with attention(device, session.dtype), autocast(device, session.dtype):
             guess = nets(noisy, t, y, moves, blank)
         error = F.mse_loss(guess, target)
         if settings.min_snr is None:
