@@ -81,7 +81,9 @@ class Watch:
             found[name] = {"p10": low, "p50": middle, "p90": high}
             if name != ID:
                 labels = torch.cat([torch.zeros(len(known)), -torch.ones(len(energy))]).long().numpy()
-                found[name]["auroc"] = 100 * float(compute_metrics(torch.cat([known, energy]).numpy(), labels, labels)[1])
+                found[name]["auroc"] = 100 * float(
+                    compute_metrics(torch.cat([known, energy]).numpy(), labels, labels)[1]
+                )
         self.rows.append({"step": self.steps, "sets": found})
 
 
