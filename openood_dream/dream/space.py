@@ -128,30 +128,13 @@ def train_encoder(
         nesterov=True,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * len(train))
-    losses, alone = list[float](), Processes(device)
     trained: dict[str, Any] = {"encoder": encoder, "optimizer": optimizer, "schedule": schedule}
-    if (found := read_state(state, alone, {"losses": list})) is not None:
-        with restoring(state):
-            for name, part in trained.items():
-                part.load_state_dict(found[name])
-            losses = found["losses"]
-            set_random_state(found, alone)
+    alone = Processes(device)
+    losses = _losses_so_far(state, alone, trained)
     done, most = len(losses), settings.epochs
     with tqdm(range(done, most), "space: training the encoder", most, initial=done, unit="epoch") as epochs:
         for _ in epochs:
-            total = torch.zeros((), device=device)
-            for batch in train:
-                x = batch["data"].to(device, memory_format=torch.channels_last, non_blocking=True)
-                with autocast(device, dtype):
-                    h = encoder(x)
-                logits = cosine_logits(h.float(), anchors, settings.temperature)
-                loss = F.cross_entropy(logits, batch["label"].to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total += loss.detach()
-            losses.append(total.item() / len(train))
+            losses.append(_epoch(encoder, train, anchors, settings.temperature, optimizer, schedule, device, dtype))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(
                     f"space: epoch {len(losses)}: the loss is not finite; lower {settings.key('lr')} ({settings.lr:g})"
@@ -159,6 +142,43 @@ def train_encoder(
             write_state(state, alone, {name: part.state_dict() for name, part in trained.items()} | {"losses": losses})
             epochs.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
+
+
+def _epoch(
+    encoder: nn.Module,
+    train: DataLoader,
+    anchors: Tensor,
+    temperature: float,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> float:
+    """One pass over the training images; returns its mean loss."""
+    total = torch.zeros((), device=device)
+    for batch in train:
+        x = batch["data"].to(device, memory_format=torch.channels_last, non_blocking=True)
+        with autocast(device, dtype):
+            h = encoder(x)
+        loss = F.cross_entropy(cosine_logits(h.float(), anchors, temperature), batch["label"].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.detach()
+    return total.item() / len(train)
+
+
+def _losses_so_far(file: Path, alone: Processes, trained: dict[str, Any]) -> list[float]:
+    """Brings what is trained to where an interrupted training stopped, if there is one; returns its epochs' losses."""
+    found = read_state(file, alone, {"losses": list})
+    if found is None:
+        return []
+    with restoring(file):
+        for name, part in trained.items():
+            part.load_state_dict(found[name])
+        set_random_state(found, alone)
+    return found["losses"]
 
 
 def unit_embeddings(

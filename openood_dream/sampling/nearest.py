@@ -53,7 +53,15 @@ def _of_some(x: Tensor, bank: Tensor, squares: Tensor, k: int) -> Tensor:
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest number of the last dimension, which stays, with size 1; numbers that are none count as largest."""
+    """The k-th smallest number along the last dimension; what is no number counts as the largest.
+
+    Args:
+        values: (..., N), of at least one dimension.
+        k: which, in 1..N.
+
+    Returns:
+        The numbers (..., 1).
+    """
     if values.device.type == "cpu":  # several times as fast as torch's
         return torch.from_numpy(np.partition(values.numpy(), k - 1, axis=-1)[..., k - 1 : k])
     return values.kthvalue(k, dim=-1, keepdim=True).values
