@@ -1,6 +1,7 @@
 """The distance to the k-th nearest row of a bank, exact at the price of a product in the rows' own number format.
 
 Distances in float32 leave a few rows in question, those within round-off of the k-th; only these are measured in float64.
+How many they are has to be known, so that a GPU would be waited for: there all is measured in float64.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from openood_dream.sampling.blocks import blocks
+
+AT_HAND = frozenset({"cpu"})  # devices whose numbers can be read without waiting
 
 
 def kth_distance(x: Tensor, bank: Tensor, k: int) -> Tensor:
@@ -23,11 +26,20 @@ def kth_distance(x: Tensor, bank: Tensor, k: int) -> Tensor:
     Returns:
         The distances (n,), float64: by subtracting the two rows, so that duplicates are exactly 0 apart.
     """
-    squares = bank.square().sum(1)
     out = x.new_empty(len(x), dtype=torch.float64)
+    at_hand = bank.device.type in AT_HAND
+    rows = bank if at_hand else bank.double()
+    squares = rows.square().sum(1)
     for part in blocks(len(x), max(bank.shape)):
-        out[part] = _of_some(x[part], bank, squares, k)
+        out[part] = (_of_some if at_hand else _wide)(x[part], rows, squares, k)
     return out
+
+
+def _wide(x: Tensor, bank: Tensor, squares: Tensor, k: int) -> Tensor:
+    """The same for points whose products with a bank in float64 fit into memory, without reading any number."""
+    some = x.double()
+    kth = torch.addmm(squares, some, bank.T, alpha=-2).topk(k, dim=1, largest=False).indices[:, -1]
+    return (some - bank[kth]).norm(dim=1)
 
 
 def _of_some(x: Tensor, bank: Tensor, squares: Tensor, k: int) -> Tensor:
