@@ -23,11 +23,11 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from openood_dream.datasets.images import ImageList
-from openood_dream.dream.plain import spread
 from openood_dream.evaluators.metrics import compute_metrics
 from openood_dream.experiment import Experiment, load_config
 from openood_dream.pipelines import train as training
 from openood_dream.pipelines.benchmark import Plan
+from openood_dream.reports.probe import outlier_rows
 from openood_dream.reports.style import BLUE, GREEN, RED, WIDTH, png, styled, write_title
 from openood_dream.store.files import write_json
 from openood_dream.trainers.known import TRAINERS
@@ -89,21 +89,16 @@ class Watch:
 
 def normalised(images: ImageList) -> torch.Tensor:
     """At most MOST images of a list as networks see them; of its outliers alone where some are labelled with a class."""
-    rows = (images.labels < 0).nonzero()[:, 0]
-    rows = rows if len(rows) else torch.arange(len(images))
-    return images.transform.normalize(images.pixels(rows[torch.tensor(spread(len(rows), MOST))]))
+    return images.transform.normalize(images.pixels(outlier_rows(images, MOST)))
 
 
 def image_sets(experiment: Experiment) -> dict[str, torch.Tensor]:
     """ID and OOD validation images, and what a method learns from besides ID images."""
     data = experiment.data
     found = {ID: data.images("dataset", "val"), OOD: data.images("ood_dataset", "val")}
-    if TRAINERS[experiment.trainer.name].auxiliary:
-        if experiment.dataset.split("oe").imagined:
-            chosen = experiment.imagination.training_images()
-            found[OWN] = data.open_auxiliary(chosen.imglist, chosen.data_dir)
-        else:
-            found[OWN] = data.images("dataset", "oe")
+    outliers = training.outlier_data(experiment, TRAINERS[experiment.trainer.name]).loader
+    if outliers is not None:
+        found[OWN] = outliers.dataset
     return {name: normalised(images) for name, images in found.items()}
 
 

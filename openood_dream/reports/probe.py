@@ -97,15 +97,28 @@ def _auxiliary(run: Run) -> ImageList | None:
     return None
 
 
+def outlier_rows(images: ImageList, most: int) -> torch.Tensor:
+    """Some images of a list, evenly spread over it; of its outliers alone where some of it are labelled with a class.
+
+    Args:
+        images: the list.
+        most: how many, at most.
+
+    Returns:
+        Their numbers in the list.
+    """
+    rows = (images.labels < 0).nonzero()[:, 0]
+    rows = rows if len(rows) else torch.arange(len(images))
+    return rows[torch.tensor(spread(len(rows), most))]
+
+
 def statistics_of(images: ImageList) -> Statistics:
     """Statistics of at most MOST images of a list; of its outliers alone where some of it are labelled with a class.
 
     Args:
         images: the list.
     """
-    rows = (images.labels < 0).nonzero()[:, 0]
-    rows = rows if len(rows) else torch.arange(len(images))
-    parts = rows[torch.tensor(spread(len(rows), MOST))].split(BATCH)
+    parts = outlier_rows(images, MOST).split(BATCH)
     found = [image_statistics(images.pixels(part).cpu().numpy()) for part in parts]
     spectra, colours = (np.concatenate([getattr(one, key) for one in found]) for key in ("spectra", "colours"))
     return Statistics(found[0].frequencies, spectra, colours)

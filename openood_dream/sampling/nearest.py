@@ -60,7 +60,8 @@ def _of_some(x: Tensor, bank: Tensor, squares: Tensor, k: int) -> Tensor:
         distance[part] = (x[points[part]].double() - bank[rows[part]].double()).norm(dim=1)
     order = distance.argsort(stable=True)
     order = order[points[order].argsort(stable=True)]
-    starts = doubtful.sum(1).cumsum(0) - doubtful.sum(1)
+    counts = doubtful.sum(1)
+    starts = counts.cumsum(0) - counts
     return distance[order[starts + (k - 1 - below)]]
 
 
